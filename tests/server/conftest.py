@@ -1,4 +1,4 @@
-"""A control plane on a free port of this machine, in a thread of its own."""
+"""A store for the control plane of a test."""
 
 from __future__ import annotations
 

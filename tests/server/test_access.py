@@ -1,4 +1,4 @@
-"""Who may enter, and what each may do: over real HTTP, on every route that there is."""
+"""Logins and roles, over real HTTP, on every route."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def _quick(monkeypatch):
 
 
 @pytest.fixture
-def book(store):
+def user_store(store):
     return UserStore(store)
 
 
 @pytest.fixture
-def guarded(store, book, serve):
-    """A server that asks for a login, and a token for each role."""
+def guarded(store, user_store, serve):
+    """A server that needs a login, and a token for each role."""
     tokens = {}
     for role in ROLES:
-        book.add_user(role, {"*": role}, PASSWORD)
-        tokens[role] = "Bearer " + book.create_token(f"of-{role}", role)[1]
-    book.add_user("elsewhere", {"other": "admin"}, PASSWORD)
-    tokens["elsewhere"] = "Bearer " + book.create_token("of-elsewhere", "elsewhere")[1]
-    with serve(store) as place:
-        yield place, tokens
+        user_store.add_user(role, {"*": role}, PASSWORD)
+        tokens[role] = "Bearer " + user_store.create_token(f"of-{role}", role)[1]
+    user_store.add_user("elsewhere", {"other": "admin"}, PASSWORD)
+    tokens["elsewhere"] = "Bearer " + user_store.create_token("of-elsewhere", "elsewhere")[1]
+    with serve(store) as control:
+        yield control, tokens
 
 
 def routes_of(store):
-    """Every method and path of the app, with the role that it needs."""
+    """All methods and paths of the app, with the role that each needs."""
     for route in make_app(store, ServerOptions(auth=True)).app.routes:
         for handler in getattr(route, "route_handlers", None) or [route.route_handler]:
             path = re.sub(r"\{number:int\}", "1", route.path)
@@ -65,17 +65,17 @@ def routes_of(store):
 
 
 def test_every_route_needs_a_login_and_its_role(store, guarded):
-    place, tokens = guarded
+    control, tokens = guarded
     seen = set()
     for method, path, needed in routes_of(store):
         if needed == "anyone":
             # There the address itself is the right, see the tests of transfers.
-            assert place.ask(method, path).status == (403 if path == "/signed-artifacts" else 200)
+            assert control.request(method, path).status == (403 if path == "/signed-artifacts" else 200)
             continue
-        assert place.ask(method, path, {}).status == 401, (method, path)
-        assert place.ask(method, path, {}, authorization=tokens["elsewhere"]).status == 403, (method, path)
+        assert control.request(method, path, {}).status == 401, (method, path)
+        assert control.request(method, path, {}, authorization=tokens["elsewhere"]).status == 403, (method, path)
         for role in ROLES:
-            answer = place.ask(method, path, {}, authorization=tokens[role])
+            answer = control.request(method, path, {}, authorization=tokens[role])
             if not is_enough(role, needed):
                 assert answer.status == 403, (method, path, role)
             else:
@@ -87,94 +87,94 @@ def test_every_route_needs_a_login_and_its_role(store, guarded):
 
 
 def test_unknown_paths_and_path_variants_need_a_login_too(guarded):
-    place, tokens = guarded
+    control, tokens = guarded
     for path in (
         "/nothing", "/health/", "//health", "/health/../api/v1/runs", "/health%2f..%2fapi/v1/runs", "/HEALTH",
         "/api/v1/../../health", "/health;x", "/health%00", "/./health", "/static/../health", "/version/x",
     ):  # fmt: skip
-        assert place.ask("GET", path).status == 401, path
-        assert place.ask("GET", path, authorization=tokens["admin"]).status < 500, path
+        assert control.request("GET", path).status == 401, path
+        assert control.request("GET", path, authorization=tokens["admin"]).status < 500, path
 
 
 def test_events_name_who_did_it(guarded):
-    place, tokens = guarded
-    made = place.ask(
+    control, tokens = guarded
+    made = control.request(
         "POST", "/api/v1/access/users", {"name": "ada", "roles": {"*": "editor"}}, authorization=tokens["admin"]
     )
     assert made.status == 201
     password = made.json["password"]
-    me = place.ask("GET", "/api/v1/access/me", authorization=basic("ada", password)).json
+    me = control.request("GET", "/api/v1/access/me", authorization=basic("ada", password)).json
     assert (me["actor"], me["role"], me["login"]) == ("user:ada", "editor", True)
-    last = UserStore(place.store).records.events_since(0)
+    last = UserStore(control.store).records.events_since(0)
     assert [event.actor for event in last if event.key == "ada"] == ["user:admin/of-admin"]
-    shown = place.ask("GET", "/api/v1/access/users", authorization=tokens["admin"])
+    shown = control.request("GET", "/api/v1/access/users", authorization=tokens["admin"])
     assert b"scrypt" not in shown.body
     assert password.encode() not in shown.body
 
 
 def test_nobody_agrees_with_himself_by_a_token(store, guarded):
-    place, tokens = guarded
+    control, tokens = guarded
     for number in (1, 2):
         store.records.put(store.new(ModelVersion, model="m", version=number, package=f"sha256:{number:064d}"))
     alias, approver = "/api/v1/models/m/aliases/champion", basic("approver")
-    assert place.ask("PUT", alias, {"version": "m@1"}, authorization=approver).status == 200
-    assert place.ask("PUT", f"{alias}/policy", {"approvals": 1}, authorization=tokens["admin"]).status == 200
-    asked = place.ask("POST", f"{alias}/requests", {"version": "m@2"}, authorization=approver).json
-    made = place.ask("POST", "/api/v1/access/tokens", {"name": "second-hand"}, authorization=approver).json
+    assert control.request("PUT", alias, {"version": "m@1"}, authorization=approver).status == 200
+    assert control.request("PUT", f"{alias}/policy", {"approvals": 1}, authorization=tokens["admin"]).status == 200
+    asked = control.request("POST", f"{alias}/requests", {"version": "m@2"}, authorization=approver).json
+    made = control.request("POST", "/api/v1/access/tokens", {"name": "second-hand"}, authorization=approver).json
     agree = f"/api/v1/alias-requests/{asked['id']}/approve"
     for own in (approver, tokens["approver"], f"Bearer {made['secret']}", basic("approver", made["secret"])):
-        assert place.ask("POST", agree, {}, authorization=own).status == 403
-        assert place.ask("PUT", alias, {"version": "m@2"}, authorization=own).status == 409
-    assert place.ask("POST", agree, {}, authorization=tokens["admin"]).json["state"] == "approved"
-    assert place.ask("PUT", alias, {"version": "m@2"}, authorization=approver).status == 200
+        assert control.request("POST", agree, {}, authorization=own).status == 403
+        assert control.request("PUT", alias, {"version": "m@2"}, authorization=own).status == 409
+    assert control.request("POST", agree, {}, authorization=tokens["admin"]).json["state"] == "approved"
+    assert control.request("PUT", alias, {"version": "m@2"}, authorization=approver).status == 200
 
 
 def test_revoked_expired_and_removed_open_nothing(guarded, monkeypatch):
     monkeypatch.setattr("everloop.server.access.authentication.REFRESH_EVERY_S", 0.0)
-    place, tokens = guarded
-    book = UserStore(place.store)
-    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
-    book.revoke_token("of-viewer")
-    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 401
-    _, short = book.create_token("short", "viewer", lifetime=timedelta(microseconds=1))
-    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {short}").status == 401
-    _, secret = book.create_token("of-editor-2", "editor")
-    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 200
-    book.remove_user("editor")
-    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 401
+    control, tokens = guarded
+    user_store = UserStore(control.store)
+    assert control.request("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
+    user_store.revoke_token("of-viewer")
+    assert control.request("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 401
+    _, short = user_store.create_token("short", "viewer", lifetime=timedelta(microseconds=1))
+    assert control.request("GET", "/api/v1/runs", authorization=f"Bearer {short}").status == 401
+    _, secret = user_store.create_token("of-editor-2", "editor")
+    assert control.request("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 200
+    user_store.remove_user("editor")
+    assert control.request("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 401
     # Whoever gets the name later does not get the token.
-    book.add_user("editor", {"*": "admin"}, PASSWORD)
-    assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 401
+    user_store.add_user("editor", {"*": "admin"}, PASSWORD)
+    assert control.request("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 401
 
 
 def test_tokens_are_capped_and_their_owners(guarded):
-    place, tokens = guarded
-    made = place.ask(
+    control, tokens = guarded
+    made = control.request(
         "POST", "/api/v1/access/tokens", {"name": "small", "roles": {"p": "viewer"}}, authorization=tokens["admin"]
     )
     small = f"Bearer {made.json['secret']}"
-    assert place.ask("GET", "/api/v1/access/me", authorization=small).json["role"] == "viewer"
-    assert place.ask("GET", "/api/v1/access/users", authorization=small).status == 403
-    grown = place.ask("POST", "/api/v1/access/tokens", {"name": "grown"}, authorization=small)
+    assert control.request("GET", "/api/v1/access/me", authorization=small).json["role"] == "viewer"
+    assert control.request("GET", "/api/v1/access/users", authorization=small).status == 403
+    grown = control.request("POST", "/api/v1/access/tokens", {"name": "grown"}, authorization=small)
     assert grown.status == 400, grown.body
-    seen = place.ask("GET", "/api/v1/access/tokens", authorization=tokens["viewer"]).json
+    seen = control.request("GET", "/api/v1/access/tokens", authorization=tokens["viewer"]).json
     assert [token["name"] for token in seen] == ["of-viewer"]
-    assert place.ask("DELETE", "/api/v1/access/tokens/of-admin", authorization=tokens["viewer"]).status == 404
+    assert control.request("DELETE", "/api/v1/access/tokens/of-admin", authorization=tokens["viewer"]).status == 404
     # A token works as the password of its owner, and of nobody else.
     secret = tokens["viewer"].partition(" ")[2]
-    assert place.ask("GET", "/api/v1/runs", authorization=basic("viewer", secret)).status == 200
-    assert place.ask("GET", "/api/v1/runs", authorization=basic("admin", secret)).status == 401
+    assert control.request("GET", "/api/v1/runs", authorization=basic("viewer", secret)).status == 200
+    assert control.request("GET", "/api/v1/runs", authorization=basic("admin", secret)).status == 401
 
 
-def test_an_admin_of_one_project_is_not_one_of_all(store, book, serve):
-    book.add_user("root", {"*": "admin"}, PASSWORD)
-    book.add_user("local", {"p": "admin"}, PASSWORD)
-    secret = "Bearer " + book.create_token("t", "local")[1]
-    with serve(store) as place:
-        assert place.ask("GET", "/api/v1/webhooks", authorization=secret).status == 200
-        assert place.ask("GET", "/api/v1/access/users", authorization=secret).status == 403
+def test_an_admin_of_one_project_is_not_one_of_all(store, user_store, serve):
+    user_store.add_user("root", {"*": "admin"}, PASSWORD)
+    user_store.add_user("local", {"p": "admin"}, PASSWORD)
+    secret = "Bearer " + user_store.create_token("t", "local")[1]
+    with serve(store) as control:
+        assert control.request("GET", "/api/v1/webhooks", authorization=secret).status == 200
+        assert control.request("GET", "/api/v1/access/users", authorization=secret).status == 403
         body = {"roles": {"*": "admin"}}
-        assert place.ask("PUT", "/api/v1/access/users/local/roles", body, authorization=secret).status == 403
+        assert control.request("PUT", "/api/v1/access/users/local/roles", body, authorization=secret).status == 403
 
 
 @pytest.mark.parametrize(
@@ -192,28 +192,28 @@ def test_an_admin_of_one_project_is_not_one_of_all(store, book, serve):
     ],
 )
 def test_broken_credentials_are_401(guarded, header):
-    place, _ = guarded
-    answer = place.ask("GET", "/api/v1/runs", authorization=header)
+    control, _ = guarded
+    answer = control.request("GET", "/api/v1/runs", authorization=header)
     assert answer.status == 401
     assert answer.headers["www-authenticate"].startswith("Basic")
 
 
 def test_too_many_failures_are_429_and_those_inside_stay(guarded):
-    place, tokens = guarded
-    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
-    codes = [place.ask("GET", "/api/v1/runs", authorization=f"Bearer evl_{n}").status for n in range(12)]
+    control, tokens = guarded
+    assert control.request("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
+    codes = [control.request("GET", "/api/v1/runs", authorization=f"Bearer evl_{n}").status for n in range(12)]
     assert codes == [401] * 10 + [429] * 2
-    refused = place.ask("GET", "/api/v1/runs", authorization="Bearer evl_13")
+    refused = control.request("GET", "/api/v1/runs", authorization="Bearer evl_13")
     assert (refused.status, int(refused.headers["retry-after"]) > 0) == (429, True)
-    assert place.ask("GET", "/api/v1/runs", authorization=tokens["admin"]).status == 200
-    assert place.ask("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
+    assert control.request("GET", "/api/v1/runs", authorization=tokens["admin"]).status == 200
+    assert control.request("GET", "/api/v1/runs", authorization=tokens["viewer"]).status == 200
 
 
 def test_mlflow_clients_are_refused_in_their_own_words(guarded):
-    place, tokens = guarded
-    answer = place.ask("POST", "/api/2.0/mlflow/runs/create", {})
+    control, tokens = guarded
+    answer = control.request("POST", "/api/2.0/mlflow/runs/create", {})
     assert (answer.status, answer.json["error_code"]) == (401, "UNAUTHENTICATED")
-    answer = place.ask("POST", "/api/2.0/mlflow/runs/create", {}, authorization=tokens["viewer"])
+    answer = control.request("POST", "/api/2.0/mlflow/runs/create", {}, authorization=tokens["viewer"])
     assert (answer.status, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
     for method, path, least in (
         ("POST", "2.0/mlflow/runs/create", "editor"),
@@ -222,29 +222,29 @@ def test_mlflow_clients_are_refused_in_their_own_words(guarded):
     ):
         for root in ("api", "ajax-api"):
             for role in ROLES:
-                answer = place.ask(method, f"/{root}/{path}", {}, authorization=tokens[role])
+                answer = control.request(method, f"/{root}/{path}", {}, authorization=tokens[role])
                 assert (answer.status == 403) is (not is_enough(role, least)), (path, role, answer.body)
 
 
 def test_every_route_of_mlflow_needs_a_login_and_its_role(guarded):
     from everloop.integrations.mlflow.tracking_api import ROUTES
 
-    place, tokens = guarded
+    control, tokens = guarded
     least = {"read": "viewer", "write": "editor", "delete": "approver", "admin": "admin"}
     paths = [(route.method, f"/{root}/{route.path}", least[route.access]) for route in ROUTES for root in ROOTS]
     paths += [("GET", "/get-artifact", "viewer"), ("GET", "/model-versions/get-artifact", "viewer")]
     paths += [("POST", "/v1/traces", "editor"), ("POST", "/graphql", "viewer")]
     for method, template, needed in paths:
         path = re.sub(r"\{[^}]*\}", "x", template)
-        assert place.ask(method, path, {}).status == 401, (method, path)
-        assert place.ask(method, path, {}, authorization=tokens["elsewhere"]).status == 403, (method, path)
+        assert control.request(method, path, {}).status == 401, (method, path)
+        assert control.request(method, path, {}, authorization=tokens["elsewhere"]).status == 403, (method, path)
         for role in ROLES:
-            answer = place.ask(method, path, {}, authorization=tokens[role])
+            answer = control.request(method, path, {}, authorization=tokens[role])
             assert (answer.status == 403) is (not is_enough(role, needed)), (method, path, role, answer.body)
             assert answer.status not in (401, 429), (method, path, role, answer.body)
 
 
-def test_without_a_login_nothing_but_loopback(store, book):
+def test_without_a_login_nothing_but_loopback(store, user_store):
     with pytest.raises(UsageError, match="no admin"):
         ControlPlane(store, host="0.0.0.0", port=0)
     with pytest.raises(UsageError, match="no admin"):
@@ -254,21 +254,21 @@ def test_without_a_login_nothing_but_loopback(store, book):
     plain = ControlPlane(store, port=0)
     plain.close()
     assert not plain.options.auth
-    book.add_user("root", {"*": "admin"})
+    user_store.add_user("root", {"*": "admin"})
     for host in ("127.0.0.1", "0.0.0.0"):
         control = ControlPlane(store, host=host, port=0)
         control.close()
         assert control.options.auth
 
 
-def test_the_last_admin_stays(book):
-    book.add_user("root", {"*": "admin"})
+def test_the_last_admin_stays(user_store):
+    user_store.add_user("root", {"*": "admin"})
     with pytest.raises(ConflictError, match="only admin"):
-        book.remove_user("root")
+        user_store.remove_user("root")
     with pytest.raises(ConflictError, match="only admin"):
-        book.set_roles("root", {"*": "viewer"})
-    book.add_user("second", {"*": "admin"})
-    book.remove_user("root")
+        user_store.set_roles("root", {"*": "viewer"})
+    user_store.add_user("second", {"*": "admin"})
+    user_store.remove_user("root")
 
 
 def test_passwords():
@@ -304,12 +304,12 @@ def test_of_many_who_move_an_alias_over_http_one_does(store, serve):
     for number in range(1, 9):
         store.records.put(store.new(ModelVersion, model="m", version=number, package=f"sha256:{number:064d}"))
     alias = "/api/v1/models/m/aliases/live"
-    with serve(store) as place, ThreadPoolExecutor(8) as pool:
+    with serve(store) as control, ThreadPoolExecutor(8) as pool:
         for expected in ("nobody", None, None):
             now = expected or find_alias(store, "m", "live").version
             others = [version for version in versions if version != now]
             answers = list(
-                pool.map(lambda to, now=now: place.ask("PUT", alias, {"version": to, "expect": now}), others)
+                pool.map(lambda to, now=now: control.request("PUT", alias, {"version": to, "expect": now}), others)
             )
             (won,) = [answer.json["version"] for answer in answers if answer.status == 200]
             told = [answer.json for answer in answers if answer.status != 200]

@@ -1,4 +1,4 @@
-"""The control plane: the API over real HTTP, who it refuses, and the page in a real browser."""
+"""The control plane: the API over real HTTP, requests that it refuses, and the status page in a real browser."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_taken_port_is_named(tmp_path):
 
 
 def test_up_turns_serves_and_stops_clean(tmp_path):
-    """`everloop up` on a new project: it takes the first turn itself, serves, and Ctrl-C leaves nothing running."""
+    """`everloop up` on a new project: it starts the first run itself, serves, and Ctrl-C leaves no process running."""
     environment = {**os.environ, "EVERLOOP_KEYS": str(tmp_path / "keys"), "NO_COLOR": "1"}
     environment.pop("EVERLOOP_PROJECT", None)
     everloop = [sys.executable, "-c", "from everloop.cli import main; main()"]

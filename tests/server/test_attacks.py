@@ -1,4 +1,4 @@
-"""What pages in a browser, other names, other spellings and missing rights gain on the whole server: nothing.
+"""Attacks on the whole server by web pages, other host names, unusual paths and missing rights all fail.
 
 Paths, sources, outside addresses and model files have their own pages: `mlflow/test_attacks.py`, `test_outbound.py`,
 `test_middleware.py`, and `tests/integrations/mlflow/model_folders/test_folders.py`.
@@ -29,7 +29,7 @@ def _quick(monkeypatch):
 
 
 def changing(store):
-    """Every route that changes something, MLflow's under both of its roots."""
+    """All routes that change something, MLflow's under both of its prefixes."""
     for route in make_app(store, ServerOptions()).app.routes:
         for handler in getattr(route, "route_handlers", None) or [route.route_handler]:
             for method in getattr(handler, "http_methods", ()):
@@ -58,11 +58,11 @@ FORMS = {
 def test_no_page_of_another_site_changes_anything_by_a_form(store, serve, kind):
     asked = list(changing(store))
     assert len(asked) > 100
-    with serve(store) as place:
+    with serve(store) as control:
         before = store.records.last_event()
         for method, path in asked:
             for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec_fetch_site": "cross-site"}):
-                got = place.ask(method, path, FORMS[kind], content_type=kind, **headers)
+                got = control.request(method, path, FORMS[kind], content_type=kind, **headers)
                 assert got.status == 403, (method, path, headers, got.body)
         assert store.records.last_event() == before
 
@@ -71,7 +71,7 @@ def test_no_page_of_another_site_changes_anything_by_a_form(store, serve, kind):
     "name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::1].evil.example"]
 )
 def test_no_name_that_was_made_to_lead_here_is_answered(store, serve, name):
-    with serve(store) as place:
+    with serve(store) as control:
         for method, path in [*list(changing(store))[::7], ("GET", "/"), ("GET", "/health"), ("GET", "/api/v1/runs")]:
             for more in (
                 {},
@@ -79,24 +79,24 @@ def test_no_name_that_was_made_to_lead_here_is_answered(store, serve, name):
                 {"x_forwarded_host": "localhost"},
                 {"forwarded": "host=localhost"},
             ):
-                assert place.ask(method, path, {}, host=name, **more).status == 421, (method, path, more)
+                assert control.request(method, path, {}, host=name, **more).status == 421, (method, path, more)
         # Nor do headers that a proxy would set make another name of this one, or of a stranger a friend.
-        assert place.ask("GET", "/health", x_forwarded_host=name, x_forwarded_for="127.0.0.1").status == 200
+        assert control.request("GET", "/health", x_forwarded_host=name, x_forwarded_for="127.0.0.1").status == 200
 
 
 @pytest.mark.parametrize("override", ["x_http_method_override", "x_http_method", "x_method_override"])
 def test_a_method_is_what_the_request_line_says(store, serve, override):
     path = "/api/v1/models/m/aliases/a/policy"
-    with serve(store) as place:
+    with serve(store) as control:
         for real, claimed in (("GET", "PUT"), ("POST", "PUT"), ("HEAD", "DELETE")):
-            got = place.ask(real, path, {"approvals": 1}, **{override: claimed})
+            got = control.request(real, path, {"approvals": 1}, **{override: claimed})
             assert got.status in (404, 405), (real, claimed, got.status)
-        assert place.ask("POST", f"{path}?_method=PUT", {"approvals": 1, "_method": "PUT"}).status in (404, 405)
-        assert place.ask("GET", "/api/v1/alias-policies").json == []
+        assert control.request("POST", f"{path}?_method=PUT", {"approvals": 1, "_method": "PUT"}).status in (404, 405)
+        assert control.request("GET", "/api/v1/alias-policies").json == []
 
 
 def spellings(path):
-    """Other ways to write a path that a second router could read as it."""
+    """Other ways to write a path, which a second router might read as the same path."""
     head, _, tail = path.rpartition("/")
     yield from (f"/{path}", f"{path}/", f"{path}//", f"{head}//{tail}", f"{head}/./{tail}", f"{head}/x/../{tail}")
     yield from (
@@ -113,10 +113,10 @@ def spellings(path):
 
 
 def test_no_spelling_of_a_path_needs_less(store, serve):
-    book = UserStore(store)
+    user_store = UserStore(store)
     for name, role in (("root", "admin"), ("eve", "viewer")):
-        book.add_user(name, {"*": role}, PASSWORD)
-    viewer = "Bearer " + book.create_token("t", "eve")[1]
+        user_store.add_user(name, {"*": role}, PASSWORD)
+    viewer = "Bearer " + user_store.create_token("t", "eve")[1]
     store.records.put(store.new(ModelVersion, model="m", version=1, package="sha256:0"))
     paths = [
         ("PUT", "/api/v1/models/m/aliases/live", {"version": "m@1"}),
@@ -126,20 +126,20 @@ def test_no_spelling_of_a_path_needs_less(store, serve):
         ("POST", "/api/v1/access/users", {"name": "mallory", "roles": {"*": "admin"}}),
         ("PUT", "/api/2.0/mlflow-artifacts/artifacts/x", {}),
     ]
-    with serve(store) as place:
+    with serve(store) as control:
         before = [event.seq for event in store.records.events_since(0)]
         for method, path, body in paths:
             for spelled in (path, *spellings(path)):
-                assert place.ask(method, spelled, body).status in (401, 421, 400), (method, spelled)
-                got = place.ask(method, spelled, body, authorization=viewer)
+                assert control.request(method, spelled, body).status in (401, 421, 400), (method, spelled)
+                got = control.request(method, spelled, body, authorization=viewer)
                 assert got.status in (400, 403, 404, 405), (method, spelled, got.status, got.body)
         assert [event.seq for event in store.records.events_since(0)] == before
-        assert [user.name for user in book.users()] == ["eve", "root"]
+        assert [user.name for user in user_store.users()] == ["eve", "root"]
 
 
 def test_nobody_signs_up_and_no_password_is_known(store, serve):
     UserStore(store).add_user("admin", {"*": "admin"}, PASSWORD)
-    with serve(store) as place:
+    with serve(store) as control:
         for path in (
             "/signup",
             "/api/2.0/mlflow/users/create",
@@ -148,21 +148,21 @@ def test_nobody_signs_up_and_no_password_is_known(store, serve):
             "/login",
         ):
             for kind, body in FORMS.items():
-                assert place.ask("POST", path, body, content_type=kind).status == 401, path
+                assert control.request("POST", path, body, content_type=kind).status == 401, path
         for password in ("admin", "password", "password1234", "mlflow", "everloop", ""):
             header = "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
-            assert place.ask("GET", "/api/v1/runs", authorization=header).status in (401, 429)
+            assert control.request("GET", "/api/v1/runs", authorization=header).status in (401, 429)
 
 
 def test_what_a_list_or_a_batch_names_is_of_this_project(store, serve):
-    """Nothing that takes many ids, names or filters reaches the book of users, webhooks' secrets or another project."""
+    """No route with ids, names or filters can reach users, webhooks' secrets or another project."""
     other = store.for_project("other")
     run = other.records
     version = other.new(ModelVersion, model="hidden", version=1, package="sha256:0", description="secret-of-other")
     run.put(version)
     UserStore(store).add_user("root", {"*": "admin", "p": "viewer"}, PASSWORD)
     header = "Basic " + base64.b64encode(f"root:{PASSWORD}".encode()).decode()
-    with serve(store) as place:
+    with serve(store) as control:
         asked = [
             ("GET", "/api/v1/model-versions", None), ("GET", f"/api/v1/model-versions/{version.id}", None),
             ("GET", "/api/v1/model-versions/hidden@1", None), ("GET", "/api/v1/model-versions?project=other", None),
@@ -177,22 +177,22 @@ def test_what_a_list_or_a_batch_names_is_of_this_project(store, serve):
             ("POST", "/api/3.0/mlflow/traces/search", {"locations": []}),
         ]  # fmt: skip
         for method, path, body in asked:
-            got = place.ask(method, path, body, authorization=header, x_mlflow_workspace="other")
+            got = control.request(method, path, body, authorization=header, x_mlflow_workspace="other")
             assert b"secret-of-other" not in got.body, path
             assert b"scrypt" not in got.body, path
             assert got.status < 500, (path, got.body)
 
 
 def test_names_are_never_markup(store, serve):
-    """Whatever somebody calls things, and however it is asked for, it comes back as data that no browser renders."""
-    with serve(store) as place:
+    """Names with markup are always returned as data that no browser renders."""
+    with serve(store) as control:
         name = XSS.replace("/", "|")
-        assert place.ask("POST", "/api/2.0/mlflow/registered-models/create", {"name": name}).status == 200
+        assert control.request("POST", "/api/2.0/mlflow/registered-models/create", {"name": name}).status == 200
         made = {"name": name, "source": "s3://b/x", "description": XSS, "tags": [{"key": "k", "value": XSS}]}
-        assert place.ask("POST", "/api/2.0/mlflow/model-versions/create", made).status == 200
-        run = place.ask("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0", "run_name": XSS})
+        assert control.request("POST", "/api/2.0/mlflow/model-versions/create", made).status == 200
+        run = control.request("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0", "run_name": XSS})
         assert run.status == 200
-        assert place.ask("POST", "/api/2.0/mlflow/experiments/create", {"name": XSS}).status == 200
+        assert control.request("POST", "/api/2.0/mlflow/experiments/create", {"name": XSS}).status == 200
         for path in (
             "/api/v1/model-versions", "/api/v1/runs", "/api/v1/events", "/api/v1/status", f"/api/v1/{_spelled(XSS)}",
             f"/api/v1/runs/{_spelled(XSS)}", f"/api/v1/runs?limit={_spelled(XSS)}", f"/{_spelled(XSS)}",
@@ -202,7 +202,7 @@ def test_names_are_never_markup(store, serve):
             "/api/2.0/mlflow/experiments/search?max_results=9",
             f"/get-artifact?run_id={_spelled(XSS)}&path={_spelled(XSS)}", f"/api/2.0/mlflow/{_spelled(XSS)}",
         ):  # fmt: skip
-            got = place.ask("GET", path, accept="text/html")
+            got = control.request("GET", path, accept="text/html")
             kind = got.headers["content-type"].partition(";")[0]
             assert kind in ("application/json", "text/markdown", "text/plain"), (path, kind)
             assert got.headers["x-content-type-options"] == "nosniff"
@@ -211,11 +211,11 @@ def test_names_are_never_markup(store, serve):
                 or "sandbox" in got.headers["content-security-policy"]
             )
             assert not any("<script>" in value for value in got.headers.values())
-        card = place.ask("GET", f"/api/v1/models/{_spelled(name)}/versions/1/card")
+        card = control.request("GET", f"/api/v1/models/{_spelled(name)}/versions/1/card")
         told = card.body.decode()
         # What somebody wrote as a description is his markdown; everything else in a card is text.
         assert "<script>" not in told.replace(XSS, "")
-        page = place.ask("GET", "/").body.decode()
+        page = control.request("GET", "/").body.decode()
         assert XSS not in page
         assert "<script>alert" not in page
 
@@ -229,7 +229,7 @@ def test_texts_that_are_kept_have_an_end(store, serve):
     long = "x" * 200_000
     roles = {f"p{number}": "viewer" for number in range(2000)}
     hook = {"name": "w", "url": "http://127.0.0.1/"}
-    with serve(store, ServerOptions(webhook_networks=("127.0.0.0/8",))) as place:
+    with serve(store, ServerOptions(webhook_networks=("127.0.0.0/8",))) as control:
         for method, path, body in (
             ("PATCH", "/api/v1/models/m/versions/1", {"description": long}),
             ("PATCH", "/api/v1/models/m/versions/1", {"tags": {long: "x"}}),
@@ -256,7 +256,7 @@ def test_texts_that_are_kept_have_an_end(store, serve):
                 {**hook, "verbs": ["alias.alias_set"] * 1000},
             ),
         ):
-            got = place.ask(method, path, body)
+            got = control.request(method, path, body)
             assert got.status == 400, (method, path, got.status, got.body[:300])
         assert store.records.find(ModelVersion)[0].state == "registered"
 
@@ -277,11 +277,11 @@ def test_texts_that_are_kept_have_an_end(store, serve):
     ],
 )
 def test_wicked_json_is_a_4xx(store, serve, body):
-    with serve(store) as place:
+    with serve(store) as control:
         for method, path in [*list(changing(store))[::5], ("PUT", "/api/v1/models/m/aliases/a/policy")]:
-            got = place.ask(method, path, body, content_type="application/json")
+            got = control.request(method, path, body, content_type="application/json")
             assert got.status < 500 or got.status == 501, (method, path, got.status, got.body)
-        assert place.ask("GET", "/health").status == 200
+        assert control.request("GET", "/health").status == 200
 
 
 START = b"POST /api/2.0/mlflow/runs/create HTTP/1.1\r\nHost: localhost\r\n"
@@ -302,8 +302,8 @@ START = b"POST /api/2.0/mlflow/runs/create HTTP/1.1\r\nHost: localhost\r\n"
     ],
 )
 def test_requests_that_two_readers_could_read_differently_end_the_connection(store, serve, raw):
-    with serve(store) as place:
-        connection = http.client.HTTPConnection(*place.address, timeout=10)
+    with serve(store) as control:
+        connection = http.client.HTTPConnection(*control.address, timeout=10)
         connection.connect()
         # A second request hides behind the first: it must not be answered as one of its own.
         connection.sock.sendall(raw + b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -313,11 +313,11 @@ def test_requests_that_two_readers_could_read_differently_end_the_connection(sto
         connection.close()
         assert b'"runs"' not in said.partition(b"\r\n\r\n")[2] or said.count(b"HTTP/1.1 ") <= 1, said
         assert b" 500 " not in said
-        assert place.ask("GET", "/health").status == 200
+        assert control.request("GET", "/health").status == 200
 
 
 def test_json_is_said_to_be_json(store, serve):
-    with serve(store) as place:
-        got = place.ask("GET", "/api/v1/runs")
+    with serve(store) as control:
+        got = control.request("GET", "/api/v1/runs")
         assert json.loads(got.body) == []
         assert got.headers["content-type"].startswith("application/json")

@@ -23,7 +23,7 @@ EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run a command on a home of its own; gives exit code and JSON."""
+    """Run a command on a separate home; returns exit code and JSON."""
     from everloop.cli.app import run as run_here
 
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))

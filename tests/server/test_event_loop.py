@@ -1,4 +1,4 @@
-"""The event loop never waits for a store: other requests are answered while one reads, searches or waits for a lock."""
+"""The event loop never waits for the store: other requests are served while one reads, searches or waits for a lock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_loop() -> bool:
 
 @pytest.fixture
 def loop_calls(monkeypatch) -> list[str]:
-    """Where the event loop itself has asked the database."""
+    """Places in the code where the event loop itself has queried the database."""
     found: list[str] = []
 
     for name in ("read", "write", "write_many", "transaction"):
@@ -47,7 +47,7 @@ def loop_calls(monkeypatch) -> list[str]:
 
 @contextmanager
 def asking(work: Any) -> Iterator[list[Any]]:
-    """Do something in a thread of its own meanwhile; the list has its result afterwards."""
+    """Run a function in another thread meanwhile; afterwards the list has its result."""
     result: list[Any] = []
     thread = threading.Thread(target=lambda: result.append(work()), daemon=True)
     thread.start()
@@ -59,10 +59,10 @@ def asking(work: Any) -> Iterator[list[Any]]:
 
 
 def test_no_route_asks_the_store_in_the_event_loop(store, serve, loop_calls):
-    with serve(store) as place:
-        run = place.ask("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
-        place.ask("POST", f"{API}registered-models/create", {"name": "m"})
-        place.ask("POST", f"{API}model-versions/create", {"name": "m", "source": "s3://b/x"})
+    with serve(store) as control:
+        run = control.request("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
+        control.request("POST", f"{API}registered-models/create", {"name": "m"})
+        control.request("POST", f"{API}model-versions/create", {"name": "m", "source": "s3://b/x"})
         real = {
             "run_id": run, "experiment_id": "0", "experiment_ids": ["0"], "name": "m", "version": "1", "key": "k",
             "value": "v", "timestamp": 1, "path": "x", "metrics": [{"key": "k", "value": 1, "timestamp": 1}],
@@ -70,11 +70,13 @@ def test_no_route_asks_the_store_in_the_event_loop(store, serve, loop_calls):
         for route in ROUTES:
             path = "/api/" + route.path.replace("{path}", f"0/{run}/artifacts/x").replace("{", "").replace("}", "")
             if route.method == "GET":
-                place.ask("GET", f"{path}?run_id={run}&name=m&version=1&experiment_id=0&path=x&experiment_ids=0&key=k")
+                control.request(
+                    "GET", f"{path}?run_id={run}&name=m&version=1&experiment_id=0&path=x&experiment_ids=0&key=k"
+                )
             elif route.streams:
-                place.ask(route.method, f"{path}?run_id={run}&path=x", b"content")
+                control.request(route.method, f"{path}?run_id={run}&path=x", b"content")
             else:
-                place.ask(route.method, path, real)
+                control.request(route.method, path, real)
         for method, path, body in (
             ("GET", f"/get-artifact?run_id={run}&path=x", None), ("GET", "/api/v1/runs", None), ("GET", "/", None),
             ("GET", f"/api/v1/runs/{run}", None), ("GET", "/api/v1/events", None), ("GET", "/api/v1/status", None),
@@ -82,19 +84,19 @@ def test_no_route_asks_the_store_in_the_event_loop(store, serve, loop_calls):
             ("GET", "/health", None), ("POST", "/api/v1/access/users", {"name": "u", "roles": {}}),
             ("POST", "/graphql", {"query": QUERY % run}),
         ):  # fmt: skip
-            place.ask(method, path, body)
+            control.request(method, path, body)
     assert not loop_calls, loop_calls[0]
 
 
 def test_credentials_are_not_looked_up_in_the_event_loop(store, serve, loop_calls):
     from everloop.server.access import UserStore
 
-    book = UserStore(store)
-    book.add_user("ada", {"*": "admin"}, "a long password")
-    _, secret = book.create_token("ci", "ada")
-    with serve(store, auth=True) as place:
+    user_store = UserStore(store)
+    user_store.add_user("ada", {"*": "admin"}, "a long password")
+    _, secret = user_store.create_token("ci", "ada")
+    with serve(store, auth=True) as control:
         for header in (f"Bearer {secret}", "Bearer evl_wrong", "Basic YTpi"):
-            place.ask("GET", "/api/v1/runs", authorization=header)
+            control.request("GET", "/api/v1/runs", authorization=header)
     assert not loop_calls, loop_calls[0]
 
 
@@ -108,19 +110,22 @@ def test_others_are_answered_while_a_search_runs(store, serve, monkeypatch):
             assert go.wait(30)
         return real(self, statement, values)
 
-    with serve(store) as place:
-        run = place.ask("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
+    with serve(store) as control:
+        run = control.request("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
         monkeypatch.setattr(SqliteDatabase, "read", slow)
         search = {"experiment_ids": ["0"], "filter": "metrics.m > 0"}
-        with asking(lambda: place.ask("POST", f"{API}runs/search", search)) as found:
+        with asking(lambda: control.request("POST", f"{API}runs/search", search)) as found:
             try:
                 assert searching.wait(20)
-                assert place.ask("GET", "/health").status == 200
-                assert place.ask("GET", "/api/v1/runs").status == 200
+                assert control.request("GET", "/health").status == 200
+                assert control.request("GET", "/api/v1/runs").status == 200
                 metric = {"run_id": run, "key": "m", "value": 1, "timestamp": 1}
-                assert place.ask("POST", f"{API}runs/log-metric", metric).status == 200
-                assert place.ask("GET", f"{API}runs/get?run_id={run}").status == 200
-                assert place.ask("PUT", f"/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/x", b"x").status == 200
+                assert control.request("POST", f"{API}runs/log-metric", metric).status == 200
+                assert control.request("GET", f"{API}runs/get?run_id={run}").status == 200
+                assert (
+                    control.request("PUT", f"/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/x", b"x").status
+                    == 200
+                )
                 assert not found
             finally:
                 go.set()
@@ -128,18 +133,18 @@ def test_others_are_answered_while_a_search_runs(store, serve, monkeypatch):
 
 
 def test_others_are_answered_while_another_program_holds_the_store(store, serve):
-    """A long transaction of another process keeps writers waiting, and nobody else."""
+    """A long transaction of another process makes only writers wait."""
     import sqlite3
 
-    with serve(store) as place:
-        run = place.ask("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
+    with serve(store) as control:
+        run = control.request("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
         other = sqlite3.connect(store.home / "everloop.db", isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
         tag = {"run_id": run, "key": "k", "value": "v"}
-        with asking(lambda: place.ask("POST", f"{API}runs/set-tag", tag)) as written:
+        with asking(lambda: control.request("POST", f"{API}runs/set-tag", tag)) as written:
             try:
                 for path in ("/health", "/api/v1/events", "/status"):
-                    assert place.ask("GET", path).status == 200
+                    assert control.request("GET", path).status == 200
                 assert not written
             finally:
                 other.execute("ROLLBACK")
@@ -158,9 +163,9 @@ def test_a_large_body_is_not_read_in_the_event_loop(store, serve, monkeypatch):
         return real(cls, body, **more)
 
     monkeypatch.setattr(Fields, "of_body", classmethod(watched))
-    with serve(store) as place:
+    with serve(store) as control:
         large = json.dumps({"experiment_ids": ["0"], "filter": "x" * 90_000}).encode()
-        assert place.ask("POST", f"{API}runs/search", large, content_type="application/json").status == 400
+        assert control.request("POST", f"{API}runs/search", large, content_type="application/json").status == 400
     assert [looped for size, looped in read if size > 1 << 16] == [False]
 
 

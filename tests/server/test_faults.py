@@ -1,4 +1,4 @@
-"""A server that is killed while many clients log to it: what it has acknowledged is there when it comes back."""
+"""A server is killed while many clients log to it: all acknowledged data is there after a restart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 
 @contextmanager
 def running(folder):
-    """A server of its own process on the same home each time; gives the process and its address."""
+    """Start a server process on the same home; returns the process and its address."""
     environment = {**os.environ, "EVERLOOP_KEYS": str(folder / "keys")}
     command = [*EVERLOOP, "server", "--port", "0", "--home", str(folder / "home")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
@@ -33,7 +33,7 @@ def running(folder):
 
 
 class Writer(threading.Thread):
-    """One client that logs without pause and remembers what was acknowledged."""
+    """A client that logs continuously and remembers what was acknowledged."""
 
     def __init__(self, address, number):
         super().__init__(daemon=True)

@@ -33,7 +33,7 @@ QUERY = '{ mlflowGetRun(input: {runId: "%s"}) { run { info { runId } } } }'
 
 
 class Disk:
-    """A folder on a file system of `SIZE_MB`, which can be filled and freed."""
+    """A folder on a file system of `SIZE_MB`, which the test can fill and free."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 class Pages:
-    """Holds every connection of a SQLite store to the pages that its file has."""
+    """Limits every connection of a SQLite store to the current number of pages of its file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened: list[sqlite3.Connection] = []
@@ -100,20 +100,20 @@ class Pages:
 
 
 class Client:
-    """Writes and reads of each kind, natively and by MLflow's protocol."""
+    """Writes and reads of each kind, over everloop's and MLflow's API."""
 
-    def __init__(self, place: Any) -> None:
-        self.place = place
+    def __init__(self, control: Any) -> None:
+        self.control = control
         self.number = 0
         self.run = self.post("runs/create", experiment_id="0", run_name="before").json["run"]["info"]["run_id"]
         assert self.post("runs/log-metric", run_id=self.run, key="m", value=1.0, timestamp=1).status == 200
-        assert place.ask("PUT", f"{PROXY}/0/{self.run}/artifacts/kept.txt", b"kept").status == 200
+        assert control.request("PUT", f"{PROXY}/0/{self.run}/artifacts/kept.txt", b"kept").status == 200
 
     def post(self, path: str, **fields: Any) -> Any:
-        return self.place.ask("POST", path if path.startswith("/") else API + path, fields)
+        return self.control.request("POST", path if path.startswith("/") else API + path, fields)
 
     def writes(self) -> dict[str, Any]:
-        """Large writes, each of which needs space of its own."""
+        """Large writes, each of which needs more space."""
         self.number += 1
         mark = f"{self.number}"
         tags = [{"key": f"t{mark}-{i}", "value": f"{mark}{i}{LONG}"} for i in range(90)]
@@ -127,11 +127,11 @@ class Client:
             "an experiment": self.post("experiments/create", name=f"e{mark}", tags=tags),
             "a model": self.post("registered-models/create", name=f"m{mark}", tags=tags),
             "users": self.post("/api/v1/access/users", name=f"u{mark}", roles=roles, password="a long password"),
-            "a file": self.place.ask("PUT", f"{PROXY}/0/{self.run}/artifacts/large-{mark}.bin", upload),
+            "a file": self.control.request("PUT", f"{PROXY}/0/{self.run}/artifacts/large-{mark}.bin", upload),
         }
 
     def writes_until_full(self, without: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The same again and again: what still fits into the pages that SQLite has is taken."""
+        """Repeats the writes until the free space in SQLite's existing pages is used up."""
         for _ in range(20):
             answers = {name: got for name, got in self.writes().items() if name not in without}
             if all(got.status == 507 for got in answers.values()):
@@ -139,7 +139,7 @@ class Client:
         return answers
 
     def reads(self) -> dict[str, Any]:
-        ask = self.place.ask
+        ask = self.control.request
         return {
             "the run": ask("GET", f"{API}runs/get?run_id={self.run}"),
             "history": ask("GET", f"{API}metrics/get-history?run_id={self.run}&metric_key=m"),
@@ -171,8 +171,8 @@ def taken(answers: dict[str, Any]) -> None:
 
 def test_a_full_file_system(disk, serve, monkeypatch, tmp_path):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
-    with open_store(disk.folder / "home", project="p") as store, serve(store) as place:
-        client = Client(place)
+    with open_store(disk.folder / "home", project="p") as store, serve(store) as control:
+        client = Client(control)
         disk.fill()
         refused(client.writes_until_full())
         taken(client.reads())
@@ -186,8 +186,8 @@ def test_a_full_file_system(disk, serve, monkeypatch, tmp_path):
 def test_a_store_that_may_not_grow(serve, monkeypatch, tmp_path):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     pages = Pages(monkeypatch)
-    with open_store(tmp_path / "home", project="p") as store, serve(store) as place:
-        client = Client(place)
+    with open_store(tmp_path / "home", project="p") as store, serve(store) as control:
+        client = Client(control)
         taken(client.writes())
         pages.fill()
         refused(client.writes_until_full(without=("a file",)))
@@ -203,17 +203,17 @@ def test_a_token_works_while_the_disk_is_full(serve, monkeypatch, tmp_path):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     pages = Pages(monkeypatch)
     with open_store(tmp_path / "home", project="p") as store:
-        book = UserStore(store)
-        book.add_user("ada", {"*": "admin"}, "a long password")
-        _, secret = book.create_token("ci", "ada")
-        with serve(store, auth=True) as place:
+        user_store = UserStore(store)
+        user_store.add_user("ada", {"*": "admin"}, "a long password")
+        _, secret = user_store.create_token("ci", "ada")
+        with serve(store, auth=True) as control:
             pages.fill()
             # The use of a token is noted once an hour: its record grows, which the store refuses.
             with pytest.raises(InsufficientStorageError):
-                any(book.create_token(f"t{number}", "ada") is None for number in range(1000))
-            assert place.ask("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 200
+                any(user_store.create_token(f"t{number}", "ada") is None for number in range(1000))
+            assert control.request("GET", "/api/v1/runs", authorization=f"Bearer {secret}").status == 200
             basic = base64.b64encode(b"ada:a long password").decode()
-            assert place.ask("GET", "/api/v1/runs", authorization=f"Basic {basic}").status == 200
+            assert control.request("GET", "/api/v1/runs", authorization=f"Basic {basic}").status == 200
 
 
 def failing(cause: BaseException) -> StoreError:
@@ -264,7 +264,7 @@ def test_what_does_not_count_as_a_full_disk(make: Callable[[], BaseException]) -
 
 
 def test_a_limit_of_file_sizes(tmp_path):
-    """The same for a process whose files may not grow, in a process of its own, since the limit is for good."""
+    """The same for a process whose files may not grow. It is a separate process, as the limit cannot be lifted."""
     script = """
 import resource, sqlite3, sys, threading
 from pathlib import Path

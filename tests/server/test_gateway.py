@@ -1,4 +1,4 @@
-"""Endpoints through the control plane's own port: what is passed on, what is kept out, what a dead endpoint gives."""
+"""The gateway: what it forwards, what it refuses, and its responses if an endpoint is down."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PASSWORD = "correct horse battery"
 
 
 class StandIn(threading.Thread):
-    """A server in an endpoint's place that keeps what it is sent and answers as the test says."""
+    """A stand-in for an endpoint that records requests and responds as the test configures."""
 
     def __init__(self, answer=None):
         super().__init__(daemon=True)
@@ -117,9 +117,9 @@ def test_what_is_sent_arrives_and_what_is_answered_comes_back(store, serve):
             ok(b"[1]", b"x-everloop-version: delays@1", b"connection: x-inner", b"x-inner: 1", b"keep-alive: 5")
         )
 
-    with standing_in(store, answer=answer) as endpoint, serve(store) as place:
+    with standing_in(store, answer=answer) as endpoint, serve(store) as control:
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH"):
-            got = place.ask(
+            got = control.request(
                 method, "/endpoints/delays/v2/models/a%2Fb/infer?x=1&y=%20", b'{"a": 1}',
                 content_type="application/json", x_request_timeout_ms="50", te="trailers", connection="x-mine",
                 x_mine="secret", upgrade="websocket", authorization="Bearer evl_of_the_endpoint", expect="nothing",
@@ -137,24 +137,24 @@ def test_what_is_sent_arrives_and_what_is_answered_comes_back(store, serve):
             # Without a login here, credentials are the endpoint's.
             assert named[b"authorization"] == b"bearer evl_of_the_endpoint"
             assert not {b"te", b"connection", b"x-mine", b"upgrade", b"expect"} & set(named)
-        assert place.ask("GET", "/endpoints/delays").status == 200
+        assert control.request("GET", "/endpoints/delays").status == 200
         assert endpoint.requests[-1][0][0] == b"GET / HTTP/1.1"
-        head = place.ask("HEAD", "/endpoints/delays/health")
+        head = control.request("HEAD", "/endpoints/delays/health")
         assert (head.status, head.body, head.headers["content-length"]) == (200, b"", "3")
-        assert place.ask("GET", "/endpoints").json == [
+        assert control.request("GET", "/endpoints").json == [
             {"name": "delays", "state": "ready", "path": "/endpoints/delays/predict"}
         ]
 
 
 def test_connections_are_used_again(store, serve):
-    with standing_in(store) as endpoint, serve(store) as place:
+    with standing_in(store) as endpoint, serve(store) as control:
         for _ in range(30):
-            assert place.ask("POST", "/endpoints/delays/predict", {}).status == 200
+            assert control.request("POST", "/endpoints/delays/predict", {}).status == 200
         assert endpoint.connections == 1
         # A kept connection that the endpoint has closed is not used for the next request.
         with_end(endpoint.wires[0])
         sleep(0.2)
-        assert place.ask("POST", "/endpoints/delays/predict", {}).status == 200
+        assert control.request("POST", "/endpoints/delays/predict", {}).status == 200
         assert endpoint.connections == 2
 
 
@@ -165,14 +165,14 @@ def test_a_kept_connection_that_breaks_gives_nobody_the_answer_before(store, ser
         else:
             wire.sendall(ok(b"[1]"))
 
-    with standing_in(store, answer=answer) as endpoint, serve(store) as place:
+    with standing_in(store, answer=answer) as endpoint, serve(store) as control:
         for _ in range(3):
-            assert place.ask("POST", "/endpoints/delays/predict", {}).status == 200
-            assert place.ask("POST", "/endpoints/delays/die", {}).status == 502
+            assert control.request("POST", "/endpoints/delays/predict", {}).status == 200
+            assert control.request("POST", "/endpoints/delays/die", {}).status == 502
         assert endpoint.connections == 3
         # What changes nothing is asked again, once.
-        assert place.ask("GET", "/endpoints/delays/health").status == 200
-        assert place.ask("GET", "/endpoints/delays/die").status == 502
+        assert control.request("GET", "/endpoints/delays/health").status == 200
+        assert control.request("GET", "/endpoints/delays/die").status == 502
         assert len([head for head, _ in endpoint.requests if b"GET /die" in head[0]]) == 2
 
 
@@ -184,9 +184,9 @@ def test_long_bodies_stream_both_ways(store, serve):
         assert gate.wait(20)
         wire.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
 
-    with standing_in(store, answer=answer) as endpoint, serve(store) as place:
+    with standing_in(store, answer=answer) as endpoint, serve(store) as control:
         sent = os.urandom(3_000_000)
-        connection = http.client.HTTPConnection(*place.address, timeout=20)
+        connection = http.client.HTTPConnection(*control.address, timeout=20)
         connection.request("POST", "/endpoints/delays/predict", sent)
         got = connection.getresponse()
         # The first piece is here before the endpoint has sent the second.
@@ -200,7 +200,7 @@ def test_long_bodies_stream_both_ways(store, serve):
 
 
 def test_names_choose_only_endpoints_of_the_store(store, serve):
-    with standing_in(store) as endpoint, serve(store) as place:
+    with standing_in(store) as endpoint, serve(store) as control:
         port = endpoint.port
         for path in (
             "nope/predict",
@@ -220,20 +220,20 @@ def test_names_choose_only_endpoints_of_the_store(store, serve):
             "DELAYS/health",
             "x" * 300,
         ):
-            got = place.ask("POST", f"/endpoints/{path}", {})
+            got = control.request("POST", f"/endpoints/{path}", {})
             assert got.status == 404, (path, got.body)
             assert got.json["error"]["help"] == "Endpoints: delays"
         assert endpoint.requests == []
         # Below a name that is right, the path is the endpoint's own matter, and goes there as it came.
         for path in ("..%2f..%2fapi/v1/runs", "../../api/v1/runs", "%2e%2e/x", "//evil.example/x", "a%0d%0ab"):
-            assert place.ask("GET", f"/endpoints/delays/{path}").status == 200
+            assert control.request("GET", f"/endpoints/delays/{path}").status == 200
             assert endpoint.requests[-1][0][0] == f"GET /{path} HTTP/1.1".encode()
 
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(st.text(max_size=20), st.booleans())
         def any_name(name, encoded):
             before = len(endpoint.requests)
-            got = place.ask("GET", f"/endpoints/{quote(name, safe='' if encoded else '/.:@;')}/health")
+            got = control.request("GET", f"/endpoints/{quote(name, safe='' if encoded else '/.:@;')}/health")
             if name.partition("/")[0] != "delays":
                 assert got.status in (200, 404) if not name.strip("/") else got.status == 404
                 assert len(endpoint.requests) == before
@@ -242,29 +242,29 @@ def test_names_choose_only_endpoints_of_the_store(store, serve):
 
 
 def test_an_unknown_endpoint_where_there_is_none(store, serve):
-    with serve(store) as place:
-        got = place.ask("POST", "/endpoints/delays/predict", {})
+    with serve(store) as control:
+        got = control.request("POST", "/endpoints/delays/predict", {})
         assert got.status == 404
         assert "none yet" in got.json["error"]["help"]
-        assert place.ask("GET", "/endpoints").json == []
+        assert control.request("GET", "/endpoints").json == []
 
 
 def test_other_origins_and_names_reach_no_endpoint(store, serve):
-    with standing_in(store) as endpoint, serve(store) as place:
+    with standing_in(store) as endpoint, serve(store) as control:
         ask = "/endpoints/delays/predict"
-        assert place.ask("POST", ask, {}, origin="http://evil.example").status == 403
-        assert place.ask("POST", ask, {}, sec_fetch_site="cross-site").status == 403
-        assert place.ask("POST", ask, {}, host="evil.example").status == 421
+        assert control.request("POST", ask, {}, origin="http://evil.example").status == 403
+        assert control.request("POST", ask, {}, sec_fetch_site="cross-site").status == 403
+        assert control.request("POST", ask, {}, host="evil.example").status == 421
         assert endpoint.requests == []
 
 
 def test_a_body_beyond_the_endpoints_limit_is_refused_with_an_answer(store, serve):
-    with standing_in(store, max_body_bytes=300_000) as endpoint, serve(store) as place:
-        assert place.ask("POST", "/endpoints/delays/predict", b" " * 300_000).status == 200
-        got = place.ask("POST", "/endpoints/delays/predict", b" " * 20_000_000)
+    with standing_in(store, max_body_bytes=300_000) as endpoint, serve(store) as control:
+        assert control.request("POST", "/endpoints/delays/predict", b" " * 300_000).status == 200
+        got = control.request("POST", "/endpoints/delays/predict", b" " * 20_000_000)
         assert got.status == 413
         assert "300000 bytes" in got.json["error"]["message"]
-        connection = http.client.HTTPConnection(*place.address, timeout=20)
+        connection = http.client.HTTPConnection(*control.address, timeout=20)
         connection.request("POST", "/endpoints/delays/predict", iter([b" " * 200_000] * 2))
         assert connection.getresponse().status == 413
         connection.close()
@@ -275,16 +275,16 @@ def test_an_endpoint_that_is_not_there(store, serve):
     route = Route(version="delays@1", percent=100)
     store.records.put(store.new(EndpointRecord, name="idle", model="delays"))
     store.records.put(store.new(EndpointRecord, name="off", model="delays", routes=(route,)))
-    with serve(store) as place, socket.create_server(("127.0.0.1", 0)) as stranger:
-        got = place.ask("POST", "/endpoints/idle/predict", {})
+    with serve(store) as control, socket.create_server(("127.0.0.1", 0)) as stranger:
+        got = control.request("POST", "/endpoints/idle/predict", {})
         assert (got.status, "everloop run" in got.json["error"]["help"]) == (503, True)
-        got = place.ask("POST", "/endpoints/off/predict", {})
+        got = control.request("POST", "/endpoints/off/predict", {})
         assert (got.status, got.headers["retry-after"]) == (503, "1")
         assert "everloop serve off" in got.json["error"]["help"]
         # An address that a killed process left behind, where another program listens by now: nothing is sent there.
         set_state(store, "off", "ready", f"http://127.0.0.1:{stranger.getsockname()[1]}")
         sleep(0.3)
-        got = place.ask("POST", "/endpoints/off/predict", {})
+        got = control.request("POST", "/endpoints/off/predict", {})
         assert (got.status, "down" in got.json["error"]["message"]) == (503, True)
         stranger.settimeout(0.1)
         with pytest.raises(TimeoutError):
@@ -298,10 +298,10 @@ def test_an_endpoint_that_breaks_off(store, serve):
         wire.sendall(ways["now"])
         with_end(wire)
 
-    with standing_in(store, answer=answer) as endpoint, serve(store) as place:
+    with standing_in(store, answer=answer) as endpoint, serve(store) as control:
         for broken in (b"", b"HTTP/1.1 200 OK\r\ncontent-", b"nonsense\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n"):
             ways["now"] = broken
-            got = place.ask("POST", "/endpoints/delays/predict", {})
+            got = control.request("POST", "/endpoints/delays/predict", {})
             assert got.status == 502, (broken, got.body)
             assert got.json["error"]["message"].startswith(
                 "The endpoint 'delays' closed the connection before it responded"
@@ -310,10 +310,10 @@ def test_an_endpoint_that_breaks_off(store, serve):
         assert len(endpoint.requests) == 4
         ways["now"] = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"
         with pytest.raises(http.client.IncompleteRead):
-            place.ask("POST", "/endpoints/delays/predict", {})
+            control.request("POST", "/endpoints/delays/predict", {})
         # Without a length, the end of the connection is the end of the answer.
         ways["now"] = b"HTTP/1.1 200 OK\r\n\r\nwhole"
-        assert place.ask("POST", "/endpoints/delays/predict", {}).body == b"whole"
+        assert control.request("POST", "/endpoints/delays/predict", {}).body == b"whole"
 
 
 def test_a_slow_endpoint_holds_up_nothing_else(store, serve):
@@ -323,11 +323,12 @@ def test_a_slow_endpoint_holds_up_nothing_else(store, serve):
         let_go.wait(30)
         wire.sendall(ok(b"{}"))
 
-    with standing_in(store, answer=answer), serve(store, ServerOptions(endpoint_answer_s=1.5)) as place:
+    with standing_in(store, answer=answer), serve(store, ServerOptions(endpoint_answer_s=1.5)) as control:
         statuses = []
         threads = [
             threading.Thread(
-                target=lambda: statuses.append(place.ask("POST", "/endpoints/delays/predict", {}).status), daemon=True
+                target=lambda: statuses.append(control.request("POST", "/endpoints/delays/predict", {}).status),
+                daemon=True,
             )
             for _ in range(20)
         ]
@@ -335,8 +336,8 @@ def test_a_slow_endpoint_holds_up_nothing_else(store, serve):
             thread.start()
         # The control plane answers while twenty requests wait for the endpoint.
         for _ in range(5):
-            assert place.ask("GET", "/health").status == 200
-            assert place.ask("GET", "/api/v1/status").status == 200
+            assert control.request("GET", "/health").status == 200
+            assert control.request("GET", "/api/v1/status").status == 200
         assert statuses == []
         for thread in threads:
             thread.join(20)
@@ -345,8 +346,8 @@ def test_a_slow_endpoint_holds_up_nothing_else(store, serve):
 
 
 def test_a_slow_client_holds_no_connection_to_the_endpoint(store, serve):
-    with standing_in(store) as endpoint, serve(store, ServerOptions(stall_s=0.5)) as place:
-        with socket.create_connection(place.address, timeout=10) as wire:
+    with standing_in(store) as endpoint, serve(store, ServerOptions(stall_s=0.5)) as control:
+        with socket.create_connection(control.address, timeout=10) as wire:
             head = b"POST /endpoints/delays/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
             wire.sendall(head)
             said = b""
@@ -357,8 +358,8 @@ def test_a_slow_client_holds_no_connection_to_the_endpoint(store, serve):
 
 
 def test_handshakes_of_web_sockets_get_an_ordinary_answer(store, serve):
-    with standing_in(store) as endpoint, serve(store) as place:
-        got = place.ask(
+    with standing_in(store) as endpoint, serve(store) as control:
+        got = control.request(
             "GET", "/endpoints/delays/predict", connection="Upgrade", upgrade="websocket",
             sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ==", sec_websocket_version="13",
         )  # fmt: skip
@@ -369,18 +370,18 @@ def test_handshakes_of_web_sockets_get_an_ordinary_answer(store, serve):
 @pytest.fixture
 def tokens(store, monkeypatch):
     monkeypatch.setattr("everloop.server.access.passwords._N", 16)
-    book = UserStore(store)
+    user_store = UserStore(store)
     made = {}
     for role in ("viewer", "editor", "admin"):
-        book.add_user(role, {"*": role}, PASSWORD)
-        made[role] = "Bearer " + book.create_token(f"of-{role}", role)[1]
-    book.add_user("elsewhere", {"other": "admin"}, PASSWORD)
-    made["elsewhere"] = "Bearer " + book.create_token("of-elsewhere", "elsewhere")[1]
+        user_store.add_user(role, {"*": role}, PASSWORD)
+        made[role] = "Bearer " + user_store.create_token(f"of-{role}", role)[1]
+    user_store.add_user("elsewhere", {"other": "admin"}, PASSWORD)
+    made["elsewhere"] = "Bearer " + user_store.create_token("of-elsewhere", "elsewhere")[1]
     return made
 
 
 def test_who_may_call_an_endpoint(store, serve, tokens):
-    with standing_in(store), standing_in(store, "other"), serve(store) as place:
+    with standing_in(store), standing_in(store, "other"), serve(store) as control:
         tokens["endpoint"] = "Bearer " + add_token(store, "delays", "app")
         tokens["of other"] = "Bearer " + add_token(store, "other", "app")
         sleep(0.3)
@@ -394,17 +395,17 @@ def test_who_may_call_an_endpoint(store, serve, tokens):
             for path in paths if who != "of other" else paths[:2]:
                 headers = {} if who is None else {"authorization": tokens[who]}
                 for method, status in (("GET", reading), ("HEAD", reading), ("POST", calling), ("DELETE", calling)):
-                    got = place.ask(method, f"/endpoints/delays/{path}", None, **headers)
+                    got = control.request(method, f"/endpoints/delays/{path}", None, **headers)
                     assert got.status == status, (who, method, path, got.body)
         basic = "Basic " + base64.b64encode(f"editor:{PASSWORD}".encode()).decode()
-        assert place.ask("POST", "/endpoints/delays/predict", {}, authorization=basic).status == 200
+        assert control.request("POST", "/endpoints/delays/predict", {}, authorization=basic).status == 200
 
 
 def test_an_endpoints_token_opens_nothing_but_what_is_below_its_name(store, serve, tokens, monkeypatch):
     monkeypatch.setattr(
         "everloop.server.access.authentication.FailureLimit.wait_s", lambda self, address, account="": 0.0
     )
-    with standing_in(store) as endpoint, standing_in(store, "other"), serve(store) as place:
+    with standing_in(store) as endpoint, standing_in(store, "other"), serve(store) as control:
         secret = "Bearer " + add_token(store, "delays", "app")
         sleep(0.3)
         for path in (
@@ -412,21 +413,21 @@ def test_an_endpoints_token_opens_nothing_but_what_is_below_its_name(store, serv
             "/endpoints/delays%2f..%2f..%2fapi/v1/runs", "/api/v1/access/me", "/endpoints/../api/v1/runs",
             "//endpoints/delays/health", "/%65ndpoints/delays/health", "/api/2.0/mlflow/experiments/search",
         ):  # fmt: skip
-            assert place.ask("GET", path, authorization=secret).status == 401, path
+            assert control.request("GET", path, authorization=secret).status == 401, path
         assert endpoint.requests == []
         # A path below the name goes to the endpoint, whatever it says, and never to a route of this server.
-        got = place.ask("GET", "/endpoints/delays/../../api/v1/runs", authorization=secret)
+        got = control.request("GET", "/endpoints/delays/../../api/v1/runs", authorization=secret)
         assert (got.body, endpoint.requests[-1][0][0]) == (b'{"fine":true}', b"GET /../../api/v1/runs HTTP/1.1")
 
 
 def test_credentials_for_the_server_do_not_reach_the_endpoint(store, serve, tokens):
-    with standing_in(store) as endpoint, serve(store) as place:
+    with standing_in(store) as endpoint, serve(store) as control:
         own = add_token(store, "delays", "app")
         sleep(0.3)
-        place.ask("POST", "/endpoints/delays/predict", {}, authorization=tokens["editor"], cookie="a=b")
+        control.request("POST", "/endpoints/delays/predict", {}, authorization=tokens["editor"], cookie="a=b")
         assert not any(line.lower().startswith((b"authorization", b"cookie")) for line in endpoint.requests[-1][0])
         # Who logs in here and needs the endpoint's token as well sends it beside.
-        place.ask(
+        control.request(
             "POST", "/endpoints/delays/predict", {}, authorization=tokens["editor"], x_everloop_endpoint_token=own
         )
         lines = endpoint.requests[-1][0]
@@ -434,7 +435,7 @@ def test_credentials_for_the_server_do_not_reach_the_endpoint(store, serve, toke
             b"authorization: Bearer " + own.encode()
         ]
         assert not any(b"endpoint-token" in line.lower() for line in lines)
-        place.ask("POST", "/endpoints/delays/predict", {}, authorization=f"Bearer {own}")
+        control.request("POST", "/endpoints/delays/predict", {}, authorization=f"Bearer {own}")
         assert f"authorization: Bearer {own}".encode() in endpoint.requests[-1][0]
 
 
@@ -445,31 +446,31 @@ def test_a_real_endpoint_and_one_that_is_killed_under_load(store, serve):
     store.records.put(store.new(EndpointRecord, name="delays", model="delays", routes=(route,)))
     (row,) = sample_rows(1)
     body = {"rows": [row], "keys": ["a"]}
-    with serve(store) as place, EndpointProcess(store, "delays") as first:
+    with serve(store) as control, EndpointProcess(store, "delays") as first:
         url = str(first.url)
         port = int(url.rpartition(":")[2])
         sleep(0.3)
-        answered = place.ask("POST", "/endpoints/delays/predict", body)
+        answered = control.request("POST", "/endpoints/delays/predict", body)
         direct = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         direct.request("POST", "/predict", json.dumps(body), {"content-type": "application/json"})
         assert answered.json["probabilities"] == json.loads(direct.getresponse().read())["probabilities"]
         direct.close()
         labels = {"labels": [{"key": "a", "value": True}]}
-        assert place.ask("POST", "/endpoints/delays/labels", labels).status == 200
+        assert control.request("POST", "/endpoints/delays/labels", labels).status == 200
         for path in ("health", "ready", "metrics", "openapi.json", "v2", "v2/models/delays", "ping", "version", ""):
-            assert place.ask("GET", f"/endpoints/delays/{path}").status == 200, path
-        assert place.ask("POST", "/endpoints/delays/invocations", {"dataframe_records": [row]}).status == 200
-        assert place.ask("POST", "/endpoints/delays/predict", {"rows": [{}]}).status == 422
-        refused = place.ask("GET", "/endpoints/delays/predict")
+            assert control.request("GET", f"/endpoints/delays/{path}").status == 200, path
+        assert control.request("POST", "/endpoints/delays/invocations", {"dataframe_records": [row]}).status == 200
+        assert control.request("POST", "/endpoints/delays/predict", {"rows": [{}]}).status == 422
+        refused = control.request("GET", "/endpoints/delays/predict")
         assert refused.status == 405
         # The example is for the address that the client knows.
-        assert f":{place.address[1]}/endpoints/delays/predict " in refused.json["error"]["curl"]
+        assert f":{control.address[1]}/endpoints/delays/predict " in refused.json["error"]["curl"]
 
         done, statuses = threading.Event(), []
 
         def load():
             while not done.is_set():
-                statuses.append(place.ask("POST", "/endpoints/delays/predict", body).status)
+                statuses.append(control.request("POST", "/endpoints/delays/predict", body).status)
 
         threads = [threading.Thread(target=load, daemon=True) for _ in range(4)]
         for thread in threads:
@@ -492,9 +493,9 @@ def test_a_real_endpoint_and_one_that_is_killed_under_load(store, serve):
 
 
 def test_options_that_cannot_be_read_open_nothing(store, serve, tokens):
-    with standing_in(store, tokens="all") as endpoint, standing_in(store, "other"), serve(store) as place:
-        assert place.ask("POST", "/endpoints/delays/predict", {}, authorization="Bearer all").status == 401
-        assert place.ask("POST", "/endpoints/other/predict", {}, authorization=tokens["editor"]).status == 200
+    with standing_in(store, tokens="all") as endpoint, standing_in(store, "other"), serve(store) as control:
+        assert control.request("POST", "/endpoints/delays/predict", {}, authorization="Bearer all").status == 401
+        assert control.request("POST", "/endpoints/other/predict", {}, authorization=tokens["editor"]).status == 200
         assert endpoint.requests == []
     with pytest.raises(Exception, match="max_body_bytes"):
         set_options(store, "other", {"max_body_bytes": "-1"})

@@ -1,4 +1,4 @@
-"""Guessing is slow, and nobody is refused because of what others try."""
+"""Guessing passwords is slow, and failed logins of one client never lock out another."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def basic(user: str, password: str) -> bytes:
     return b"Basic " + base64.b64encode(f"{user}:{password}".encode())
 
 
-class QuickBook(UserStore):
-    """The book, whose passwords are compared without a slow hash; it says how many checks run at once."""
+class QuickUserStore(UserStore):
+    """A user store that compares passwords without a slow hash, and counts concurrent checks."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
@@ -52,9 +52,9 @@ class QuickBook(UserStore):
 
 
 @pytest.fixture
-def book(store, monkeypatch) -> QuickBook:
+def user_store(store, monkeypatch) -> QuickUserStore:
     monkeypatch.setattr("everloop.server.access.users.hash_password", lambda password: f"none${password}")
-    made = QuickBook(store)
+    made = QuickUserStore(store)
     for name in ("ada", "bob"):
         made.add_user(name, {"*": "admin"}, PASSWORD)
     return made
@@ -62,7 +62,7 @@ def book(store, monkeypatch) -> QuickBook:
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """Pauses of milliseconds."""
+    """Shortens the pauses to milliseconds."""
     monkeypatch.setattr(rate_limits, "LONGEST_PAUSE_S", 0.01)
 
 
@@ -74,11 +74,11 @@ async def status(authenticator: Authenticator, header: bytes, address: str = HER
     return 200
 
 
-def test_a_valid_token_works_whatever_others_tried(book):
-    _, secret = book.create_token("ci", "ada")
+def test_a_valid_token_works_whatever_others_tried(user_store):
+    _, secret = user_store.create_token("ci", "ada")
 
     async def attack() -> list[int]:
-        authenticator = Authenticator(book)
+        authenticator = Authenticator(user_store)
         wrong = [await status(authenticator, b"Bearer evl_wrong%d" % number) for number in range(40)]
         assert set(wrong[:10]) == {401}
         assert set(wrong[10:]) == {429}
@@ -92,9 +92,9 @@ def test_a_valid_token_works_whatever_others_tried(book):
     assert asyncio.run(attack()) == [200, 200, 429]
 
 
-def test_a_valid_password_works_from_the_very_address_of_the_attack(book, quick):
+def test_a_valid_password_works_from_the_very_address_of_the_attack(user_store, quick):
     async def attack() -> None:
-        authenticator = Authenticator(book)
+        authenticator = Authenticator(user_store)
         wrong = [await status(authenticator, basic("ada", f"wrong{number}")) for number in range(30)]
         assert (set(wrong[:10]), set(wrong[10:])) == ({401}, {429})
         assert await status(authenticator, basic("ada", PASSWORD)) == 200
@@ -117,7 +117,7 @@ def test_an_attack_on_an_account_slows_that_account_from_that_address_only():
 
 
 def test_guessing_is_slow():
-    """From one address no more than 12 attempts a minute for an account are checked, once there were ten failures."""
+    """After ten failures, at most 12 attempts a minute for an account are checked from one address."""
     assert rate_limits.LONGEST_PAUSE_S >= 5
     limit = FailureLimit()
     for _ in range(20):
@@ -126,9 +126,9 @@ def test_guessing_is_slow():
     assert sum(turn is not None for turn in turns) <= rate_limits.PATIENCE_S / rate_limits.LONGEST_PAUSE_S + 2
 
 
-def test_credentials_that_were_good_before_wait_for_nobody(book):
+def test_credentials_that_were_good_before_wait_for_nobody(user_store):
     async def attack() -> None:
-        authenticator = Authenticator(book)
+        authenticator = Authenticator(user_store)
         assert await status(authenticator, basic("ada", PASSWORD)) == 200
         for _ in range(500):
             authenticator.limit.failed(HERE, "ada")
@@ -159,27 +159,27 @@ def test_memory_is_bounded_and_entries_expire(monkeypatch):
     assert len(limit) == 0
 
 
-def test_only_half_of_the_cores_check_passwords_and_a_flood_is_refused_not_kept(book):
+def test_only_half_of_the_cores_check_passwords_and_a_flood_is_refused_not_kept(user_store):
     async def flood() -> None:
-        authenticator = Authenticator(book, hashes=HashQueue(at_once=1, most_waiting=8))
-        book.gate.clear()
+        authenticator = Authenticator(user_store, hashes=HashQueue(at_once=1, most_waiting=8))
+        user_store.gate.clear()
         attempts = [
             asyncio.create_task(status(authenticator, basic(f"nobody{number}", "wrong"))) for number in range(200)
         ]
         other = asyncio.create_task(status(authenticator, basic("bob", PASSWORD), "198.51.100.7"))
-        # The flood's own attempts make place, before a single check has ended.
+        # The flood's own attempts are refused to make room, before a single check has ended.
         for _ in range(3000):
             if sum(attempt.done() for attempt in attempts) >= 190:
                 break
             await asyncio.sleep(0.01)
         assert sum(attempt.done() for attempt in attempts) >= 190
         assert not other.done()
-        book.gate.set()
+        user_store.gate.set()
         assert await other == 200
         statuses = [await attempt for attempt in attempts]
         assert statuses.count(429) >= 190
-        assert book.most == 1
-        assert book.checks <= 11
+        assert user_store.most == 1
+        assert user_store.checks <= 11
         assert authenticator.hashes._running == 0
         assert authenticator.hashes._waiting == 0
 
@@ -246,24 +246,24 @@ def test_nobody_is_refused_for_a_longer_line_of_another():
     asyncio.run(serve())
 
 
-def test_tokens_do_not_wait_for_passwords(book):
-    _, secret = book.create_token("ci", "ada")
+def test_tokens_do_not_wait_for_passwords(user_store):
+    _, secret = user_store.create_token("ci", "ada")
 
     async def ask() -> None:
-        authenticator = Authenticator(book)
-        book.gate.clear()
+        authenticator = Authenticator(user_store)
+        user_store.gate.clear()
         attempts = [asyncio.create_task(status(authenticator, basic("ada", f"wrong{n}"))) for n in range(30)]
         await asyncio.sleep(0.02)
         assert await asyncio.wait_for(status(authenticator, b"Bearer " + secret.encode()), 10) == 200
         assert not any(attempt.done() for attempt in attempts)
-        book.gate.set()
+        user_store.gate.set()
         await asyncio.gather(*attempts)
 
     asyncio.run(ask())
 
 
-def test_what_was_revoked_while_it_was_looked_up_is_not_remembered(book, monkeypatch):
-    _, secret = book.create_token("ci", "ada")
+def test_what_was_revoked_while_it_was_looked_up_is_not_remembered(user_store, monkeypatch):
+    _, secret = user_store.create_token("ci", "ada")
     real = UserStore.find_by_token
     revoked, seen = threading.Event(), threading.Event()
 
@@ -275,27 +275,27 @@ def test_what_was_revoked_while_it_was_looked_up_is_not_remembered(book, monkeyp
         return found
 
     async def ask() -> list[int]:
-        authenticator = Authenticator(book)
+        authenticator = Authenticator(user_store)
         await status(authenticator, b"Bearer evl_first")
-        monkeypatch.setattr(QuickBook, "find_by_token", slow)
+        monkeypatch.setattr(QuickUserStore, "find_by_token", slow)
         first = asyncio.create_task(status(authenticator, b"Bearer " + secret.encode()))
         assert await asyncio.to_thread(revoked.wait, 20)
         authenticator._refreshed_at = 0
         await authenticator._refresh()
         seen.set()
         found = [await first]
-        monkeypatch.setattr(QuickBook, "find_by_token", real)
+        monkeypatch.setattr(QuickUserStore, "find_by_token", real)
         return [*found, await status(authenticator, b"Bearer " + secret.encode())]
 
     assert asyncio.run(ask()) == [200, 401]
 
 
-def test_a_store_that_does_not_answer_is_503(book, monkeypatch):
+def test_a_store_that_does_not_answer_is_503(user_store, monkeypatch):
     def broken(self: Any, text: str) -> Any:
         raise StoreError("The store failed.")
 
-    monkeypatch.setattr(QuickBook, "find_by_token", broken)
-    assert asyncio.run(status(Authenticator(book), b"Bearer evl_x")) == 503
+    monkeypatch.setattr(QuickUserStore, "find_by_token", broken)
+    assert asyncio.run(status(Authenticator(user_store), b"Bearer evl_x")) == 503
 
 
 def scope(client: str, *forwarded: str) -> dict[str, Any]:
@@ -336,7 +336,9 @@ def test_clients_behind_a_trusted_proxy_are_told_apart(store, serve, monkeypatch
     failed = FailureLimit.failed
     monkeypatch.setattr(FailureLimit, "failed", lambda self, *who: (checked.append(who), failed(self, *who))[1])
     for trusted, address in (((), "127.0.0.1"), (("127.0.0.0/8",), "203.0.113.9")):
-        with serve(store, ServerOptions(trusted_proxies=trusted)) as place:
-            got = place.ask("GET", "/api/v1/runs", authorization="Bearer evl_x", x_forwarded_for="6.6.6.6, 203.0.113.9")
+        with serve(store, ServerOptions(trusted_proxies=trusted)) as control:
+            got = control.request(
+                "GET", "/api/v1/runs", authorization="Bearer evl_x", x_forwarded_for="6.6.6.6, 203.0.113.9"
+            )
             assert got.status == 401
             assert checked[-1] == (address, "")

@@ -1,4 +1,5 @@
-"""What the door keeps out: other names, other origins, bodies too long, too slow or cut off, and nonsense."""
+"""Requests that the middleware refuses: other host names and origins, bodies that are too long, too slow or truncated,
+and malformed requests."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from everloop.http.request_guard import RequestGuard
 from everloop.server.server_options import ServerOptions
 
 
-def talk(place, data, timeout_s=10.0):
-    """Send raw bytes and read until the other side closes."""
-    with socket.create_connection(place.address, timeout=timeout_s) as wire:
+def talk(control, data, timeout_s=10.0):
+    """Send raw bytes and read until the server closes the connection."""
+    with socket.create_connection(control.address, timeout=timeout_s) as wire:
         wire.sendall(data)
         said = b""
         while part := wire.recv(65536):
@@ -28,8 +29,8 @@ def talk(place, data, timeout_s=10.0):
 
 def test_only_its_own_names(store, serve):
     options = ServerOptions(allowed_hosts=("ml.example.com", "*.lab.example.com"))
-    with serve(store, options) as place:
-        port = place.address[1]
+    with serve(store, options) as control:
+        port = control.address[1]
         for host in (
             "localhost",
             f"LOCALHOST:{port}",
@@ -38,27 +39,27 @@ def test_only_its_own_names(store, serve):
             "a.lab.example.com:8443",
             "127.0.0.1.",
         ):
-            assert place.ask("GET", "/health", host=host).status == 200, host
+            assert control.request("GET", "/health", host=host).status == 200, host
         for host in (
             "evil.example", "lab.example.com", "xlab.example.com", "localhost.evil.example", "127.0.0.1.evil.example",
             "127.0.0.1@evil.example", "evil.example#localhost", "[::1", "[evil]", "", "localhost:80:80", "0.0.0.0",
             "127.0.0.2", "localhost:99x",
         ):  # fmt: skip
-            assert place.ask("GET", "/health", host=host).status == 421, host
-        assert b" 421 " in talk(place, b"GET /health HTTP/1.0\r\n\r\n")
+            assert control.request("GET", "/health", host=host).status == 421, host
+        assert b" 421 " in talk(control, b"GET /health HTTP/1.0\r\n\r\n")
         twice = b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
-        assert b" 421 " in talk(place, twice)
+        assert b" 421 " in talk(control, twice)
         absolute = b"GET http://evil.example/health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
-        assert b" 421 " in talk(place, absolute)
+        assert b" 421 " in talk(control, absolute)
 
 
 def test_other_origins_change_nothing(store, serve):
-    with serve(store) as place:
-        own = f"http://127.0.0.1:{place.address[1]}"
+    with serve(store) as control:
+        own = f"http://127.0.0.1:{control.address[1]}"
         path = "/api/v1/models/m/aliases/a/policy"
 
         def put(**headers):
-            return place.ask("PUT", path, {"approvals": 1}, **headers).status
+            return control.request("PUT", path, {"approvals": 1}, **headers).status
 
         for headers in (
             {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": own.replace("http", "file")},
@@ -67,17 +68,17 @@ def test_other_origins_change_nothing(store, serve):
             {"origin": own, "sec_fetch_site": "cross-site"},
         ):  # fmt: skip
             assert put(**headers) == 403, headers
-        assert place.ask("GET", "/api/v1/alias-policies").json == []
+        assert control.request("GET", "/api/v1/alias-policies").json == []
         assert put(origin=own, sec_fetch_site="same-origin") == 200
         assert put() == 200
-        answer = place.ask("GET", "/api/v1/status", origin="http://evil.example")
+        answer = control.request("GET", "/api/v1/status", origin="http://evil.example")
         assert not any(name.startswith("access-control") for name in answer.headers)
-        preflight = place.ask("OPTIONS", path, origin="http://evil.example", access_control_request_method="PUT")
+        preflight = control.request("OPTIONS", path, origin="http://evil.example", access_control_request_method="PUT")
         assert not any(name.startswith("access-control") for name in preflight.headers)
 
 
 def test_every_answer_is_guarded(store, serve):
-    with serve(store) as place:
+    with serve(store) as control:
         for path in (
             "/",
             "/nothing",
@@ -87,7 +88,7 @@ def test_every_answer_is_guarded(store, serve):
             "/api/openapi.json",
             "/api/v1/runs?limit=x",
         ):
-            headers = place.ask("GET", path).headers
+            headers = control.request("GET", path).headers
             assert headers["x-content-type-options"] == "nosniff", path
             assert "default-src 'none'" in headers["content-security-policy"], path
             assert headers["x-frame-options"] == "DENY", path
@@ -95,8 +96,8 @@ def test_every_answer_is_guarded(store, serve):
 
 
 def test_openapi_tells_of_the_routes(store, serve):
-    with serve(store) as place:
-        document = place.ask("GET", "/api/openapi.json").json
+    with serve(store) as control:
+        document = control.request("GET", "/api/openapi.json").json
     assert document["info"]["title"] == "everloop"
     for path in ("/api/v1/status", "/api/v1/access/users", "/api/v1/diff", "/api/v1/webhooks"):
         assert path in document["paths"]
@@ -109,70 +110,73 @@ def test_openapi_tells_of_the_routes(store, serve):
      "status.js/", "/etc/passwd", "status.js;x", "STATUS.JS", "C:\\x", "status.js%2f..", "status.js."],
 )  # fmt: skip
 def test_static_names_are_looked_up_not_opened(store, serve, name):
-    with serve(store) as place:
-        answer = place.ask("GET", f"/static/{name}")
-        assert answer.status in (400, 404) or answer.body == place.ask("GET", "/static/status.js").body
+    with serve(store) as control:
+        answer = control.request("GET", f"/static/{name}")
+        assert answer.status in (400, 404) or answer.body == control.request("GET", "/static/status.js").body
         assert b"def make_app" not in answer.body
 
 
 def test_headers_cannot_be_injected(store, serve):
-    with serve(store) as place:
+    with serve(store) as control:
         for path in (
             "/static/x%0d%0aSet-Cookie:a=b",
             "/api/v1/runs/x%0d%0aX-Evil:1",
             "/api/v1/runs?limit=%0d%0aX-Evil:1",
         ):
-            answer = place.ask("GET", path)
+            answer = control.request("GET", path)
             assert not {"set-cookie", "x-evil"} & set(answer.headers)
             assert answer.status < 500
 
 
 def test_long_bodies_are_413(store, serve):
-    with serve(store, ServerOptions(json_bytes=1000, upload_bytes=2000)) as place:
+    with serve(store, ServerOptions(json_bytes=1000, upload_bytes=2000)) as control:
         path = "/api/v1/models/m/aliases/a/policy"
-        assert place.ask("PUT", path, b'{"approvals": 1}' + b" " * 900, content_type="application/json").status == 200
-        assert place.ask("PUT", path, b" " * 1001, content_type="application/json").status == 413
+        assert (
+            control.request("PUT", path, b'{"approvals": 1}' + b" " * 900, content_type="application/json").status
+            == 200
+        )
+        assert control.request("PUT", path, b" " * 1001, content_type="application/json").status == 413
         # Said before it is sent, and said to be short but sent in pieces without end.
         head = f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
-        assert b" 413 " in talk(place, head + b"Content-Length: 99999999999\r\n\r\n{")
+        assert b" 413 " in talk(control, head + b"Content-Length: 99999999999\r\n\r\n{")
         pieces = (b"3e8\r\n" + b" " * 1000 + b"\r\n") * 2
-        assert b" 413 " in talk(place, head + b"Transfer-Encoding: chunked\r\n\r\n" + pieces)
+        assert b" 413 " in talk(control, head + b"Transfer-Encoding: chunked\r\n\r\n" + pieces)
 
 
 def test_slow_bodies_are_408(store, serve):
-    with serve(store, ServerOptions(stall_s=0.3, body_s=5.0)) as place:
+    with serve(store, ServerOptions(stall_s=0.3, body_s=5.0)) as control:
         head = b"PUT /api/v1/models/m/aliases/a/policy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
         began = monotonic()
-        assert b" 408 " in talk(place, head)
+        assert b" 408 " in talk(control, head)
         assert monotonic() - began < 8
-        assert place.ask("GET", "/health").status == 200
+        assert control.request("GET", "/health").status == 200
 
 
 def test_slow_and_endless_headers_end(store, serve, monkeypatch):
     monkeypatch.setattr("everloop.http.connection.HEADERS_S", 0.3)
-    with serve(store) as place:
-        assert talk(place, b"GET /health HTTP/1.1\r\nHost: local") == b""
+    with serve(store) as control:
+        assert talk(control, b"GET /health HTTP/1.1\r\nHost: local") == b""
         filler = (b"X-Filler: " + b"a" * 4000 + b"\r\n") * 100_000
         with pytest.raises(OSError, match=r"reset|Broken|aborted"):
-            talk(place, b"GET /health HTTP/1.1\r\n" + filler)
-        assert place.ask("GET", "/health").status == 200
+            talk(control, b"GET /health HTTP/1.1\r\n" + filler)
+        assert control.request("GET", "/health").status == 200
 
 
 def test_bodies_cut_off_leave_nothing(store, serve, caplog):
-    with serve(store) as place:
+    with serve(store) as control:
         body = b'{"approvals": 1}'
         path, length = "/api/v1/models/m/aliases/a/policy", len(body) + 5
         head = f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
-        with socket.create_connection(place.address, 5) as wire:
+        with socket.create_connection(control.address, 5) as wire:
             wire.sendall(head.encode() + body)
-        assert place.ask("GET", "/api/v1/alias-policies").json == []
+        assert control.request("GET", "/api/v1/alias-policies").json == []
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_access_log_cannot_be_forged(store, serve, caplog):
-    with caplog.at_level(logging.INFO, logger="everloop.access"), serve(store) as place:
-        place.ask("GET", "/x%0a127.0.0.1%20-%20GET%20/fine")
-        place.ask("GET", "/health")
+    with caplog.at_level(logging.INFO, logger="everloop.access"), serve(store) as control:
+        control.request("GET", "/x%0a127.0.0.1%20-%20GET%20/fine")
+        control.request("GET", "/health")
     lines = [record.getMessage() for record in caplog.records if record.name == "everloop.access"]
     assert len(lines) == 2
     assert "\n" not in lines[0]
@@ -212,7 +216,7 @@ def test_nothing_that_is_sent_gives_a_5xx(store, serve):
         for method in handler.http_methods
         if "mlflow" not in route.path
     ]
-    with serve(store) as place:
+    with serve(store) as control:
 
         @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(st.data())
@@ -232,7 +236,7 @@ def test_nothing_that_is_sent_gives_a_5xx(store, serve):
             )
             if body is not None and not isinstance(body, bytes):
                 body = json.dumps(body).encode()
-            answer = place.ask(
+            answer = control.request(
                 method, path, body, content_type=data.draw(st.sampled_from(["application/json", "text/plain", "a"]))
             )
             assert answer.status < 500, (method, path, body, answer.body)

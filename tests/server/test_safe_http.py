@@ -1,4 +1,4 @@
-"""Messages to the outside: where they may go, that they are signed, and that they come."""
+"""Webhook messages: allowed addresses, signatures and delivery."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def test_a_name_that_leads_elsewhere_later_is_looked_at_each_time(store, monkeyp
 
 
 def test_what_comes_back_is_not_told(store, serve, listener):
-    with serve(store, LOCAL) as place:
+    with serve(store, LOCAL) as control:
         body = {"name": "a", "url": f"http://127.0.0.1:{listener.server_port}/", "events": [MODEL_VERSION]}
-        hook = place.ask("POST", HOOKS, body).json["webhook"]
-        told = place.ask("POST", f"{HOOKS}/{hook['webhook_id']}/test", {}).json["result"]
+        hook = control.request("POST", HOOKS, body).json["webhook"]
+        told = control.request("POST", f"{HOOKS}/{hook['webhook_id']}/test", {}).json["result"]
         assert told == {"success": True, "response_status": 204, "response_body": UNSHOWN}
 
 
@@ -180,16 +180,16 @@ def test_what_nobody_takes_is_given_up(store, listener):
 
 
 def test_webhooks_over_http(store, serve):
-    with serve(store, LOCAL) as place:
-        made = place.ask("POST", "/api/v1/webhooks", {"name": "a", "url": "http://127.0.0.1:9/"})
+    with serve(store, LOCAL) as control:
+        made = control.request("POST", "/api/v1/webhooks", {"name": "a", "url": "http://127.0.0.1:9/"})
         assert (made.status, len(made.json["secret"]) > 30) == (201, True)
-        listed = place.ask("GET", "/api/v1/webhooks").json
+        listed = control.request("GET", "/api/v1/webhooks").json
         assert [(one["name"], one["secret"]) for one in listed] == [("a", None)]
-        assert place.ask("POST", "/api/v1/webhooks", {"name": "b", "url": "http://10.0.0.1/"}).status == 400
-        assert place.ask("POST", "/api/v1/webhooks", {"name": "b", "url": 5}).status == 400
-        assert place.ask("POST", "/api/v1/webhooks/a/test").status == 503
-        assert place.ask("DELETE", "/api/v1/webhooks/a").status == 204
-        assert place.ask("DELETE", "/api/v1/webhooks/a").status == 404
+        assert control.request("POST", "/api/v1/webhooks", {"name": "b", "url": "http://10.0.0.1/"}).status == 400
+        assert control.request("POST", "/api/v1/webhooks", {"name": "b", "url": 5}).status == 400
+        assert control.request("POST", "/api/v1/webhooks/a/test").status == 503
+        assert control.request("DELETE", "/api/v1/webhooks/a").status == 204
+        assert control.request("DELETE", "/api/v1/webhooks/a").status == 404
 
 
 def test_names_secrets_and_verbs_are_checked(store):
@@ -214,8 +214,8 @@ def test_mlflows_webhooks_are_told_in_mlflows_words(store, serve, listener):
     verbs += ["prompt.created", "prompt_version.created", "prompt_tag.set", "prompt_alias.created"]
     events = [dict(zip(("entity", "action"), verb.upper().split("."), strict=True)) for verb in verbs]
     url = f"http://127.0.0.1:{listener.server_port}/m"
-    with serve(store, LOCAL) as place:
-        made = place.ask("POST", HOOKS, {"name": "ci", "url": url, "events": events, "secret": "s3cret"}).json[
+    with serve(store, LOCAL) as control:
+        made = control.request("POST", HOOKS, {"name": "ci", "url": url, "events": events, "secret": "s3cret"}).json[
             "webhook"
         ]
         assert (made["status"], made["events"]) == ("ACTIVE", events)
@@ -237,7 +237,7 @@ def test_mlflows_webhooks_are_told_in_mlflows_words(store, serve, listener):
             ("POST", "registered-models/alias", {"name": "p", "alias": "live", "version": "1"}),
         ]  # fmt: skip
         for method, path, body in steps:
-            answer = place.ask(method, api + path, body)
+            answer = control.request(method, api + path, body)
             assert answer.status == 200, answer.body
         until = time.monotonic() + 30
         while len(listener.got) < 11 and time.monotonic() < until:
@@ -271,31 +271,33 @@ def test_mlflows_webhooks_are_told_in_mlflows_words(store, serve, listener):
 
 def test_mlflows_webhooks_are_changed_tried_and_removed(store, serve, listener):
     url = f"http://127.0.0.1:{listener.server_port}/m"
-    with serve(store, LOCAL) as place:
+    with serve(store, LOCAL) as control:
         body = {"name": "ci", "url": url, "events": [MODEL_VERSION]}
-        first, second = (place.ask("POST", HOOKS, body).json["webhook"] for _ in range(2))
-        page = place.ask("GET", f"{HOOKS}?max_results=1").json
+        first, second = (control.request("POST", HOOKS, body).json["webhook"] for _ in range(2))
+        page = control.request("GET", f"{HOOKS}?max_results=1").json
         assert [hook["webhook_id"] for hook in page["webhooks"]] == [second["webhook_id"]]
-        page = place.ask("GET", f"{HOOKS}?page_token={page['next_page_token']}").json
+        page = control.request("GET", f"{HOOKS}?page_token={page['next_page_token']}").json
         assert [hook["webhook_id"] for hook in page["webhooks"]] == [first["webhook_id"]]
         one = f"{HOOKS}/{first['webhook_id']}"
-        changed = place.ask("PATCH", one, {"name": "cd", "status": "DISABLED", "description": "off"}).json["webhook"]
+        changed = control.request("PATCH", one, {"name": "cd", "status": "DISABLED", "description": "off"}).json[
+            "webhook"
+        ]
         assert (changed["name"], changed["status"], changed["description"]) == ("cd", "DISABLED", "off")
-        assert place.ask("GET", one).json["webhook"] == changed
-        told = place.ask("POST", f"{one}/test", {}).json["result"]
+        assert control.request("GET", one).json["webhook"] == changed
+        told = control.request("POST", f"{one}/test", {}).json["result"]
         assert told == {"success": True, "response_status": 204, "response_body": UNSHOWN}
         event = {"event": {"entity": "PROMPT_ALIAS", "action": "DELETED"}}
         listener.answers = [500]
-        answer = place.ask("POST", f"{one}/test", event).json["result"]
+        answer = control.request("POST", f"{one}/test", event).json["result"]
         assert answer == {"success": False, "response_status": 500, "response_body": UNSHOWN}
         assert json.loads(listener.got[-1][2])["entity"] == "prompt_alias"
-        shown = place.ask("GET", "/api/v1/webhooks").json
+        shown = control.request("GET", "/api/v1/webhooks").json
         assert [(hook["name"], hook["form"], hook["active"]) for hook in shown] == [
             ("cd", "mlflow", False),
             ("ci", "mlflow", True),
         ]
-        assert place.ask("DELETE", one).status == 200
-        gone = place.ask("GET", one)
+        assert control.request("DELETE", one).status == 200
+        gone = control.request("GET", one)
         assert (gone.status, gone.json["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -325,8 +327,8 @@ def test_what_happens_while_a_webhook_is_off_is_not_sent_later(store, listener):
     ],
 )  # fmt: skip
 def test_what_is_no_webhook_is_refused(store, serve, changes):
-    with serve(store) as place:
+    with serve(store) as control:
         body = {"name": "a", "url": "http://8.8.8.8/", "events": [MODEL_VERSION], **changes}
-        refused = place.ask("POST", HOOKS, body)
+        refused = control.request("POST", HOOKS, body)
         assert (refused.status, refused.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), refused.body
-        assert place.ask("GET", HOOKS).json == {}
+        assert control.request("GET", HOOKS).json == {}

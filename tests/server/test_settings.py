@@ -1,4 +1,4 @@
-"""What `everloop.toml` says of a server."""
+"""Server settings in `everloop.toml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets and URLs of webhooks: usable by the server, and in clear nowhere."""
+"""Secrets and URLs of webhooks: the server can use them, and they are never stored in clear text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def publish(store, number=1):
 
 
 def put_in_clear(store, url, name="old"):
-    """As earlier versions stored it, with a history."""
+    """A webhook as earlier versions stored it, with a history."""
     records = store.records.for_project(PROJECT)
     now = store.now()
     fields = {"name": name, "url": url, "for_project": store.project, "secret": SECRET}
@@ -206,10 +206,10 @@ def test_a_restored_home_says_what_has_to_be_set_again(store, tmp_path, url):
 
 
 def test_the_api_gives_a_secret_once(store, serve, url):
-    with serve(store, LOCAL) as place:
-        made = place.ask("POST", "/api/v1/webhooks", {"name": "ops", "url": url}).json
+    with serve(store, LOCAL) as control:
+        made = control.request("POST", "/api/v1/webhooks", {"name": "ops", "url": url}).json
         assert len(made["secret"]) >= 32
-        listed = place.ask("GET", "/api/v1/webhooks").json
+        listed = control.request("GET", "/api/v1/webhooks").json
         assert listed[0]["url"] == url
         assert listed[0]["secret"] is None
         assert made["secret"] not in json.dumps(listed)

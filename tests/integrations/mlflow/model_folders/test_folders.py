@@ -191,7 +191,11 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("flavors: {sklearn: {pickled_model: ../../etc/passwd.skops}}", DataError, "leads out of"),
         ("flavors: {sklearn: {pickled_model: /etc/passwd.skops}}", DataError, "leads out of"),
         ("flavors: {sklearn: {pickled_model: 'a\\b.skops'}}", DataError, "leads out of"),
-        ("flavors: {sklearn: {pickled_model: none.skops}}", NotFoundError, "has no 'none.skops', which its MLmodel names"),
+        (
+            "flavors: {sklearn: {pickled_model: none.skops}}",
+            NotFoundError,
+            "has no 'none.skops', which its MLmodel names",
+        ),
         ("flavors: {spacy: {data: x}}", DataError, "has no supported flavor; it has: spacy"),
         ("flavors: {xgboost: {data: m, model_class: os.system}}", DataError, "of the class 'system'"),
         ("flavors: {catboost: {data: m, model_type: Evil}}", DataError, "of the type 'Evil'"),
@@ -207,7 +211,11 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("[" * 5000, DataError, "cannot be read"),
         ("flavors: {sklearn: {pickled_model: m, serialization_format: cloudpickle}}", TrustError, "allow-code"),
         ("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}", CorruptionError, "no model in skops"),
-        ("flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}", CorruptionError, "is not a LightGBM model"),
+        (
+            "flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}",
+            CorruptionError,
+            "is not a LightGBM model",
+        ),
         ("flavors: {python_function: {loader_module: os, data: m}}", TrustError, "a Python model"),
         (
             "flavors: {python_function: {loader_module: mlflow.pyfunc.model, cloudpickle_version: '3'}}",

@@ -142,8 +142,8 @@ def client_python(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def client_server(client_python, serve, tmp_path_factory):
     """A whole control plane of its own for each client."""
-    with open_store(tmp_path_factory.mktemp("client") / "home", project="p") as store, serve(store) as place:
-        yield place
+    with open_store(tmp_path_factory.mktemp("client") / "home", project="p") as store, serve(store) as control:
+        yield control
 
 
 @pytest.fixture(scope="module")

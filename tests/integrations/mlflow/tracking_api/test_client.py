@@ -60,8 +60,8 @@ def served(heard, client_python, serve, tmp_path_factory):
     options = ServerOptions(webhook_networks=("127.0.0.0/8",))
     home = tmp_path_factory.mktemp("client") / "home"
     heard.heard.clear()
-    with open_store(home, project="p") as store, serve(store, options) as place:
-        yield place
+    with open_store(home, project="p") as store, serve(store, options) as control:
+        yield control
 
 
 @pytest.fixture(scope="module")

@@ -243,7 +243,10 @@ def test_aliases_do_not_multiply_what_a_search_may_give(api, ask, monkeypatch):
     query = "{ mlflowSearchRuns(input: {experimentIds: [%s]}) { runs { %s } } }"
     inner = " ".join(f"i{a}: info {{ {' '.join(f'r{b}: runId' for b in range(10))} }}" for a in range(10))
     said = ask(query % (json.dumps(experiment), inner))
-    assert said == {"data": None, "errors": ["The response would have more than 500 values. Request fewer rows or fields."]}
+    assert said == {
+        "data": None,
+        "errors": ["The response would have more than 500 values. Request fewer rows or fields."],
+    }
     assert len(_data(ask(query % (json.dumps(experiment), "info { runId }")))["mlflowSearchRuns"]["runs"]) == 10
 
 
@@ -280,7 +283,10 @@ def test_what_goes_wrong_inside_is_not_told(caplog):
     fields = Fields({"query": '{ mlflowGetRun(input: {runId: "x"}) { run { info { runId } } } }'})
     error: Exception = KeyError("a secret")
     said = query_execution.answer_query(fields, fails)
-    assert said == {"data": {"mlflowGetRun": None}, "errors": ["The server could not handle this field. Its log has the details."]}
+    assert said == {
+        "data": {"mlflowGetRun": None},
+        "errors": ["The server could not handle this field. Its log has the details."],
+    }
     assert "a secret" in caplog.text
     error = UnavailableError("The store is away.")
     assert query_execution.answer_query(fields, fails)["errors"] == ["The store is away."]

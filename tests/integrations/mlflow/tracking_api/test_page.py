@@ -47,9 +47,9 @@ def site(mlflow_python, serve, tmp_path_factory):
         pytest.skip("this MLflow is one without its page")
     home = tmp_path_factory.mktemp("page")
     options = ServerOptions(mlflow_page=str(build))
-    with open_store(home / "home", project="p") as store, serve(store, options) as place:
+    with open_store(home / "home", project="p") as store, serve(store, options) as control:
         done = subprocess.run(
-            [mlflow_python, str(HERE / "client_page_script.py"), place.url],
+            [mlflow_python, str(HERE / "client_page_script.py"), control.url],
             capture_output=True,
             text=True,
             timeout=120,
@@ -58,7 +58,7 @@ def site(mlflow_python, serve, tmp_path_factory):
             env={**os.environ, "MLFLOW_ENABLE_ASYNC_LOGGING": "false"},
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        yield place, json.loads(done.stdout.splitlines()[-1])
+        yield control, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def _address(answer) -> str:
 
 @pytest.fixture
 def visitor(browser, site):
-    place, _ = site
-    visiting = Visitor(browser, place.url)
+    control, _ = site
+    visiting = Visitor(browser, control.url)
     yield visiting
     failed = {(_address(one), one.status) for one in visiting.answers if one.status >= 400}
     bodies = [one.json() for one in visiting.answers if urlsplit(one.url).path == "/graphql"]
@@ -224,11 +224,11 @@ def test_what_a_person_changes(visitor, site):
 
 
 def test_the_page_is_only_its_own_files(site):
-    place, _ = site
-    front = place.ask("GET", "/")
+    control, _ = site
+    front = control.request("GET", "/")
     assert b"static-files/static/js/main" in front.body
     script = re.search(rb"static-files/static/js/main[^\"]+", front.body)[0].decode()
-    got = place.ask("GET", f"/{script}")
+    got = control.request("GET", f"/{script}")
     assert (got.status, got.headers["content-type"].partition(";")[0]) == (200, "text/javascript")
     assert "immutable" in got.headers["cache-control"]
     for name in (
@@ -242,9 +242,9 @@ def test_the_page_is_only_its_own_files(site):
         "index.html%00",
         "nothing",
     ):
-        assert place.ask("GET", f"/static-files/{name}").status in (400, 404), name
-    assert place.ask("GET", "/status").body.startswith(b"<!doctype html>")
-    assert b"<title>everloop</title>" in place.ask("GET", "/status").body
+        assert control.request("GET", f"/static-files/{name}").status in (400, 404), name
+    assert control.request("GET", "/status").body.startswith(b"<!doctype html>")
+    assert b"<title>everloop</title>" in control.request("GET", "/status").body
 
 
 def test_a_folder_without_the_page_is_refused(tmp_path):

@@ -159,19 +159,19 @@ def test_behind_a_login_an_address_is_enough_and_nothing_else(store):
     from tests.fixtures.control_plane import serving
 
     UserStore(store).add_user("ada", {"*": "admin"}, "a long enough password")
-    with serving(store, ServerOptions(public_url="https://ml.example.com"), auth=True) as place:
+    with serving(store, ServerOptions(public_url="https://ml.example.com"), auth=True) as control:
         import base64
 
         login = "Basic " + base64.b64encode(b"ada:a long enough password").decode()
-        assert place.ask("PUT", f"{PROXY}/a.txt", b"told", authorization=login).status == 200
-        given = place.ask("GET", "/api/2.0/mlflow-artifacts/presigned/a.txt", authorization=login).json
+        assert control.request("PUT", f"{PROXY}/a.txt", b"told", authorization=login).status == 200
+        given = control.request("GET", "/api/2.0/mlflow-artifacts/presigned/a.txt", authorization=login).json
         assert given["url"].startswith("https://ml.example.com/signed-artifacts?")
         query = urlsplit(given["url"]).query
-        assert place.ask("GET", f"/signed-artifacts?{query}").body == b"told"
+        assert control.request("GET", f"/signed-artifacts?{query}").body == b"told"
         for path in ("/api/2.0/mlflow-artifacts/presigned/a.txt", f"{PROXY}/a.txt"):
-            assert place.ask("GET", path).status == 401
+            assert control.request("GET", path).status == 401
         for query in ("", "what=get&where=mlflow-artifacts:/&path=a.txt&until=99999999999&seal=" + "0" * 64):
-            assert place.ask("GET", f"/signed-artifacts?{query}").status in (400, 403)
+            assert control.request("GET", f"/signed-artifacts?{query}").status in (400, 403)
 
 
 def test_a_client_sends_and_fetches_in_parts(served, client_python, tmp_path):
@@ -273,26 +273,26 @@ def test_a_server_keeps_files_in_a_bucket(bucket, store):
     from tests.fixtures.control_plane import serving
 
     options = ServerOptions(artifacts_destination="s3://models/proxied", default_artifact_root="s3://models/direct")
-    with serving(store, options) as place:
+    with serving(store, options) as control:
         body = os.urandom(3_000_000)
-        assert place.ask("PUT", f"{PROXY}/1/big", body).status == 200
-        assert place.ask("GET", f"{PROXY}/1/big").body == body
-        assert place.ask("GET", f"{PROXY}/1/big", range="bytes=5-9").body == body[5:10]
-        (listed,) = place.ask("GET", f"{PROXY}?path=1").json["files"]
+        assert control.request("PUT", f"{PROXY}/1/big", body).status == 200
+        assert control.request("GET", f"{PROXY}/1/big").body == body
+        assert control.request("GET", f"{PROXY}/1/big", range="bytes=5-9").body == body[5:10]
+        (listed,) = control.request("GET", f"{PROXY}?path=1").json["files"]
         assert listed == {"path": "big", "is_dir": False, "file_size": len(body)}
-        given = place.ask("GET", "/api/2.0/mlflow-artifacts/presigned/1/big").json
+        given = control.request("GET", "/api/2.0/mlflow-artifacts/presigned/1/big").json
         assert "X-Amz-Signature" in given["url"]
         assert ask(given["url"])[1] == body
-        assert place.ask("DELETE", f"{PROXY}/1/big").status == 200
-        assert place.ask("GET", f"{PROXY}/1/big").status == 404
+        assert control.request("DELETE", f"{PROXY}/1/big").status == 200
+        assert control.request("GET", f"{PROXY}/1/big").status == 404
 
-        run = place.ask("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0"}).json["run"]["info"]
+        run = control.request("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0"}).json["run"]["info"]
         assert run["artifact_uri"] == f"s3://models/direct/0/{run['run_id']}/artifacts"
         bucket.put_object(Bucket="models", Key=f"direct/0/{run['run_id']}/artifacts/own.txt", Body=b"by the client")
-        (listed,) = place.ask("GET", f"/api/2.0/mlflow/artifacts/list?run_id={run['run_id']}").json["files"]
+        (listed,) = control.request("GET", f"/api/2.0/mlflow/artifacts/list?run_id={run['run_id']}").json["files"]
         assert listed == {"path": "own.txt", "is_dir": False, "file_size": 13}
-        assert place.ask("GET", f"/get-artifact?run_id={run['run_id']}&path=own.txt").body == b"by the client"
+        assert control.request("GET", f"/get-artifact?run_id={run['run_id']}&path=own.txt").body == b"by the client"
         fields = {"run_id": run["run_id"], "path": "signed.txt"}
-        given = place.ask("POST", "/api/2.0/mlflow/artifacts/presigned-upload-url", fields).json
+        given = control.request("POST", "/api/2.0/mlflow/artifacts/presigned-upload-url", fields).json
         assert ask(given["presigned_url"], "PUT", b"signed", content_type="application/octet-stream")[0] == 200
-        assert place.ask("GET", f"/get-artifact?run_id={run['run_id']}&path=signed.txt").body == b"signed"
+        assert control.request("GET", f"/get-artifact?run_id={run['run_id']}&path=signed.txt").body == b"signed"

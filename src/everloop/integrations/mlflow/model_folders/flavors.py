@@ -130,7 +130,7 @@ def _xgboost(found: Description, flavor: Mapping[str, Any], allow_code: bool) ->
 
 
 def _wrapper_of(found: Description, blob: bytes) -> str:
-    """Which of XGBoost's estimators answers as a bare booster does."""
+    """Return the name of the XGBoost estimator class that predicts like this booster."""
     import json
 
     try:
