@@ -1,4 +1,4 @@
-"""Every format gives back what was put in, and equal values give equal bytes."""
+"""Every artifact format loads exactly what was stored, and equal values give equal bytes."""
 
 from __future__ import annotations
 

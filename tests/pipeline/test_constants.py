@@ -1,4 +1,4 @@
-"""A constant that a step reaches, of whatever class and by whatever way: edited, the step runs again."""
+"""A step runs again after an edit of a constant that it depends on, for every type of constant and of access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run is taken up where it stood; two at once do the work once."""
+"""A run that is killed at any moment is resumed where it stopped; two runs at the same time do the work once."""
 
 from __future__ import annotations
 

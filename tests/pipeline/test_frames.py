@@ -1,4 +1,4 @@
-"""A frame that a step returns comes back equal, with its types, index and labels, or is refused by name."""
+"""A frame that a step returns is loaded equal, with its types, index and labels, or is refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wiring, tracing, order and what is refused."""
+"""Graphs: wiring, tracing, order, and errors."""
 
 from __future__ import annotations
 

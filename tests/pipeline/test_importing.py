@@ -1,4 +1,4 @@
-"""A project's modules are what their files say, however fast somebody edits."""
+"""A project's modules are imported from the present text of their files, even after quick edits."""
 
 from __future__ import annotations
 

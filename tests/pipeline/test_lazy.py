@@ -1,4 +1,4 @@
-"""What importing the room costs."""
+"""The cost of importing the package."""
 
 from __future__ import annotations
 

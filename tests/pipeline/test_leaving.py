@@ -1,4 +1,4 @@
-"""However a step is left, the run knows: every way other than returning is a failed step with its reason."""
+"""Every way to leave a step other than returning, such as `sys.exit`, fails the step with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps in worker processes: side by side, killed, dead, and with the code that is meant."""
+"""Steps in worker processes: in parallel, killed, lost, and always with the right code."""
 
 from __future__ import annotations
 

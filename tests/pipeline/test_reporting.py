@@ -1,4 +1,4 @@
-"""What a running step says of itself, and who hears it."""
+"""Progress of running steps, and the listener that receives it."""
 
 from __future__ import annotations
 

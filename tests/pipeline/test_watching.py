@@ -1,4 +1,4 @@
-"""What a step reads from outside by itself is noticed: files, folders, environment variables."""
+"""Reads of a step from outside are tracked: files, folders, environment variables."""
 
 from __future__ import annotations
 

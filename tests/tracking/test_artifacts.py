@@ -1,4 +1,4 @@
-"""What a run keeps beside its numbers, read back with the tools that such files are for."""
+"""Artifacts of runs, read with the tools for their file types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits that log themselves: real libraries, one run a fit, and nothing left behind."""
+"""Autologging of real libraries: one run per fit, and no patches left behind."""
 
 from __future__ import annotations
 

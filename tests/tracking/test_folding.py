@@ -1,4 +1,4 @@
-"""From journals into the store: every point exactly once, whoever folds and whatever dies."""
+"""Folding of journals into the store: every point exactly once, whichever process folds or dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journals shipped to a real server: each point arrives once, whatever the way there does."""
+"""Upload of journals to a real server: each point arrives exactly once, even over a bad network."""
 
 from __future__ import annotations
 

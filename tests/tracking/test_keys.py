@@ -1,4 +1,4 @@
-"""Keys that become one name are refused, and both are named."""
+"""Keys that give the same name are refused, and the error names both."""
 
 from __future__ import annotations
 

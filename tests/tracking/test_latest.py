@@ -1,4 +1,4 @@
-"""A metric's last value is the same whichever way its points came, and in whatever order."""
+"""A metric's last value does not depend on how its points arrived, nor in which order."""
 
 from __future__ import annotations
 

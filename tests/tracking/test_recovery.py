@@ -1,4 +1,4 @@
-"""A look at runs first brings in what dead processes left, and leaves the living alone."""
+"""Reading runs first folds the journals of dead processes, and does not touch living ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that did not start on this machine is data: what it would execute is shown, and nothing of it is executed."""
+"""A run that was not started on this machine is not executed without trust; its plan is only shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doing the run of a script again: what is the same, and what is named when it is not."""
+"""Reproduction of a script's run, and the differences that it reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is going on: what it keeps, and what it does when things go wrong."""
+"""Active runs: what they record, and what happens on errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets in what a run records are masked before anything is stored, and what only looks like one is left alone."""
+"""Secrets in the records of runs are masked before they are stored; values that only look similar are not."""
 
 from __future__ import annotations
 

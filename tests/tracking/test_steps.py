@@ -1,4 +1,4 @@
-"""Steps that nobody gives never go below the greatest step that the metric has."""
+"""Automatic steps never go below the greatest step of the metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching the machine while a run goes on."""
+"""System metrics during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resumed and joined runs, odd input, dying processes: what was logged is there, and logging never fails."""
+"""Resumed and joined runs, unusual input, dying processes: logged data is never lost, and logging never fails."""
 
 from __future__ import annotations
 

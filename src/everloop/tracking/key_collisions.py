@@ -10,11 +10,11 @@ from everloop.errors import UsageError
 Path = tuple[str, ...]
 
 
-def merge_keywords(what: str, values: Mapping[Any, Any] | None, more: Mapping[str, Any]) -> dict[Any, Any]:
+def merge_keywords(kind: str, values: Mapping[Any, Any] | None, more: Mapping[str, Any]) -> dict[Any, Any]:
     """Merge the values of a dict and of keyword arguments.
 
     Args:
-        what: what the values are, for messages: `metric`, `parameter`, `tag`.
+        kind: the kind of the values, for messages: `metric`, `parameter`, `tag`.
 
     Raises:
         UsageError: a name is in both.
@@ -25,18 +25,18 @@ def merge_keywords(what: str, values: Mapping[Any, Any] | None, more: Mapping[st
     if duplicates:
         name = min(duplicates)
         raise UsageError(
-            f"The {what} '{name}' is given twice: as {values[name]!r} in the dict and as {more[name]!r} by keyword.",
+            f"The {kind} '{name}' is given twice: as {values[name]!r} in the dict and as {more[name]!r} by keyword.",
             help="Pass each name once.",
         )
     return {**values, **more}
 
 
-def collision(what: str, name: str, one: object, other: object) -> UsageError:
+def collision(kind: str, name: str, one: object, other: object) -> UsageError:
     """The error for two keys, as the user wrote them, that give the same name."""
-    return UsageError(f"The keys {one} and {other} both give the {what} '{name}'.", help="Rename one of them.")
+    return UsageError(f"The keys {one} and {other} both give the {kind} '{name}'.", help="Rename one of them.")
 
 
-def check_spellings(what: str, values: Mapping[Any, Any], spell: Callable[[Any], str]) -> None:
+def check_spellings(kind: str, values: Mapping[Any, Any], spell: Callable[[Any], str]) -> None:
     """Refuse a dict in which two keys give the same string, such as 1 and "1". `spell` makes the string.
 
     Raises:
@@ -46,11 +46,11 @@ def check_spellings(what: str, values: Mapping[Any, Any], spell: Callable[[Any],
     for key in values:
         name = spell(key)
         if name in seen:
-            raise collision(what, name, repr(seen[name]), repr(key))
+            raise collision(kind, name, repr(seen[name]), repr(key))
         seen[name] = key
 
 
-def check_paths(what: str, paths: Iterator[tuple[Path, Any]], separators: str = "/", *, equal: bool = False) -> None:
+def check_paths(kind: str, paths: Iterator[tuple[Path, Any]], separators: str = "/", *, equal: bool = False) -> None:
     """Refuse values whose paths give the same name when their keys are joined by one of the separators.
 
     Args:
@@ -66,7 +66,7 @@ def check_paths(what: str, paths: Iterator[tuple[Path, Any]], separators: str = 
             name = separator.join(path)
             first_path, first_value = seen.setdefault((separator, name), (path, value))
             if first_path != path and not (equal and type(first_value) is type(value) and first_value == value):
-                raise collision(what, name, shown(first_path), shown(path))
+                raise collision(kind, name, shown(first_path), shown(path))
 
 
 def leaves(values: Mapping[str, Any], before: Path = ()) -> Iterator[tuple[Path, Any]]:
