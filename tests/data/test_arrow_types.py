@@ -1,4 +1,4 @@
-"""Every Arrow type: what goes into a snapshot comes out of it, or is refused by name."""
+"""Every Arrow type is read back unchanged from a snapshot, or is refused by name."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ TYPES: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
 
 
 def plain(value: Any) -> Any:
-    """As Python's own values, so that two Arrow types that say the same are the same."""
+    """As Python values, so that two Arrow types with equal values are equal."""
     import polars as pl
 
     if isinstance(value, pl.Series):

@@ -1,4 +1,4 @@
-"""Bad files and broken places: an error that names the file, the row and the rule, and never a silent coercion."""
+"""Bad input raises an error that names the file, the row and the rule, and is never coerced silently."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_another_separator_is_seen(project: Path, text: str, separator: str) -> 
     assert read("a.csv", separator=separator).collect().width > 1
 
 
-def test_one_column_of_texts_is_no_mistake(project: Path) -> None:
+def test_a_single_text_column_is_accepted(project: Path) -> None:
     assert rows(write(project, "text\nhello; world\nyes\n")) == [("hello; world",), ("yes",)]
 
 
@@ -68,7 +68,7 @@ def test_one_column_of_texts_is_no_mistake(project: Path) -> None:
         ("a,b\n1,café\n".encode() + "2,café\n".encode("cp1252"), 3, "cp1252"),
     ],
 )
-def test_other_encodings_are_told_with_their_line(project: Path, content: bytes, line: int, encoding: str) -> None:
+def test_invalid_utf8_is_reported_with_its_line(project: Path, content: bytes, line: int, encoding: str) -> None:
     message = refused(write(project, content))
     assert f"Line {line} of" in message
     assert "a.csv' contains the byte 0xe9" in message
@@ -101,7 +101,7 @@ def test_dates_in_five_formats_stay_texts(project: Path) -> None:
     )
 
 
-def test_a_date_that_could_be_two_days_is_none(project: Path) -> None:
+def test_an_ambiguous_date_stays_text(project: Path) -> None:
     assert rows(write(project, "day,x\n01/02/2026,1\n03/04/2026,2\n")) == [("01/02/2026", 1), ("03/04/2026", 2)]
     assert rows(write(project, "day,x\n2026-01-02,1\n", "b.csv")) == [(date(2026, 1, 2), 1)]
     late = write(project, "day,x\n" + "2026-01-05,1\n" * LONG + "05/01/2026,1\n", "c.csv")
@@ -234,7 +234,7 @@ def test_clocks_that_are_set_forward_and_back(project: Path) -> None:
     assert "which occurs twice in Europe/Berlin" in refused(doubled, event_time="t", time_zone="Europe/Berlin")
     with pytest.raises(UsageError, match="no time zone 'Europe/Berlni'"):
         read(name, event_time="t", time_zone="Europe/Berlni")
-    # What says its own offset needs no zone.
+    # Times with an offset need no time zone.
     offsets = at("2026-03-29T01:00:00+01:00", "2026-03-29T03:30:00+02:00")
     moments = [datetime(2026, 3, 29, 0, 0, tzinfo=UTC), datetime(2026, 3, 29, 1, 30, tzinfo=UTC)]
     assert read(offsets, event_time="t", time_zone="Europe/Berlin").collect()["t"].to_list() == moments

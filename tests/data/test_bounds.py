@@ -1,4 +1,4 @@
-"""Bounds of every kind of column: what lies outside is found exactly, and a bound of another type is refused."""
+"""Bounds of every type of column: values outside are found exactly, and bounds of another type are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def contract(**column: Json) -> Contract:
 
 
 def outside(values: pl.Series, kind: str, **bounds: Json) -> list[bool]:
-    """For each value whether it breaks the contract, after a trip through TOML."""
+    """Whether each value breaks the contract, which is first written to TOML and read back."""
     held = contract_from_toml(contract_to_toml(contract(type=kind, infinite=True, **bounds)))
     report = check_contract(values.alias("x").to_frame().with_row_index("row"), held)
     bad = report.bad.collect()["row"].to_list()
@@ -160,7 +160,7 @@ def test_a_bound_of_another_type_is_refused_when_it_is_read(kind: str, value: Js
     held = contract(type=kind, **{bound: value})
     with pytest.raises(UsageError, match=rf"'x' of the contract has {bound} = "):
         contract_from_toml(contract_to_toml(held))
-    # One that never was a TOML, such as pandera's, is refused at its first check.
+    # A contract that was never TOML, such as one from pandera, is refused at its first check.
     dtype: Any = {"int64": pl.Int64, "date": pl.Date, "string": pl.String, "time": pl.Time}.get(kind)
     if dtype is not None and not isinstance(value, bool):
         with pytest.raises(UsageError, match=f"'x' of 'd@1' has {bound} = "):
@@ -229,7 +229,7 @@ def test_a_contract_survives_its_toml(held: list[dict[str, Json]], dataset: str,
     )
     first = Contract(id="i", project="p", created_at=AT, dataset=dataset, version=2, columns=tuple(held), rules=rules)
     again = contract_from_toml(contract_to_toml(first))
-    # By their text: NaN is not equal to itself, and 1 is equal to 1.0 and True. The order of a table does not matter.
+    # Compare as text, because NaN does not equal itself, and 1 equals 1.0 and True. The order of a table is ignored.
     assert [sorted(map(repr, column.items())) for column in again.columns] == [
         sorted(map(repr, column.items())) for column in first.columns
     ]

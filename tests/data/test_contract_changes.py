@@ -1,4 +1,4 @@
-"""Contracts that follow data which changed on purpose, and keep what people wrote."""
+"""Contracts are adapted to data that changed on purpose, and keep what people wrote."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def people(**changes: pl.Series | list) -> pl.DataFrame:
 
 def told(store: Store, contract, frame, **roles) -> dict[tuple[str, str | None], str]:
     adapted, changes = adapt_contract(contract, frame, store, **roles)
-    # What was accepted is kept, and accepting it once more changes nothing.
+    # The adapted contract is fulfilled, and adapting it again changes nothing.
     broken = {change.column for change in changes if change.kind == "still broken"}
     assert {one.column for one in check_contract(frame, adapted).violations} <= broken
     assert {change.kind for change in adapt_contract(adapted, frame, store, **roles)[1]} <= {"still broken"}
@@ -39,7 +39,7 @@ def test_the_same_data_change_nothing(store):
     assert adapted == contract
 
 
-def test_each_difference_is_told(store):
+def test_each_difference_is_listed(store):
     contract = infer_contract(people(), "people", store, target="left", key="id")
     now = people(age=[f"{i} years" for i in range(40)], salary=[float(i) for i in range(40)]).drop("city")
     found = told(store, contract, now, target="left", key="id")
@@ -79,12 +79,12 @@ def test_rules_of_people_are_never_bent(store):
     assert found["rule dropped", None] == "city <> 'Rome': one of its columns no longer exists"
     assert found["rule dropped", "city"] == "the rule 'unique' used this column"
     assert "fewer than 41" in found["still broken", None] or "age < 100" in found["still broken", None]
-    # A key that repeats is not a key.
+    # The rule of a repeated key is never widened.
     doubled = told(store, replace(contract, rules=()), people(id=["p0"] * 40), target="left", key="id")
     assert list(doubled) == [("still broken", "id")]
 
 
-def test_another_target_is_told(store):
+def test_another_target_is_listed(store):
     contract = infer_contract(people(), "people", store, target="left")
     found = told(store, contract, people(), target="city")
     assert found == {("role", "left"): "target → feature", ("role", "city"): "feature → target"}

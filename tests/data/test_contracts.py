@@ -1,4 +1,4 @@
-"""Contracts: inferred, written, read again, and held against data."""
+"""Contracts are inferred, written, read back, and checked against data."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=10)
 def test_toml_keeps_every_text_and_number(
     name: str, kind: str, value: str, number: float, whole: int, nullable: bool
 ) -> None:
-    # A type that is known here limits its bounds; the text of an unknown one is kept as it is.
+    # A known type restricts its bounds. The bounds of an unknown one are not checked.
     assume(not is_known(kind))
     contract = Contract(
         id="i", project="p", created_at=NOW, dataset=kind, version=3,
@@ -213,7 +213,7 @@ def test_types_of_one_family_are_judged_alike(contract: Contract) -> None:
     assert broken(flights().with_columns(carrier=None), contract) == {("carrier", "max_nulls"): ("warning", 200)}
 
 
-def test_bad_rows_are_told_from_good_ones(store: Store, contract: Contract) -> None:
+def test_bad_rows_are_separated_from_good_ones(store: Store, contract: Contract) -> None:
     frame = flights(20).with_columns(
         id=pl.when(pl.col("id") == 3).then(2).when(pl.col("id") == 4).then(None).otherwise("id"),
         wind=pl.when(pl.col("id") == 5).then(-9999.0).when(pl.col("id") == 6).then(float("inf")).otherwise("wind"),

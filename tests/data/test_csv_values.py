@@ -1,4 +1,4 @@
-"""Types of csv columns: what follows from all values, and never from where one of them stands."""
+"""The type of a csv column follows from all of its values, and never from their order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def column(folder: Path, values: list[str], name: str = "a.csv", **options: Any)
 
 
 def outcome(folder: Path, values: list[str], **options: Any) -> tuple[str, Any]:
-    """Type and sorted values, or what an error says but for the row."""
+    """The type and the sorted values, or the error message without the row."""
     try:
         found = column(folder, values, **options)
     except SourceError as error:
@@ -92,7 +92,7 @@ def test_a_type_does_not_depend_on_how_rows_are_cut_into_files(
     assert (parts.dtype, parts.to_list()) == (whole.dtype, whole.to_list())
 
 
-def test_missing_values_are_told(project: Path) -> None:
+def test_missing_values_are_noted(project: Path) -> None:
     with collect_notes() as notes:
         found = column(project, ["1", " ", "NA", "2.5", "   ", "-", "NA"])
     assert found.to_list() == [1.0, None, None, 2.5, None, None, None]
@@ -210,7 +210,7 @@ def test_columns_without_a_name_are_refused(project: Path) -> None:
         ("x,y\n1,a\n2,b\n", ["x", "y"]),
     ],
 )
-def test_columns_without_a_name_are_left_out_when_asked(project: Path, text: str, columns: list[str]) -> None:
+def test_columns_without_a_name_are_left_out_with_drop_unnamed(project: Path, text: str, columns: list[str]) -> None:
     (project / "a.csv").write_text(text)
     found = read("a.csv", drop_unnamed=True).collect()
     assert found.to_dict(as_series=False) == {"x": [1, 2], "y": ["a", "b"]}
@@ -230,14 +230,14 @@ def test_the_index_of_pandas_is_left_out_of_some_files_only(project: Path) -> No
     assert read("a.csv", drop_unnamed=True, columns=["y"]).collect().columns == ["y"]
 
 
-def test_decimal_commas_are_read_when_asked(project: Path) -> None:
+def test_decimal_commas_are_read_with_the_option(project: Path) -> None:
     (project / "a.csv").write_text("x;y\n1,5;1\n-2;2\nNA;3\n")
     assert read("a.csv", separator=";", decimal_comma=True).collect()["x"].to_list() == [1.5, -2.0, None]
     (project / "a.csv").write_text("x;y\n1.234;1\n")
     assert read("a.csv", separator=";", decimal_comma=True).collect()["x"].to_list() == ["1.234"]
 
 
-def test_a_decimal_comma_that_nobody_asked_for_is_told(project: Path) -> None:
+def test_a_decimal_comma_without_the_option_is_noted(project: Path) -> None:
     (project / "a.csv").write_text("x;y\n1,5;1\n2;2\n-3,25;3\n")
     with collect_notes() as notes:
         assert read("a.csv", separator=";").collect()["x"].to_list() == ["1,5", "2", "-3,25"]

@@ -1,4 +1,4 @@
-"""Each format holds each type of column, so that it is read back the same, or refuses it by name."""
+"""Each export format reads back each type of column unchanged, or refuses it by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views over time: backfilled without leaking, kept by a step, computed on demand, watched for freshness."""
+"""Feature views over time: backfills without leaks, materializing in a step, on-demand features, freshness."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_filled_in_later_was_not_known_before(store: Store) -> None:
     assert backfill(store, weather(past), end=hours(9)).added == 0
     joined = el.join_features(asked(1, 2, 3), [load_view(store, "weather")], time="t")
     assert joined["wind"].to_list() == [10.0, 10.0, 10.0]  # not 20: at 2:00 nobody knew it
-    # A correction is a row of its own, and counts from when it came.
+    # A correction is a separate row that counts from its arrival.
     corrected = reports(("JFK", 1, 11.0))
     assert backfill(store, weather(corrected)).added == 1
     assert backfill(store, weather(corrected)).added == 0

@@ -1,4 +1,4 @@
-"""Materialized views: every row once, no future, and the same answers online and offline."""
+"""Materialized views store every row once, do not leak the future, and agree online and offline."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_correction_without_arrival_arrives_when_it_is_seen(store: Store, tmp_
         assert (done.added, materialize(store, each, rows=corrected, online=online).added) == (1, 0)
     assert values(store, "latest", 1, 2, 5.9, 6) == [(1.0,), (2.0,), (2.0,), (20.0,)]
     assert OnlineLookup(store, online, ["latest"]).get({"who": "a"}) == {"x": 20.0}
-    # Back to what it was, at the same moment: corrected once more, and not forgotten.
+    # Back to the first value at the same moment: this is another correction.
     assert materialize(store, views[0], rows=plain, online=online).added == 1
     assert values(store, "latest", 7) == [(2.0,)]
     online.close()

@@ -1,4 +1,4 @@
-"""Whatever type a view holds: serving answers with the value and type of the join, or the view is refused by name."""
+"""For every type, serving returns the value and type of the join, or the view is refused by name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def identical(left: Any, right: Any) -> bool:
 def answers(
     store: Store, path: Path, view: FeatureView, keys: list[Any]
 ) -> tuple[pl.DataFrame, pl.DataFrame, list[Any]]:
-    """What the join says, of the source and of the table, and what serving says."""
+    """The results of the join with the source, of the join with the table, and of serving."""
     clock = store.simulate(START + timedelta(days=1))
     online = open_online(path)
     try:

@@ -1,4 +1,4 @@
-"""Point-in-time joins against a reference that looks at every row, and what they must never see."""
+"""Point-in-time joins are compared with a reference that looks at every row, and never see the future."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def known(frame: pl.DataFrame, who: str, at: datetime) -> list[dict[str, Any]]:
 def test_the_join_is_the_naive_one(
     rows: list[tuple[str, int, int, float | None]], asked: list[tuple[str, int]], ttl: int | None
 ) -> None:
-    # Of two rows of one event that arrive at once nobody can say which is right.
+    # If two rows of one event arrive together, it is undefined which one is right.
     rows = list({(who, event, late): (who, event, late, x) for who, event, late, x in rows}.values())
     frame, table = fact_frame(rows), question_frame(asked)
     view = FeatureView("v", frame, entity="who", time="event", arrival="arrived", ttl=ttl and f"{ttl}h")
@@ -75,7 +75,7 @@ def is_number(value: float | None) -> bool:
 
 
 def compare(got: dict[str, Any], inside: NDArray[np.float64]) -> None:
-    """What a window says, against NumPy on the rows of this window alone."""
+    """A window is compared with NumPy on the rows of this window alone."""
     size = len(inside)
     assert (got["n"] or 0) == size
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Compressed files, folders that name columns, and files of one set whose types differ."""
+"""Compressed files, partition folders, and sets of files with different types."""
 
 from __future__ import annotations
 

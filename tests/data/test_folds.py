@@ -1,4 +1,4 @@
-"""Folds: each row judged once, nobody learns from the future, keys and classes stay as they should."""
+"""Folds: each row is validated once, no fold trains on the future, and keys and classes are respected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 
 @given(st.integers(2, 6), st.integers(0, 5), st.one_of(st.none(), st.integers(1, 3)))
 @settings(max_examples=30, deadline=None)
-def test_in_time_nobody_learns_from_the_future(count: int, gap: int, window: int | None) -> None:
+def test_folds_by_time_never_train_on_the_future(count: int, gap: int, window: int | None) -> None:
     frame = table().sample(fraction=1.0, shuffle=True, seed=5)
     made = split_folds(frame, count, time="at", gap=f"{gap}h" if gap else None, window=window)
     before = START - timedelta(days=1)

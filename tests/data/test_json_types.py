@@ -1,4 +1,4 @@
-"""Types that a person names for the keys of a JSON file."""
+"""The types that a user names for the keys of a JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source that is larger than the memory that preparing it takes."""
+"""Preparing a source takes less memory than its size."""
 
 from __future__ import annotations
 

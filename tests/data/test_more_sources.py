@@ -1,4 +1,4 @@
-"""Sources that are asked for what is new, services through dlt, and databases through their drivers."""
+"""Incremental sources, services through dlt, and databases through their drivers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Service:
-    """What an API would hold; `source` is a module with the function that asks it."""
+    """A fake API; `source` is a module with the function that calls it."""
 
     def __init__(self) -> None:
         self.rows: list[Any] = []
@@ -63,7 +63,7 @@ def order(number: int, **more: Any) -> dict[str, Any]:
     return {"id": number, "price": number / 2, **more}
 
 
-def test_only_what_is_new_is_asked_for(store: Store, service: Service) -> None:
+def test_only_new_rows_are_requested(store: Store, service: Service) -> None:
     service.rows = [order(1), order(2)]
     assert read_orders(store).rows() == [(1, 0.5), (2, 1.0)]
     service.rows += [[order(4), order(3)], order(2, price=9.0), pl.DataFrame({"id": [5], "price": [2.5]})]
@@ -109,7 +109,7 @@ def test_cursors_may_be_times_and_texts(store: Store, service: Service) -> None:
     assert read_orders(store, cursor="name")["name"].to_list() == ["a", "b"]
 
 
-def test_what_a_source_gives_wrongly_is_named(store: Store, service: Service) -> None:
+def test_bad_rows_of_a_source_are_named(store: Store, service: Service) -> None:
     for rows, said in (
         ([], "has not returned any rows yet"),
         ([order(1), {"price": 1.0}], "Row 2 of orders has no value in the cursor column 'id'"),
@@ -127,7 +127,7 @@ def test_what_a_source_gives_wrongly_is_named(store: Store, service: Service) ->
         read("a.csv", cursor="id")
 
 
-def test_progress_is_told(store: Store, service: Service) -> None:
+def test_progress_is_reported(store: Store, service: Service) -> None:
     service.rows = [order(number) for number in range(2500)]
     heard: list[ReadProgress] = []
     with watch_progress(heard.append):

@@ -1,4 +1,4 @@
-"""Profiles: figures that are right, suspects where they are and nowhere else, a page that stands alone."""
+"""Profiles have correct statistics, find the right suspects and no others, and make a self-contained page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files behind addresses: a real web server that hangs up, and a bucket."""
+"""Remote files: from a real web server that breaks connections, and from a bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dataset versions: what comes out is what went in, and the same content is the same version."""
+"""Dataset versions are read back unchanged, and the same content is the same version."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_a_damaged_file_is_not_read(store: Store) -> None:
         load_snapshot(snapshot, again)
 
 
-def test_what_changed_is_told_by_key(store: Store) -> None:
+def test_changes_are_found_by_key(store: Store) -> None:
     before = take_snapshot(flights(), "delays", store, key="id")
     changed = flights(105).filter(pl.col("id") >= 2)
     changed = changed.with_columns(late=pl.when(pl.col("id") < 5).then(None).otherwise("late"))
@@ -264,7 +264,7 @@ def test_what_changed_is_told_by_key(store: Store) -> None:
     assert diff_snapshots(after, before, store).rows_added == 2
 
 
-def test_what_changed_is_told_without_a_key(store: Store) -> None:
+def test_changes_are_found_without_a_key(store: Store) -> None:
     take_snapshot(pl.DataFrame({"a": [1, 1, 2, None], "b": [[1], [1], None, [2]]}), "t", store)
     take_snapshot(pl.DataFrame({"a": [2, 1, 3, None, None], "b": [None, [1], None, [2], [2]]}), "t", store)
     diff = diff_snapshots("t@1", "t@2", store)

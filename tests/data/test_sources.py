@@ -260,7 +260,7 @@ def test_during_a_replay_the_future_does_not_exist(store: Store) -> None:
         assert seen(event_time="event") == [0, 1, 2]
     assert [item["kind"] for item in first] == ["horizon"]
     assert first != second
-    with pytest.raises(UsageError, match="no timezone"), as_of(datetime(2026, 1, 1)):
+    with pytest.raises(UsageError, match="no time zone"), as_of(datetime(2026, 1, 1)):
         pass
 
 

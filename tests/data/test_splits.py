@@ -1,4 +1,4 @@
-"""Splits: every row on one side, nothing from the future, each class on each side."""
+"""Splits: every row is in one part, none trains on the future, and each class is in each part."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_by_hash_the_order_of_rows_does_not_matter() -> None:
 
 
 def test_the_hash_is_the_same_on_every_machine() -> None:
-    """A division that moved with a version of a library would let test rows into training."""
+    """If the division changed with the version of a library, test rows would get into training."""
     hashed = {f"k{n}": blake2b(f"k{n}".encode(), digest_size=8, salt=bytes(8)).digest()[::-1] for n in range(12)}
     order = sorted(hashed, key=lambda name: hashed[name])
     expected = {name: "test" if place < 2 else "valid" if place < 4 else "train" for place, name in enumerate(order)}

@@ -1,4 +1,4 @@
-"""Outside state: it changes when the contents do, and only then."""
+"""Outside state changes if, and only if, the contents change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(path: Path, text: str, age_s: float = 60) -> None:
-    """A file that was written a while ago, as far as the file system can be told so."""
+    """A file that looks as if it was written a while ago."""
     path.write_text(text)
     stamp = time.time() - age_s
     os.utime(path, (stamp, stamp))

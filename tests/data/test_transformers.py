@@ -1,4 +1,4 @@
-"""Transformers are ordinary scikit-learn and Polars functions, and travel with the model that they prepare for."""
+"""Transformers work like ordinary functions in scikit-learn and Polars, and are packaged with their model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ with open_store(sys.argv[1]) as store:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of the user's project, which the place that serves does not have."""
+    """A module of the user's project, which does not exist where the model is served."""
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "own_features.py").write_text(MODULE)
@@ -93,7 +93,7 @@ def answered_elsewhere(store: Store, name: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("which", ["ratio", "prepared"])
 def test_a_pipeline_with_a_users_own_function(store: Store, own: Any, tmp_path: Path, which: str) -> None:
-    """One of pandas and one of Polars: both answer alike where the project's files are not."""
+    """A pandas and a Polars transformer give the same results without the project's files."""
     table, truth = example()
     step = FunctionTransformer(getattr(own, which))
     pipeline = make_pipeline(step, StandardScaler(), LogisticRegression()).fit(table, truth)

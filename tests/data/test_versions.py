@@ -1,4 +1,4 @@
-"""Versions of tables and of folders: kept, read again by time or number, compared, exported, deleted."""
+"""Versions of tables and folders are stored, read by time or number, compared, exported and deleted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def settle() -> None:
-    """Until the stamps of files that were written just now prove something."""
+    """Wait until the stamps of newly written files prove something."""
     time.sleep(0.08)
 
 
@@ -174,7 +174,7 @@ def test_an_unchanged_file_is_not_read_again(store: Store, pictures: Path, monke
     diff = diff_snapshots(first, second, store)
     assert (diff.rows_added, diff.rows_removed, diff.rows_changed) == (1, 1, 1)
     assert diff.values_changed == {"size_bytes": 1, "sha256": 1}
-    # What is remembered holds only as long as the store has it.
+    # The cache is only valid as long as the store has the files.
     delete_snapshots(store, ["pictures"])
     gc(store, grace_s=0)
     looked.clear()
@@ -206,7 +206,7 @@ def test_a_link_is_refused_by_name(store: Store, pictures: Path) -> None:
         add_folder(pictures, "pictures", store)
 
 
-def test_what_moved_is_told_and_what_chance_explains_is_not(store: Store) -> None:
+def test_shifts_are_reported_unless_chance_explains_them(store: Store) -> None:
     rows = 4000
     before = pl.DataFrame({"x": range(rows), "c": ["a", "b"] * (rows // 2), "n": [1.0] * rows, "id": range(rows)})
     after = before.with_columns(
@@ -275,7 +275,7 @@ with open_store(sys.argv[1]) as store:
 
 
 def test_a_kill_while_snapshots_are_taken(tmp_path: Path) -> None:
-    """Whole versions or none, and nothing left behind that `gc` would not clear away."""
+    """Versions are stored completely or not at all, and `gc` removes what is left behind."""
     home = tmp_path / "home"
     for kill in range(int(os.environ.get("EVERLOOP_KILLS", "2")) // 10 + 2):
         with subprocess.Popen([sys.executable, "-c", _WORK, str(home)], stdout=subprocess.PIPE) as worker:

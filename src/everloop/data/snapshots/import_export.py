@@ -106,8 +106,7 @@ def delete_snapshots(store: Store, refs: Sequence[str], *, force: bool = False) 
         if models and not force:
             raise ConflictError(
                 f"The model {models[0].key} was trained on '{snapshot.key}'.",
-                help="To delete it anyway, pass force=True.",
-                option_help="To delete it anyway, add --force.",
+                help="To delete it anyway, pass force=True, or --force on the command line.",
             )
         others = store.records.find(Snapshot, ("dataset", "=", snapshot.dataset), order="-version")
         remaining = [other for other in others if other.key not in chosen]
