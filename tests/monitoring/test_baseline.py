@@ -53,7 +53,7 @@ def sketch_of(frame: pl.DataFrame, baseline: Baseline) -> dict[str, object]:
     return dict(baseline.features.sketches)
 
 
-def test_json_brings_a_baseline_back(airport: Airport) -> None:
+def test_a_baseline_survives_json(airport: Airport) -> None:
     frame = airport.flights(800, 1, span=timedelta(days=90)).with_columns(when=pl.col("event_at"))
     baseline = build_baseline(
         frame, [*FEATURES, "when"], time="event_at", scored=scored(airport, 500, 2), metric="log_loss", blocks=12
@@ -67,7 +67,7 @@ def test_json_brings_a_baseline_back(airport: Airport) -> None:
     assert Baseline.from_json(plain.to_json()) == plain
 
 
-def test_what_is_no_baseline_is_refused(airport: Airport) -> None:
+def test_content_that_is_not_a_baseline_is_an_error(airport: Airport) -> None:
     with pytest.raises(CorruptionError, match="not a baseline"):
         Baseline.from_json(b"{}")
     with pytest.raises(CorruptionError, match="not a baseline"):
@@ -92,7 +92,7 @@ def test_a_version_keeps_its_newest_baseline(store: Store, airport: Airport) -> 
         load_baseline(store, "delays@2")
 
 
-def test_blocks_are_equal_stretches_of_time() -> None:
+def test_blocks_have_equal_lengths_of_time() -> None:
     frame = pl.DataFrame({"t": [START + timedelta(hours=h) for h in (0, 30, 1, 2, 99, 100)] + [None], "x": range(7)})
     cut = cut_by_time(frame, "t", 4)
     assert cut is not None
@@ -119,7 +119,7 @@ def test_blocks_count_every_row_once(airport: Airport) -> None:
         assert blocks.counts_over(name, timedelta(days=8)).sum() == 1000
 
 
-def test_a_restless_metric_says_so(airport: Airport) -> None:
+def test_the_variation_of_a_metric_between_blocks_is_measured(airport: Airport) -> None:
     steady = pl.concat([scored(airport, 400, seed) for seed in range(12)]).with_columns(
         event_at=pl.Series([START + timedelta(minutes=place) for place in range(4800)])
     )
@@ -146,7 +146,7 @@ def test_spread_beyond_chance_recovers_a_known_spread() -> None:
     assert spread_beyond_chance(pieces[:5]) == 0
 
 
-def test_wrong_references_are_refused(airport: Airport) -> None:
+def test_invalid_references_are_errors(airport: Airport) -> None:
     frame = airport.flights(50, 1)
     with pytest.raises(EmptySampleError, match="reference has none"):
         build_baseline(frame.clear(), FEATURES)

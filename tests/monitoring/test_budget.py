@@ -44,7 +44,7 @@ def test_alarms_come_at_the_budgeted_rate_when_p_values_are_uniform(
     assert raised > 0.5 * expected
 
 
-def test_an_alarm_needs_a_suspect() -> None:
+def test_an_alarm_needs_a_recently_flagged_subject() -> None:
     budget = AlarmBudget(1, 30)
     p_values = {"a": 1e-9, "b": 0.08, "c": 0.9}
     assert budget.judge(p_values, set()) == {"a": "warning", "b": "quiet", "c": "quiet"}
@@ -57,7 +57,7 @@ def test_the_level_follows_the_budget() -> None:
     assert AlarmBudget(1, 730).level(20) < 0.03
 
 
-def test_the_limit_is_where_a_verdict_turns() -> None:
+def test_the_limit_is_where_a_verdict_changes() -> None:
     budget = AlarmBudget(1, 30)
     others = {"b": 0.5, "c": 0.7, "d": 1e-8}
     for recently_flagged in (set(), {"a"}):
@@ -66,13 +66,13 @@ def test_the_limit_is_where_a_verdict_turns() -> None:
         assert budget.judge({"a": limit * 1.001, **others}, recently_flagged)["a"] == "quiet"
 
 
-def test_windows_a_month_follow_from_the_window() -> None:
+def test_windows_per_month_follow_from_the_window() -> None:
     assert budget_for(1, timedelta(days=1)).windows_per_month == pytest.approx(30.4375)
     assert budget_for(1, timedelta(days=1), 12.0).windows_per_month == 12
 
 
 @pytest.mark.parametrize(("alarms", "windows"), [(0, 30), (-1, 30), (1, 0), (float("nan"), 30), (1, float("inf"))])
-def test_budgets_that_mean_nothing_are_refused(alarms: float, windows: float) -> None:
+def test_invalid_budgets_are_errors(alarms: float, windows: float) -> None:
     with pytest.raises(UsageError, match="must be a number above 0"):
         AlarmBudget(alarms, windows)
 

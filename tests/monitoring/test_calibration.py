@@ -1,4 +1,4 @@
-"""The promise to the user: as many false alarms as were budgeted, and real shifts found."""
+"""Calibration: false alarms occur as often as the budget allows, and real shifts are found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def counts_by_window(values: pl.Series, bins: Bins, rows: int) -> np.ndarray:
     return flat.reshape(count, bins.cells).astype(np.float64)
 
 
-def test_counting_many_windows_at_once_is_sketching_each() -> None:
+def test_counting_many_windows_at_once_equals_sketching_each() -> None:
     generator = np.random.default_rng(1)
     baseline = build_baseline(table(generator, 300))
     windows = table(generator, 200)
@@ -121,7 +121,7 @@ def wave(generator: np.random.Generator, first_day: int, days: int, rows: int) -
     return pl.DataFrame({"x": generator.normal(level), "at": moments})
 
 
-def test_a_season_that_the_reference_has_seen_is_no_drift() -> None:
+def test_a_season_that_the_reference_contains_is_not_drift() -> None:
     generator = np.random.default_rng(4)
     frame = wave(generator, 0, 168, 300)
     # Without blocks every day stands out; with them the season belongs to the noise.
@@ -145,7 +145,7 @@ def test_a_season_that_the_reference_has_seen_is_no_drift() -> None:
     assert floor.p_value(float(distance_function("psi", sketch, sketch)(window.array()))) < 0.005
 
 
-def test_tiny_windows_are_not_drift_by_themselves() -> None:
+def test_tiny_windows_are_not_drift() -> None:
     generator = np.random.default_rng(8)
     baseline = build_baseline(table(generator, 20_000))
     budget = budget_for(1, DAY)

@@ -117,14 +117,14 @@ def test_chi_square_is_scipys(left: list[int], right: list[int]) -> None:
     assert p_value == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
 
 
-def test_chi_square_passes_over_cells_that_are_empty_on_both_sides() -> None:
+def test_chi_square_ignores_cells_that_are_empty_on_both_sides() -> None:
     with_empty = chi_square_test(np.array([5.0, 0.0, 7.0]), np.array([9.0, 0.0, 3.0]))
     assert with_empty == chi_square_test(np.array([5.0, 7.0]), np.array([9.0, 3.0]))
     assert chi_square_test(np.array([5.0, 0.0]), np.array([9.0, 0.0])) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_many_windows_at_once_are_as_one_at_a_time(name: str) -> None:
+def test_many_windows_at_once_equal_one_at_a_time(name: str) -> None:
     bins = NumericBins((0.0, 1.0, 2.0, 3.0))
     reference = Sketch(bins, (5, 0, 30, 40, 25, 0))
     windows = np.array([[1, 2, 3, 4, 5, 6], [0, 0, 9, 9, 9, 0], [0, 0, 30, 40, 25, 0]], dtype=np.float64)
@@ -136,7 +136,7 @@ def test_many_windows_at_once_are_as_one_at_a_time(name: str) -> None:
     assert measure(windows.reshape(3, 1, 6)).shape == (3, 1)
 
 
-def test_smoothing_keeps_an_unlucky_small_window_small() -> None:
+def test_smoothing_keeps_the_distance_of_a_small_window_small() -> None:
     reference = np.array([0.0, 10_000.0, 10_000.0, 3.0])
     p = smoothed_shares(reference)
     assert p.sum() == pytest.approx(1)
@@ -145,7 +145,7 @@ def test_smoothing_keeps_an_unlucky_small_window_small() -> None:
     assert psi(p, live) < 0.002
 
 
-def test_distances_refuse_what_they_cannot_compare() -> None:
+def test_sketches_that_cannot_be_compared_are_errors() -> None:
     one, other = CategoryBins(("a", "b")), CategoryBins(("a", "c"))
     with pytest.raises(UsageError, match="same cells"):
         distance_between("psi", Sketch(one, (0, 1, 1, 0)), Sketch(other, (0, 1, 1, 0)))

@@ -129,9 +129,7 @@ def test_a_window_is_judged_once(airport: Airport, store: Store, baseline: Basel
     assert loud(again)["distance"] == "warning"
 
 
-def test_overlapping_windows_are_no_second_evidence(
-    airport: Airport, store: Store, baseline: Baseline, at: Move
-) -> None:
+def test_overlapping_windows_do_not_count_twice(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
     day(airport, store, 0, distance=1.0)
     day(airport, store, 1, distance=1.0)
     at(START + 2 * DAY)
@@ -143,7 +141,7 @@ def test_overlapping_windows_are_no_second_evidence(
     assert loud(check(store, 1, alarms_per_month=0.1))["distance"] == "alarm"
 
 
-def test_old_suspicions_are_forgotten(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
+def test_old_flags_are_ignored(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
     day(airport, store, 0, distance=1.0)
     day(airport, store, 3, distance=1.0)
     day(airport, store, 20, distance=1.0)
@@ -153,7 +151,7 @@ def test_old_suspicions_are_forgotten(airport: Airport, store: Store, baseline: 
     assert severities == ["warning", "alarm", "warning"]
 
 
-def test_only_the_version_is_judged_and_only_what_has_arrived(
+def test_only_predictions_of_the_version_that_have_arrived_count(
     airport: Airport, store: Store, baseline: Baseline, at: Move
 ) -> None:
     day(airport, store, 0)
@@ -166,7 +164,9 @@ def test_only_the_version_is_judged_and_only_what_has_arrived(
     assert check(store, 0, alarms_per_month=0.01)[-1].evidence["rows"] == 500
 
 
-def test_what_cannot_be_checked_says_why(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
+def test_windows_that_cannot_be_checked_are_errors_with_a_reason(
+    airport: Airport, store: Store, baseline: Baseline, at: Move
+) -> None:
     with pytest.raises(EmptySampleError, match=r"no predictions of delays@1 between .* It has no predictions yet"):
         check(store, 0)
     day(airport, store, 0)
@@ -183,7 +183,7 @@ def test_what_cannot_be_checked_says_why(airport: Airport, store: Store, baselin
         check(store, 0, alarms_per_month=0)
 
 
-def test_small_changes_in_many_rows_are_no_finding(airport: Airport, baseline: Baseline) -> None:
+def test_small_changes_in_many_rows_are_not_findings(airport: Airport, baseline: Baseline) -> None:
     frame = airport.flights(60_000, 5, distance=0.06).rename({name: f"input_{name}" for name in FEATURES})
     budget = budget_for(1, DAY)
     by_default = {shift.subject: shift for shift in compare_window(baseline, frame, span=DAY, budget=budget)}
@@ -210,7 +210,7 @@ def test_features_may_have_awkward_names(airport: Airport) -> None:
     assert {shift.verdict for shift in shifts} == {"quiet"}
 
 
-def test_a_reference_without_anything_to_watch_says_so(airport: Airport, store: Store, at: Move) -> None:
+def test_a_reference_without_features_to_monitor_is_summarised(airport: Airport, store: Store, at: Move) -> None:
     frame = airport.flights(100, 1)
     built = build_baseline(frame, ["event_at"])
     assert list(built.skipped) == ["event_at"]

@@ -4,7 +4,7 @@ import sys
 import everloop.monitoring
 
 
-def test_importing_the_room_loads_the_standard_library_only() -> None:
+def test_importing_the_package_loads_only_the_standard_library() -> None:
     heavy = ["numpy", "polars", "pyarrow", "deltalake", "msgspec", "scipy", "sklearn", "lightgbm"]
     code = f"import sys, everloop.monitoring as room; room.__dir__(); print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -21,7 +21,7 @@ def test_a_check_needs_neither_scipy_nor_scikit_learn() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in everloop.monitoring.__all__:
         assert getattr(everloop.monitoring, name).__doc__
     assert not hasattr(everloop.monitoring, "no_such_name")

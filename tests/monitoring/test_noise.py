@@ -67,7 +67,7 @@ def test_small_references_and_small_windows_are_noisier() -> None:
     assert mean(1000, 1e6) == pytest.approx((len(SHARES) - 1) / 1000, rel=0.1)
 
 
-def test_windows_that_share_their_luck_agree_more_often() -> None:
+def test_windows_with_the_same_reference_noise_agree_more_often() -> None:
     # With a reference as small as the window, its own luck moves all windows the same way.
     reference = SHARES * 500
     measure = psi_from(reference)
@@ -79,7 +79,7 @@ def test_windows_that_share_their_luck_agree_more_often() -> None:
     assert both.mean() == pytest.approx(0.01, rel=0.35)
 
 
-def test_a_steady_reference_is_not_restless() -> None:
+def test_a_constant_reference_has_no_variation_between_blocks() -> None:
     generator = np.random.default_rng(1)
     quiet = 0
     for _ in range(40):
@@ -88,7 +88,7 @@ def test_a_steady_reference_is_not_restless() -> None:
     assert quiet >= 36
 
 
-def test_restlessness_recovers_how_much_blocks_differ() -> None:
+def test_the_weight_recovers_how_much_blocks_differ() -> None:
     generator = np.random.default_rng(2)
     truths = generator.dirichlet(SHARES * 50, size=60)
     blocks = np.stack([generator.multinomial(500, truth) for truth in truths]).astype(float)
@@ -117,14 +117,14 @@ def test_neighbouring_windows_keep_the_season() -> None:
     assert correlations[1] < 0.3
 
 
-def test_few_or_tiny_blocks_teach_nothing() -> None:
+def test_few_or_tiny_blocks_give_no_weight() -> None:
     blocks = np.stack([SHARES * 100, SHARES[::-1] * 300, SHARES * 20])
     assert between_block_weight(blocks.sum(axis=0), blocks) == 0
     tiny = np.eye(9) * 5
     assert between_block_weight(tiny.sum(axis=0), tiny) == 0
 
 
-def test_a_constant_feature_has_a_floor_of_nothing() -> None:
+def test_a_constant_feature_has_a_noise_floor_of_zero() -> None:
     reference = np.array([0.0, 0.0, 1e6, 0.0])
     measure = psi_from(reference)
     floor = noise_floor(measure, reference, 100)

@@ -76,7 +76,7 @@ def test_a_loss_is_a_warning_first_and_an_alarm_when_it_lasts(airport: Airport, 
     assert check(store, 2, alarms_per_month=0.5) == found[2]
 
 
-def test_a_better_metric_is_no_finding_and_lower_may_be_better(airport: Airport, store: Store, at: Move) -> None:
+def test_a_better_metric_is_not_a_finding_and_lower_may_be_better(airport: Airport, store: Store, at: Move) -> None:
     day(airport, store, 0)
     at(START + 2 * DAY)
     assert len(check(store, 0, reference=(0.6, 0.59, 0.61))) == 1
@@ -115,7 +115,7 @@ def test_a_corrected_label_is_measured_again(airport: Airport, store: Store, at:
     assert after.value == pytest.approx(1 - (before.value or 0.0))
 
 
-def test_the_past_knows_no_later_labels(airport: Airport, store: Store, at: Move) -> None:
+def test_an_earlier_time_does_not_have_later_labels(airport: Airport, store: Store, at: Move) -> None:
     day(airport, store, 0, after=DAY)
     at(START + 3 * DAY)
     then = store.as_of(START + DAY + DAY / 2)
@@ -147,7 +147,7 @@ def test_a_corrected_label_replaces_the_earlier_one(airport: Airport, store: Sto
     assert check(store, 0)[-1].value == pytest.approx(exact.value)
 
 
-def test_labels_that_are_no_class_are_told_and_left_out(airport: Airport, store: Store, at: Move) -> None:
+def test_labels_that_are_not_a_class_are_reported_and_left_out(airport: Airport, store: Store, at: Move) -> None:
     frame = airport.flights(500, 1)
     airport.log(store, frame)
     airport.label(store, frame.tail(450), after=HOUR)
@@ -158,7 +158,7 @@ def test_labels_that_are_no_class_are_told_and_left_out(airport: Airport, store:
     assert evidence["unknown_labels"] == {"rows": 50, "values": ["cancelled"]}
 
 
-def test_one_class_cannot_be_measured_and_says_so(airport: Airport, store: Store, at: Move) -> None:
+def test_a_single_class_cannot_be_measured_and_the_summary_says_so(airport: Airport, store: Store, at: Move) -> None:
     frame = airport.flights(100, 1).with_columns(late=pl.lit(True))
     airport.log(store, frame)
     airport.label(store, frame, after=HOUR)
@@ -212,7 +212,7 @@ def test_false_alarms_keep_to_the_budget() -> None:
     assert 20 <= below <= 64
 
 
-def test_restlessness_of_the_reference_is_tolerated() -> None:
+def test_variation_of_the_reference_between_blocks_is_tolerated() -> None:
     measured = measure_labelled(pl.DataFrame({"score": [0.1, 0.4, 0.35, 0.8], "actual": [0.0, 0.0, 1.0, 1.0]}), "brier")
     steady = ReferenceMetric("brier", 0.05, 0.04, 0.06, 0.005, 1000)
     restless = ReferenceMetric("brier", 0.05, 0.04, 0.06, 0.005, 1000, between_block_std=0.5)

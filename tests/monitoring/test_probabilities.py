@@ -40,6 +40,6 @@ def test_normal_tail_and_quantile_are_scipys(z: float) -> None:
         assert normal_quantile(normal_tail(z)) == pytest.approx(z, abs=1e-7)
 
 
-def test_normal_quantile_refuses_what_is_no_probability() -> None:
+def test_a_quantile_of_an_invalid_probability_is_an_error() -> None:
     with pytest.raises(UsageError, match="between 0 and 1"):
         normal_quantile(1.0)

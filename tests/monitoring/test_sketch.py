@@ -39,7 +39,7 @@ def test_numeric_counts_are_numpys() -> None:
     assert sketch.moments.deviation == pytest.approx(live.std(ddof=1))
 
 
-def test_what_the_reference_never_showed_has_its_own_cells() -> None:
+def test_values_outside_the_reference_have_their_own_cells() -> None:
     frame = pl.DataFrame({"x": [1.0, 2.0, 3.0, 4.0], "c": ["a", "b", "b", None]})
     bins = bins_of(frame, bins=2)
     live = pl.DataFrame(
@@ -73,13 +73,13 @@ def test_a_constant_feature_has_one_bin() -> None:
     assert sketch_frame(live, bins)["x"].counts == (0, 1, 1, 1)
 
 
-def test_a_value_that_many_rows_share_has_a_bin_of_its_own() -> None:
+def test_a_value_that_many_rows_share_has_its_own_bin() -> None:
     frame = pl.DataFrame({"x": [0.0] * 60 + list(np.linspace(0.01, 1, 40))})
     counts = sketch_frame(frame, bins_of(frame, bins=10))["x"].counts
     assert counts[:3] == (0, 0, 60)
 
 
-def test_whole_numbers_get_a_bin_a_value() -> None:
+def test_whole_numbers_get_one_bin_per_value() -> None:
     frame = pl.DataFrame({"x": [1, 2, 2, 3, 3, 3] * 10}, schema={"x": pl.Int16})
     assert sketch_frame(frame, bins_of(frame))["x"].counts == (0, 0, 10, 20, 30, 0)
 
@@ -104,7 +104,7 @@ def test_other_types_are_counted_too() -> None:
     assert again["wait"] == sketches["wait"]
 
 
-def test_columns_that_cannot_be_watched_are_named_with_the_reason() -> None:
+def test_columns_that_cannot_be_monitored_are_listed_with_the_reason() -> None:
     frame = pl.DataFrame(
         {
             "ok": [1, 2],
@@ -145,7 +145,7 @@ def test_columns_may_be_called_anything() -> None:
     assert all(sketch.rows == 2 and sketch.counts[0] == 0 for sketch in sketches.values())
 
 
-def test_no_rows_are_refused() -> None:
+def test_a_window_without_rows_is_an_error() -> None:
     frame = pl.DataFrame({"x": [1.0, 2.0]})
     with pytest.raises(EmptySampleError, match="without rows"):
         sketch_frame(frame.clear(), bins_of(frame))
@@ -203,7 +203,7 @@ def test_category_counts_add_up(first: list[str | None], second: list[str | None
 
 @settings(max_examples=40, deadline=None)
 @given(numbers)
-def test_json_brings_a_sketch_back(values: list[float | None]) -> None:
+def test_a_sketch_survives_json(values: list[float | None]) -> None:
     frame = pl.DataFrame({"x": values, "c": [str(value) for value in values]}, schema={"x": pl.Float64, "c": pl.String})
     bins, _ = choose_bins(frame, ["x", "c"], categories=3)
     for sketch in sketch_frame(frame, bins).values():

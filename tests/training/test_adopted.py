@@ -1,4 +1,4 @@
-"""Anybody's estimator as a model."""
+"""Adopting fitted estimators of other libraries as models."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ class Home:
         return np.stack([1 - chance, chance], axis=1)
 
 
-def test_a_pipeline_over_named_columns_stays_itself():
+def test_a_pipeline_over_named_columns_gives_its_own_predictions():
     prepare = ColumnTransformer(
         [("kind", OneHotEncoder(handle_unknown="ignore"), ["kind"]), ("x", StandardScaler(), NUMBERS)]
     )
@@ -62,7 +62,7 @@ def test_a_pipeline_over_named_columns_stays_itself():
 
 
 @pytest.mark.parametrize("estimator", [LogisticRegression(), HistGradientBoostingClassifier(max_iter=10)])
-def test_arrays_are_enough(estimator):
+def test_an_estimator_of_plain_arrays_works(estimator):
     fitted = estimator.fit(FRAME.select(NUMBERS).to_numpy(), FRAME["late"].to_numpy())
     trained = adopt(fitted, FRAME, "late", features=NUMBERS)
     expected = fitted.predict_proba(FRAME.select(NUMBERS).to_numpy())[:, 1]
@@ -70,7 +70,7 @@ def test_arrays_are_enough(estimator):
 
 
 @pytest.mark.parametrize("target", ["late", "grade", "minutes"])
-def test_files_bring_it_back_without_code(target):
+def test_skops_files_are_read_without_running_code(target):
     estimator = LinearRegression() if target == "minutes" else LogisticRegression()
     model = adopt(estimator.fit(FRAME.select(NUMBERS).to_pandas(), FRAME[target].to_numpy()), FRAME, target).model
     assert model.format == "skops"
@@ -84,7 +84,7 @@ def test_files_bring_it_back_without_code(target):
     np.testing.assert_allclose(again.predict_rows(FRAME.select(NUMBERS).to_dicts()), expected)
 
 
-def test_what_bears_code_says_so():
+def test_an_estimator_that_needs_code_is_stored_as_a_pickle():
     trained = adopt(Home(), FRAME, "late", features=["x"])
     assert trained.model.format == "pickle"
     assert trained.notes == [f"adopted {__name__}.Home, stored as pickle"]
@@ -93,7 +93,7 @@ def test_what_bears_code_says_so():
     assert model_from_files("pickle", again.to_files()).format == "pickle"
 
 
-def test_the_estimators_order_of_classes_is_turned_to_ours():
+def test_scores_are_in_the_order_of_the_sorted_classes():
     class Backwards(Home):
         classes_ = np.array([True, False])
 

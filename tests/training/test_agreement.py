@@ -1,4 +1,4 @@
-"""Perfect and hopeless scores: their intervals have a width, and it is the one of the references."""
+"""Intervals of perfect and useless scores have a width, which is that of the literature."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_two_regressions_without_a_difference():
     seed=st.integers(0, 10**6),
     rows=st.integers(8, 40),
 )
-def test_what_other_rows_may_still_show_lies_inside(name, seed, rows):
+def test_the_interval_contains_what_other_rows_may_show(name, seed, rows):
     """Two models alike on a sample; in the population as many rows as the sample leaves room for set them apart."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.tile([0.0, 1.0], rows))

@@ -1,4 +1,4 @@
-"""AutoTrain: budget, seed, ceiling, choice, and what it says about data that teaches nothing."""
+"""AutoTrain: budget, seed, latency limit, choice of the model, and errors for unsuitable data."""
 
 import json
 import pickle
@@ -45,7 +45,7 @@ def trained():
     return train()
 
 
-def test_it_learns_what_can_be_learned(trained):
+def test_it_finds_a_good_model(trained):
     assert isinstance(trained, Trained)
     assert trained.task == "binary"
     assert trained.classes == [False, True]
@@ -54,7 +54,7 @@ def test_it_learns_what_can_be_learned(trained):
     assert trained.best["chosen"] == "best roc_auc"
 
 
-def test_it_says_what_it_did(trained):
+def test_the_result_records_the_search(trained):
     told = json.loads(json.dumps(trained.to_dict()))
     assert told["features"] == {"a": "double", "b": "double", "kind": "string"}
     assert told["categories"] == {"kind": ["x", "y", "z"]}
@@ -81,7 +81,7 @@ def test_the_number_of_threads_does_not_matter():
     assert train(threads=2, **only).model.to_files() == train(threads=1, **only).model.to_files()
 
 
-def test_a_recipe_is_the_search_without_searching(trained):
+def test_a_recipe_gives_the_same_model_without_searching(trained):
     again = fit_recipe(trained.recipe, pl.concat([TRAIN, VALID]), target="late", features=FEATURES)
     assert again.model.to_files() == trained.model.to_files()
     assert again.rows == {"train": 1100, "valid": 0}
@@ -92,7 +92,7 @@ def test_without_refit_the_judged_model_is_kept():
     assert score("roc_auc", VALID["late"], kept.predict_scores(VALID)) == pytest.approx(kept.best["value"], abs=1e-12)
 
 
-def test_trained_survives_a_pickle(trained):
+def test_the_result_survives_a_pickle(trained):
     again = pickle.loads(pickle.dumps(trained))  # noqa: S301
     assert again.predict_scores(TEST).tobytes() == trained.predict_scores(TEST).tobytes()
     assert again.to_dict() == trained.to_dict()
@@ -131,7 +131,7 @@ def test_the_simpler_of_equals_wins():
 
 
 @pytest.mark.parametrize("budget_s", [1.0, 2.5])
-def test_the_budget_is_kept(budget_s):
+def test_the_search_keeps_to_its_budget(budget_s):
     rng = np.random.default_rng(0)
     rows = pl.DataFrame({f"f{k}": rng.normal(size=12_000) for k in range(8)})
     rows = rows.with_columns(late=(pl.col("f0") * pl.col("f1") + pl.Series(rng.normal(size=12_000))) > 0)
@@ -144,20 +144,20 @@ def test_the_budget_is_kept(budget_s):
     assert {entry["candidate"] for entry in trained.leaderboard} == {"linear", "lightgbm"}
 
 
-def test_a_hopeless_budget_still_gives_a_model():
+def test_a_tiny_budget_still_gives_a_model():
     trained = train(budget_s=0.001, trials=None)
     assert np.isfinite(trained.predict_scores(TEST)).all()
     assert len(trained.leaderboard) == 2
 
 
-def test_the_latency_ceiling():
+def test_the_latency_limit_excludes_slow_models():
     quick = train(latency_ms=1000.0, trials=2)
     assert all(entry["eligible"] for entry in quick.leaderboard if "eligible" in entry)
     with pytest.raises(TrainingError, match="No model predicts a row within 1e-06 ms; the fastest took"):
         train(latency_ms=1e-6, trials=2)
 
 
-def test_the_listener_hears_every_trial():
+def test_the_listener_receives_every_trial():
     heard = []
     trained = AutoTrain(trials=3, budget_s=300).fit(
         TRAIN, VALID, target="late", features=FEATURES, listener=heard.append
@@ -171,7 +171,7 @@ def test_validation_rows_are_drawn_in_proportion():
     assert trained.rows == {"train": 640, "valid": 160}
 
 
-def test_lazy_and_arrow_tables_are_taken(trained):
+def test_lazy_and_arrow_tables_are_accepted(trained):
     lazy = AutoTrain(trials=3, budget_s=300).fit(TRAIN.lazy(), VALID.to_arrow(), target="late", features=FEATURES)
     assert lazy.model.to_files() == trained.model.to_files()
 
@@ -216,7 +216,7 @@ def test_a_leak_is_noted():
         (TRAIN, "a", ["b"], None),
     ],
 )
-def test_data_that_teaches_nothing(rows, target, features, said):
+def test_data_without_information_are_errors(rows, target, features, said):
     auto = AutoTrain(trials=1, budget_s=300)
     if said is None:
         assert auto.fit(rows, target=target, features=features).task == "regression"
@@ -235,7 +235,7 @@ def test_one_class_on_a_side():
         auto.fit(TRAIN, VALID.drop("kind"), target="late", features=FEATURES)
 
 
-def test_declarations_that_cannot_be_meant():
+def test_invalid_settings_are_errors():
     with pytest.raises(UsageError, match="budget_s is 0"):
         AutoTrain(budget_s=0)
     with pytest.raises(UsageError, match=r"no candidate 'forest'\. Candidates: lightgbm, linear"):
@@ -252,7 +252,7 @@ def test_declarations_that_cannot_be_meant():
         fit_recipe(Recipe(algorithm="forest", task="binary"), TRAIN, target="late")
 
 
-def test_a_search_in_a_step_says_how_far_it_has_come(tmp_path):
+def test_a_search_in_a_step_reports_its_progress(tmp_path):
     import everloop as el
     from everloop.pipeline import Graph, Listener, run_graph
     from everloop.stores import open_store

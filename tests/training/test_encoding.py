@@ -1,4 +1,4 @@
-"""The encoder: two ways in, one matrix."""
+"""The encoder gives the same matrix for frames and for plain rows."""
 
 import json
 from datetime import UTC, date, datetime, time, timedelta
@@ -86,7 +86,7 @@ def test_state_survives_json(rows):
     np.testing.assert_array_equal(again.encode_rows(rows), ENCODER.encode_rows(rows))
 
 
-def test_columns_say_where_they_come_from():
+def test_matrix_columns_have_the_name_of_their_source():
     assert ENCODER.width == len(ENCODER.columns) == len(ENCODER.sources) == len(ENCODER.codes)
     assert [c for c in ENCODER.columns if c.startswith("zoned")] == [
         "zoned.month",
@@ -108,7 +108,7 @@ def test_known_values():
     assert np.isnan(values["real"])
 
 
-def test_nulls_and_unseen_categories_have_codes_of_their_own():
+def test_nulls_and_unknown_categories_have_their_own_codes():
     frame = pl.DataFrame({"text": ["a", None, "never"]})
     encoder = Encoder.fit(pl.DataFrame({"text": ["a", "b"] * 20}))
     assert encoder.encode(frame)[:, 0].tolist() == [2.0, 1.0, 0.0]
@@ -129,7 +129,7 @@ def test_numbers_may_come_in_any_width(late):
     np.testing.assert_array_equal(encoder.encode_rows(late.to_frame().to_dicts())[:, 0], [1.0, np.nan, 3.0])
 
 
-def test_a_double_is_cut_where_training_had_single_precision():
+def test_a_double_is_rounded_if_training_had_single_precision():
     encoder = Encoder.fit(pl.DataFrame({"x": pl.Series([0.1, 0.2] * 5, dtype=pl.Float32)}))
     trained = float(np.float32(0.1))
     assert encoder.encode(pl.DataFrame({"x": [0.1]}))[0, 0] == trained
@@ -157,14 +157,14 @@ def test_moments_with_and_without_zone():
     assert berlin.encode(bare)[0, 3] == berlin.encode_row({"t": datetime(2024, 1, 1, 17)})[3] == 18.0
 
 
-def test_a_moment_beyond_the_calendar_is_refused():
+def test_a_time_outside_the_calendar_is_an_error():
     naive = [datetime(2024, 1, 1) + timedelta(hours=k) for k in range(30)]
     encoder = Encoder.fit(pl.DataFrame({"t": pl.Series(naive).dt.replace_time_zone(BERLIN)}))
     with pytest.raises(RequestError, match="'t' is 9999-12-31"):
         encoder.encode_row({"t": datetime.max})
 
 
-def test_what_cannot_teach_is_dropped_and_listed():
+def test_columns_without_information_are_dropped_and_listed():
     rows = 1200
     encoder = Encoder.fit(
         pl.DataFrame(
@@ -190,21 +190,21 @@ def test_what_cannot_teach_is_dropped_and_listed():
     }
 
 
-def test_nothing_left_is_refused():
+def test_a_table_without_features_is_an_error():
     with pytest.raises(
         TrainingError, match="No feature column is left to learn from \\(same: every row has the same value: 1\\)"
     ):
         Encoder.fit(pl.DataFrame({"same": [1, 1, 1]}))
 
 
-def test_rare_categories_share_the_code_of_the_unseen():
+def test_rare_categories_share_the_code_of_unknown_ones():
     values = ["often"] * 600 + ["also"] * 390 + [f"rare{k}" for k in range(5)] * 2
     encoder = Encoder.fit(pl.DataFrame({"rows": values}))
     assert encoder.features[0].categories == ("also", "often")
     assert encoder.encode_row({"rows": "rare1"}) == encoder.encode_row({"rows": "never"}) == [0.0]
 
 
-def test_many_categories_are_cut_to_the_most_frequent():
+def test_only_the_most_frequent_categories_get_codes():
     values = [f"c{k}" for k in range(400) for _ in range(10 + (k < 300))]
     encoder = Encoder.fit(pl.DataFrame({"x": values}))
     kept = encoder.features[0].categories
@@ -212,7 +212,7 @@ def test_many_categories_are_cut_to_the_most_frequent():
     assert all(int(name[1:]) < 300 for name in kept)
 
 
-def test_refusals_name_the_column():
+def test_errors_name_the_column():
     row = dict.fromkeys(SCHEMA)
     with pytest.raises(RequestError, match="Column 'text' is missing"):
         ENCODER.encode(training_frame().drop("text"))

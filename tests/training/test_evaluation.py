@@ -119,7 +119,7 @@ def test_several_classes():
     assert found.metrics["log_loss"].value == pytest.approx(score("log_loss", y, scores))
 
 
-def test_rows_without_truth_are_left_out_and_counted(found):
+def test_rows_without_a_label_are_left_out_and_counted(found):
     holes = pl.concat([ROWS, ROWS.head(50).with_columns(late=pl.lit(None, dtype=pl.Boolean))])
     again = evaluate(Told(), holes, "late", slices=["carrier", "distance"])
     assert again.unlabelled == 50

@@ -1,4 +1,4 @@
-"""Intervals against brute force, scipy and their own promise: they cover."""
+"""Intervals compared with brute force and SciPy, and their coverage."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_delong_covers():
     assert 0.91 <= hits / 300 <= 0.985
 
 
-def test_delong_of_parted_classes_is_not_certain():
+def test_delong_of_separated_classes_has_a_width():
     found = delong([0, 0, 0, 0, 1, 1, 1, 1], np.arange(8.0))
     assert (found.value, found.high) == (1.0, 1.0)
     # Four successes in four: Clopper and Pearson's lower end.
@@ -72,7 +72,7 @@ def test_delong_of_parted_classes_is_not_certain():
 
 
 @pytest.mark.parametrize("y", [[1, 1, 1], [1, 0, 0]])
-def test_delong_without_two_rows_of_each_class_has_no_ends(y):
+def test_delong_needs_two_rows_of_each_class(y):
     found = delong(y, [0.1, 0.2, 0.3])
     assert np.isnan(found.low)
     assert np.isnan(found.high)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, and weights against repeated rows."""
+"""Metrics compared with scikit-learn, and row weights compared with repeated rows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What training makes: the same answer whichever way it is asked, and files that bring it back."""
+"""Trained models: equal scores for frames and rows, and files that restore them."""
 
 import pickle
 import subprocess

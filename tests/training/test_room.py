@@ -1,4 +1,4 @@
-"""The room's front door."""
+"""The public names of the package."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 import everloop.training as room
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     for name in room.__all__:
         assert name == "METRICS" or getattr(room, name).__module__.startswith("everloop.training")
     assert "roc_auc" in room.METRICS

@@ -1,4 +1,4 @@
-"""Targets: which task, which classes, and labels that come back in other types."""
+"""Targets: inferred tasks, classes, and labels of other types."""
 
 import numpy as np
 import polars as pl
