@@ -216,7 +216,7 @@ def test_a_leak_is_noted():
         (TRAIN, "a", ["b"], None),
     ],
 )
-def test_data_without_information_are_errors(rows, target, features, said):
+def test_data_without_information_is_an_error(rows, target, features, said):
     auto = AutoTrain(trials=1, budget_s=300)
     if said is None:
         assert auto.fit(rows, target=target, features=features).task == "regression"
