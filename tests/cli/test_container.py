@@ -1,4 +1,4 @@
-"""An image's entry points, run as the processes that they are, with nothing installed but what the image would hold."""
+"""An image's entry points, run as processes with only the distributions that the image would have installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from everloop.testing.models import sample_rows, sample_table, train_sample
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """What an image would hold: a context, and a folder with the distributions of its requirements only."""
+    """The contents of an image: a build context, and a folder with only the distributions of its requirements."""
     folder = tmp_path_factory.mktemp("image")
     with pytest.MonkeyPatch.context() as patch, open_store(folder / "home", create=True) as store:
         patch.setenv("EVERLOOP_KEYS", str(folder / "keys"))
@@ -66,7 +66,7 @@ def environment(image, root, **more):
     }
 
 
-# Without site, so that nothing is found but what the image would hold.
+# Without site-packages, so that only the image's distributions are found.
 ENTRY = [sys.executable, "-S", "-m", "everloop.cli.container"]
 
 
@@ -76,7 +76,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def ask(url, body=None):
+def send(url, body=None):
     request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"} if body else {})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -132,15 +132,15 @@ def test_serve_as_the_platform_asks(image, tmp_path, platform):
     arguments = [] if variable else ["--http_port", str(port), "--model_name", "delays"]
     with serving(arguments, env, port):
         url = f"http://127.0.0.1:{port}"
-        assert ask(url + health)[0] == 200
+        assert send(url + health)[0] == 200
         rows = sample_rows(3)
         body = json.dumps({"instances": rows}, default=str).encode()
-        status, answer = ask(url + predict, body)
+        status, answer = send(url + predict, body)
         assert status == 200
         found = json.loads(answer)
         wanted = train_sample("lightgbm").predict_scores(sample_table().head(3))
         np.testing.assert_array_equal(found["probabilities"], wanted)
-        assert ask(url + predict, b'{"instances": [{"nonsense": 1}]}')[0] == 400
+        assert send(url + predict, b'{"instances": [{"nonsense": 1}]}')[0] == 400
     if env["EVERLOOP_LOG"] != "none":
         assert len(open_segments(env["EVERLOOP_LOG"]).find("predictions@default@delays-1")) == 1
 
@@ -160,8 +160,8 @@ def test_train_and_serve_what_was_trained(image, tmp_path):
     env = environment(image, tmp_path)
     done = subprocess.run([*ENTRY, "train"], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    told = dict(line.split("=") for line in done.stdout.split())
-    assert 0.5 < float(told["roc_auc"]) <= 1.0
+    metrics = dict(line.split("=") for line in done.stdout.split())
+    assert 0.5 < float(metrics["roc_auc"]) <= 1.0
     trained = load_model(model)
     assert trained.manifest.target == "late"
     # The recipe of the image's own package, on new rows.
@@ -170,7 +170,7 @@ def test_train_and_serve_what_was_trained(image, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("hyper", "told"),
+    ("hyper", "message"),
     [
         ('{"target": "nonsense"}', "nonsense"),
         ('{"depth": "3"}', "no hyperparameter 'depth'"),
@@ -178,7 +178,7 @@ def test_train_and_serve_what_was_trained(image, tmp_path):
         ("{", "not valid JSON"),
     ],
 )
-def test_training_that_fails_says_why_where_it_is_looked_for(image, tmp_path, hyper, told):
+def test_training_that_fails_says_why_where_it_is_looked_for(image, tmp_path, hyper, message):
     channel = tmp_path / "opt/ml/input/data/train"
     channel.mkdir(parents=True)
     sample_table(50).write_parquet(channel / "rows.parquet")
@@ -188,7 +188,7 @@ def test_training_that_fails_says_why_where_it_is_looked_for(image, tmp_path, hy
     env = environment(image, tmp_path)
     done = subprocess.run([*ENTRY, "train"], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
-    assert told in (tmp_path / "opt/ml/output/failure").read_text()
+    assert message in (tmp_path / "opt/ml/output/failure").read_text()
 
 
 def test_nothing_to_serve_and_nothing_to_learn_from(image, tmp_path):

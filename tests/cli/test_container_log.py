@@ -67,7 +67,7 @@ def container(env, *arguments, ends=0):
         port = found.getsockname()[1]
     command = [*ENTRY, "--port", str(port), *arguments]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True) as process:
-        one = Asked(process, port)
+        one = Container(process, port)
         try:
             for _ in range(1200):
                 try:
@@ -79,18 +79,18 @@ def container(env, *arguments, ends=0):
             yield one
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                one.told = process.stderr.read().decode()
-                assert process.wait(30) == ends, one.told
+                one.stderr_text = process.stderr.read().decode()
+                assert process.wait(30) == ends, one.stderr_text
         finally:
             one.kill()
 
 
-class Asked:
+class Container:
     def __init__(self, process, port):
-        self.process, self.port, self.told = process, port, ""
+        self.process, self.port, self.stderr_text = process, port, ""
         self.ids = []
 
-    def ask(self, method, path, body=None, kind="application/json"):
+    def send(self, method, path, body=None, kind="application/json"):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, {"content-type": kind} if body else {})
@@ -101,7 +101,7 @@ class Asked:
 
     def predict(self, times=1):
         for _ in range(times):
-            status, _, answer = self.ask("POST", "/predict", BODY)
+            status, _, answer = self.send("POST", "/predict", BODY)
             assert status == 200, answer
             self.ids += json.loads(answer)["ids"]
 
@@ -182,7 +182,7 @@ def test_without_a_log_every_answer_says_so(exported, tmp_path, given):
             ("GET", "/metrics", None, 200),
             ("GET", "/v2/models/delays-1", None, 200),
         ):
-            status, headers, answer = one.ask(method, path, body)
+            status, headers, answer = one.send(method, path, body)
             assert (status, headers["x-everloop-log"]) == (wanted, "none"), (path, answer)
             if path in ("/", "/health", "/ready"):
                 assert json.loads(answer)["log"] == "none"
@@ -190,7 +190,7 @@ def test_without_a_log_every_answer_says_so(exported, tmp_path, given):
                 assert re.search(rb'everloop_log_info\{endpoint="delays-1",log="none"\} 1\n', answer)
             if path == "/labels":
                 assert b"EVERLOOP_LOG=none" in answer
-    assert "everloop log: none" in one.told
+    assert "everloop log: none" in one.stderr_text
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -199,10 +199,10 @@ def test_what_an_image_answers_is_folded_elsewhere(exported, tmp_path):
     env = environment(exported, tmp_path, EVERLOOP_STORE=str(home), EVERLOOP_ENDPOINT="delays", EVERLOOP_INSTANCE="a.b")
     with container(env) as one:
         one.predict(20)
-        status, headers, answer = one.ask("POST", "/labels", b'{"labels": [{"key": "k", "value": 1}]}')
+        status, headers, answer = one.send("POST", "/labels", b'{"labels": [{"key": "k", "value": 1}]}')
         assert (status, json.loads(answer)["unmatched"]) == (200, None)
         assert "x-everloop-log" not in headers
-        assert b'log="store"} 1' in one.ask("GET", "/metrics")[2]
+        assert b'log="store"} 1' in one.send("GET", "/metrics")[2]
     found = logged(home)
     assert sorted(found["id"]) == sorted(one.ids)
     assert set(found["version"]) == {"delays@1"}
@@ -272,8 +272,8 @@ def test_a_container_whose_store_went_away_says_what_it_has_left(exported, tmp_p
         # A volume that was taken away: there is something else at its place.
         shutil.rmtree(home)
         home.write_text("")
-    assert "have not reached" in one.told
-    assert str(tmp_path / "disk") in one.told
+    assert "have not reached" in one.stderr_text
+    assert str(tmp_path / "disk") in one.stderr_text
     home.unlink()
     with container(env) as next_one:
         next_one.predict()

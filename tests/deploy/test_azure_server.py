@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SERVER = Path(__file__).parents[2] / ".bench" / "azureml" / "bin" / "azmlinfsrv"
 
 
-def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
+def send(url: str, body: bytes | None = None) -> tuple[int, Any]:
     request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"} if body else {})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -66,15 +66,15 @@ def test_microsofts_server_serves_the_script(
                     assert server.poll() is None, log.read_text()
                     time.sleep(0.1)
             url = f"http://127.0.0.1:{port}"
-            assert ask(url + "/")[1] == b"Healthy", log.read_text()
+            assert send(url + "/")[1] == b"Healthy", log.read_text()
             rows = sample_rows(5)
-            status, answer = ask(url + "/score", json.dumps({"instances": rows}, default=str).encode())
+            status, answer = send(url + "/score", json.dumps({"instances": rows}, default=str).encode())
             assert status == 200, log.read_text()
             predictor = load_model(store, "delays")
             scores = predictor.predict(rows)
             assert answer == {"predictions": predictor.labels(scores), "probabilities": scores.tolist()}
             assert answer["probabilities"] == lightgbm.predict_scores(table.head(5)).tolist()
-            status, refused = ask(url + "/score", b'{"instances": [{"distance": "far"}]}')
+            status, refused = send(url + "/score", b'{"instances": [{"distance": "far"}]}')
             assert status == 400
             assert "distance" in refused["error"]
         finally:

@@ -1,4 +1,4 @@
-"""Build contexts and Azure's scoring script: what is in them, and that the same version gives the same bytes."""
+"""Build contexts and Azure's scoring script: their contents, and that the same version gives the same bytes."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def manifest(python: str = "3.12.1") -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "quoted"),
     [
         ("delays", "delays"),
         ("my model", '"my model"'),
@@ -131,10 +131,10 @@ def manifest(python: str = "3.12.1") -> Manifest:
         ("a PYTHONPATH=/x", '"a PYTHONPATH=/x"'),
     ],
 )
-def test_a_models_name_stays_one_value_in_a_dockerfile(model: str, told: str) -> None:
+def test_a_models_name_stays_one_value_in_a_dockerfile(model: str, quoted: str) -> None:
     lines = dockerfile(manifest(), model, {}).splitlines()
     (line,) = [line for line in lines if line.startswith("ENV ")]
-    assert line.endswith(f" EVERLOOP_MODEL={told}")
+    assert line.endswith(f" EVERLOOP_MODEL={quoted}")
     assert len(lines) == len(dockerfile(manifest(), "delays", {}).splitlines())
 
 

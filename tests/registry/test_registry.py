@@ -103,7 +103,7 @@ def test_references(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ref", "told"),
+    ("ref", "message"),
     [
         ("delays@9", "Versions: 1–2; aliases: champion"),
         ("delays@best", "Versions: 1–2"),
@@ -114,10 +114,10 @@ def test_references(store: Store) -> None:
         ("delays@" + "9" * 30, "Versions: 1–2"),
     ],
 )
-def test_references_to_nothing_say_what_exists(store: Store, ref: str, told: str) -> None:
+def test_references_to_nothing_say_what_exists(store: Store, ref: str, message: str) -> None:
     register(store, "delays", package(store, 1))
     set_alias(store, "delays", "champion", register(store, "delays", package(store, 2)).key)
-    with pytest.raises(NotFoundError, match=told):
+    with pytest.raises(NotFoundError, match=message):
         get_version(store, ref)
 
 

@@ -221,7 +221,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda m, x: (LogisticRegression(), x), "is not fitted"),
         (lambda m, x: (pipeline(LogisticRegression()), x), "is not fitted"),
@@ -236,14 +236,14 @@ class Broken:
     ],
 )
 def test_what_cannot_be_saved_says_why(
-    store: Store, people: pd.DataFrame, churned: pd.Series, change: Any, told: str
+    store: Store, people: pd.DataFrame, churned: pd.Series, change: Any, message: str
 ) -> None:
     fitted = pipeline(LogisticRegression()).fit(people, churned)
     model, example = change(fitted, people)
-    with pytest.raises(EverloopError, match=told) as caught:
+    with pytest.raises(EverloopError, match=message) as caught:
         save_model(model, "churn", example, store=store)
-    assert isinstance(caught.value, UsageError | TrainingError) or told == "not an ONNX model"
-    assert caught.value.help or told == "not an ONNX model"
+    assert isinstance(caught.value, UsageError | TrainingError) or message == "not an ONNX model"
+    assert caught.value.help or message == "not an ONNX model"
     with pytest.raises(NotFoundError):
         load_model(store, "churn")
 
