@@ -203,13 +203,13 @@ def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
 ) -> None:
     route(release().key)
     token = add_token(store, "delays", "team")
-    house = MultiEndpointApp(store)
-    house.start()
+    served = MultiEndpointApp(store)
+    served.start()
     loading, go_on = threading.Event(), threading.Event()
     real = reloader.load_versions
     try:
-        room = house._load("delays")
-        assert status(room.app, token) == 200
+        loaded_app = served._load("delays")
+        assert status(loaded_app.app, token) == 200
 
         def slowly(*given: Any) -> Any:
             loading.set()
@@ -220,7 +220,7 @@ def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
         route(release(seed=1).key)
         assert loading.wait(20)
         remove_token(store, "delays", "team")
-        until(lambda: status(room.app, token) == 401)
+        until(lambda: status(loaded_app.app, token) == 401)
     finally:
         go_on.set()
-        house.close()
+        served.close()

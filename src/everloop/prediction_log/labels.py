@@ -238,8 +238,10 @@ def _number_text(name: str, kind: pl.DataType) -> pl.Expr:
     if not (kind.is_float() or kind == pl.Decimal):
         return value.cast(pl.String)
     number = value.cast(pl.Float64)
-    whole = (number == number.round()) & (number.abs() < 2**63)
-    return pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
+    is_integer = (number == number.round()) & (number.abs() < 2**63)
+    return (
+        pl.when(is_integer).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
+    )
 
 
 def _checked(value: Value, index: int) -> Value:

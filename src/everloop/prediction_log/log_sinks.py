@@ -195,9 +195,9 @@ def spool_of(where: str, environment: Mapping[str, str]) -> Path:
     """The folder of the local journals of a log that is shipped to `where`."""
     from everloop.prediction_log.segments import SPOOL, is_folder
 
-    given = environment.get("EVERLOOP_LOG_FOLDER")
-    if given:
-        return Path(given)
+    folder = environment.get("EVERLOOP_LOG_FOLDER")
+    if folder:
+        return Path(folder)
     if is_folder(where):
         # On the same volume, so other instances can ship what this one leaves.
         return Path(where) / SPOOL
@@ -249,8 +249,8 @@ def make_own_folder(folder: Path) -> None:
 
 def host_name(environment: Mapping[str, str] = os.environ) -> str:
     """The readable part of an instance's id."""
-    given = environment.get("EVERLOOP_INSTANCE") or os.uname().nodename
-    return _UNSAFE.sub("-", given).strip("-")[:63] or "host"
+    name = environment.get("EVERLOOP_INSTANCE") or os.uname().nodename
+    return _UNSAFE.sub("-", name).strip("-")[:63] or "host"
 
 
 def new_instance() -> str:
@@ -304,16 +304,16 @@ def _checked_location(where: str) -> str:
 
 
 def _number(environment: Mapping[str, str], name: str, default: float, *, least: float) -> float:
-    given = environment.get(name)
-    if not given:
+    text = environment.get(name)
+    if not text:
         return default
     try:
-        value = float(given)
+        value = float(text)
     except ValueError:
         value = -1.0
     if not least <= value < 1e9:
         raise UsageError(
-            f"{name} is '{given[:50]}', which is out of range.", help=f"Set it to a number of at least {least:g}."
+            f"{name} is '{text[:50]}', which is not a valid number.", help=f"Set it to a number of at least {least:g}."
         )
     return value
 

@@ -295,9 +295,9 @@ def _input_series(name: str, kind: str, values: list[Any], known: dict[str, pl.D
         series = series.cast(pl.Int64) // 1000
     elif kind == "duration":
         series = series.cast(pl.Int64)
-    kept = known.get(column)
-    if kept is None or kept == series.dtype:
+    stored = known.get(column)
+    if stored is None or stored == series.dtype:
         return series
-    if kept == pl.Float64 and kind == "int":
+    if stored == pl.Float64 and kind == "int":
         return series.cast(pl.Float64)
     return series.rename(f"{column}@{kind}")

@@ -75,7 +75,7 @@ class Segment:
 class SegmentStore(Protocol):
     """Keeps sealed segments until a fold. Safe from any thread and process.
 
-    - When `put` returns, the segment is there for every reader, whole, and stays until `delete`.
+    - When `put` returns, every reader finds the complete segment, until `delete`.
     - Putting a segment that is there already changes nothing and succeeds.
     - `find` never shows half of a segment, and shows a segment only if it shows those that its instance put before
       it, except the deleted ones.

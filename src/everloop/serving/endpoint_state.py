@@ -119,8 +119,8 @@ def _check_agreed(store: Store, endpoint: EndpointRecord, routes: Sequence[Route
     for route in routes:
         if route.role != "shadow" and route.percent > most.get(route.version, 0.0):
             raise ApprovalError(
-                f"'{endpoint.model}@{CHAMPION}' needs approval, so '{route.version}' cannot get {route.percent:g}% of the"
-                " traffic by hand.",
+                f"'{endpoint.model}@{CHAMPION}' needs approval, so '{route.version}' cannot get {route.percent:g}%"
+                " of the traffic by hand.",
                 help=f"Ask for approval: everloop models promote {route.version}. A shadow needs none.",
             )
 

@@ -101,7 +101,7 @@ def load_versions(
     """Load and warm the versions that the endpoint's routes name. Those that `old` already has are reused.
 
     Args:
-        kept: predictors by version of earlier routes, so going back to one loads nothing.
+        predictors: by version, of earlier routes, so going back to one loads nothing.
 
     Raises:
         UnavailableError: the endpoint has no routes yet.

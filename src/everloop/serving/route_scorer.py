@@ -70,8 +70,8 @@ class RouteScorer:
             raise self._not_finite()
         if found is None:
             return scores, None, None
-        places = found.tolist()
-        return scores, [self._labels[position] for position in places], [self._texts[position] for position in places]
+        class_indices = found.tolist()
+        return scores, [self._labels[index] for index in class_indices], [self._texts[index] for index in class_indices]
 
     def _not_finite(self) -> RequestError:
         return RequestError(f"The model {self.version} returned a score that is not finite for these inputs.")

@@ -64,9 +64,9 @@ def testers(options: Mapping[str, Json]) -> frozenset[str]:
 def admitted(digests: Mapping[str, str], header: bytes | None) -> str | None:
     """The name of the token in an Authorization header; None if it has no valid one. Takes constant time."""
     scheme, _, token = (header or b"").partition(b" ")
-    given = digest_of(token.strip())
+    sent = digest_of(token.strip())
     # Comparing every digest keeps the time from revealing which one matched.
-    found = [name for name, digest in digests.items() if hmac.compare_digest(given, digest)]
+    found = [name for name, digest in digests.items() if hmac.compare_digest(sent, digest)]
     return found[0] if found and scheme.lower() == b"bearer" else None
 
 

@@ -1,1 +1,1 @@
-"""Batch scoring: a whole table through a model version, in parts, resumable."""
+"""Batch scoring: scores a large table with a model version, in parts, and resumes after a crash."""

@@ -236,12 +236,12 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", fir
     import numpy as np
     import polars as pl
 
-    scores, places = predictor.answer_frame(piece)
+    scores, class_indices = predictor.answer_frame(piece)
     check_columns(predictor, piece.columns, prefix)
     many = scores.ndim == 2
     wrong = np.flatnonzero(~np.isfinite(scores.sum(axis=1) if many else scores))
     if len(wrong):
-        some = ", ".join(str(first + place + 1) for place in wrong[:10].tolist())
+        some = ", ".join(str(first + index + 1) for index in wrong[:10].tolist())
         raise RequestError(
             f"The model {predictor.display_name} returned scores that are not finite for {len(wrong)} rows: {some}"
             f"{', …' if len(wrong) > 10 else ''} (the first row of a file is 1)."
@@ -249,10 +249,10 @@ def score_piece(predictor: Predictor, piece: pl.DataFrame, prefix: str = "", fir
     best = scores if not many else scores.max(axis=1) if len(scores) else scores[:, 0]
     columns = [pl.Series("score", best)]
     if many:
-        columns += [pl.Series(f"score_{name}", scores[:, place]) for place, name in enumerate(predictor.classes)]
-    if places is not None:
+        columns += [pl.Series(f"score_{name}", scores[:, index]) for index, name in enumerate(predictor.classes)]
+    if class_indices is not None:
         classes = pl.Series(list(predictor.classes))
-        columns.append(classes.gather(pl.Series(places.astype(np.uint32))).alias("label"))
+        columns.append(classes.gather(pl.Series(class_indices.astype(np.uint32))).alias("label"))
     return piece.with_columns(column.alias(f"{prefix}{column.name}") for column in columns)
 
 

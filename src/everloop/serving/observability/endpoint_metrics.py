@@ -61,7 +61,7 @@ class Metrics:
         """Create the counters.
 
         Args:
-            cells: where they are kept; None: in this process's memory.
+            cells: where they are stored; None: in this process's memory.
         """
         self.endpoint = endpoint
         self.log = "journal"

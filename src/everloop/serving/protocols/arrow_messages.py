@@ -82,7 +82,7 @@ class _Table:
             raise ValueError("outside")
         self._count = (_uint16(data, self._list) - 4) // 2
 
-    def _place(self, field: int) -> int:
+    def _position(self, field: int) -> int:
         """The position of a field; 0: it is missing."""
         if field >= self._count:
             return 0
@@ -90,37 +90,37 @@ class _Table:
         return self._at + offset if offset else 0
 
     def int64(self, field: int) -> int:
-        place = self._place(field)
-        return _int64(self._data, place) if place else 0
+        position = self._position(field)
+        return _int64(self._data, position) if position else 0
 
     def byte(self, field: int) -> int:
-        place = self._place(field)
-        return self._data[place] if place else 0
+        position = self._position(field)
+        return self._data[position] if position else 0
 
     def flag(self, field: int) -> bool:
         return self.byte(field) != 0
 
     def has(self, field: int) -> bool:
-        return self._place(field) != 0
+        return self._position(field) != 0
 
     def get_table(self, field: int) -> _Table:
-        place = self._place(field)
-        if not place:
+        position = self._position(field)
+        if not position:
             raise ValueError("absent")
-        return _Table(self._data, place + _uint32(self._data, place))
+        return _Table(self._data, position + _uint32(self._data, position))
 
     def vector(self, field: int) -> tuple[int, int]:
         """The position of a vector's first item, and the number of items."""
-        place = self._place(field)
-        if not place:
+        position = self._position(field)
+        if not position:
             return 0, 0
-        begins = place + _uint32(self._data, place)
+        begins = position + _uint32(self._data, position)
         return begins + 4, _uint32(self._data, begins)
 
     def tables(self, field: int, most: int) -> Iterator[_Table]:
         begins, count = self.vector(field)
-        for place in range(begins, begins + 4 * min(count, most), 4):
-            yield _Table(self._data, place + _uint32(self._data, place))
+        for position in range(begins, begins + 4 * min(count, most), 4):
+            yield _Table(self._data, position + _uint32(self._data, position))
 
     def text(self, field: int) -> str:
         begins, size = self.vector(field)

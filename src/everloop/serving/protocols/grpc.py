@@ -48,7 +48,7 @@ GRACE_S = 9
 MOST_STREAMS = 1_000
 """Calls in flight on one connection."""
 IDLE_MS = 600_000
-"""How long a connection without a call is kept."""
+"""How long a connection without calls stays open."""
 _SMALL_BYTES = 64 << 10
 OPEN_CALLS = ("ServerLive", "ServerReady")
 """Health checks, which need no token."""

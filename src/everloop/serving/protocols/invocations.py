@@ -106,10 +106,10 @@ ROUTES = {
 
 
 def _json_rows(body: Any, loaded: LoadedEndpoint) -> list[dict[str, Any]]:
-    given = [form for form in _FORMS if isinstance(body, dict) and form in body]
-    if len(given) != 1:
-        raise RequestError(f"Send exactly one of {', '.join(_FORMS)}; got {', '.join(given) or 'none'}.")
-    form, value = given[0], body[given[0]]
+    forms = [form for form in _FORMS if isinstance(body, dict) and form in body]
+    if len(forms) != 1:
+        raise RequestError(f"Send exactly one of {', '.join(_FORMS)}; got {', '.join(forms) or 'none'}.")
+    form, value = forms[0], body[forms[0]]
     if form == "dataframe_split":
         return _split_rows(value)
     if form == "dataframe_records" or form == "instances" or isinstance(value, list):

@@ -67,17 +67,17 @@ def label(service: Service, request: Request) -> Response:
     limits = service.settings
     check_json(request.body, limits)
     try:
-        given = _LABELS.decode(request.body)
+        sent = _LABELS.decode(request.body)
     except msgspec.ValidationError as error:
         raise RequestError(f"{error}.".replace(" - at `$", " at `").replace("`.", "`")) from None
-    if len(given.labels) > limits.max_rows:
+    if len(sent.labels) > limits.max_rows:
         raise RequestError(
-            f"labels: {len(given.labels)} labels are too many for one request.",
+            f"labels: {len(sent.labels)} labels are too many for one request.",
             help=f"Send at most {limits.max_rows}, or use 'everloop labels add' for whole files.",
         )
-    check_row_sizes(((one.key, one.value) for one in given.labels), None, limits, "labels")
-    unmatched = service.label(given.labels)
-    body: dict[str, Any] = {"endpoint": service.endpoint, "accepted": len(given.labels)}
+    check_row_sizes(((one.key, one.value) for one in sent.labels), None, limits, "labels")
+    unmatched = service.label(sent.labels)
+    body: dict[str, Any] = {"endpoint": service.endpoint, "accepted": len(sent.labels)}
     body["unmatched"] = None if unmatched is None else len(unmatched)
     if unmatched:
         body["notice"] = unmatched_notice(unmatched)

@@ -146,8 +146,8 @@ def _shaped(tensor: Tensor, limits: EndpointSettings) -> int:
     return cells
 
 
-def _misshaped(tensor: Tensor, told: str) -> RequestError:
-    return RequestError(f"{tensor.name}: {told} do not make the shape {tensor.shape}.")
+def _misshaped(tensor: Tensor, values: str) -> RequestError:
+    return RequestError(f"{tensor.name}: {values} do not fit the shape {tensor.shape}.")
 
 
 def _values(tensor: Tensor) -> list[Any]:
