@@ -81,18 +81,18 @@ class Timeline(SimulationListener):
             action = f"[{colour}]{what.get(last.action, last.action):<11}[/{colour}]"
             self._line(now, f"{action} {release.candidate} at {release.percent:g}%: {escape(last.reason)}")
         if reconciliation.due is not None:
-            self._line(now, f"[yellow]retrain[/yellow]     {reconciliation.due.trigger}: {escape(reconciliation.due.reason)}")
+            self._line(
+                now, f"[yellow]retrain[/yellow]     {reconciliation.due.trigger}: {escape(reconciliation.due.reason)}"
+            )
 
     def loop_ran(self, now: datetime, loop_run: LoopRun) -> None:
         if loop_run.version is None:
             return
         colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
         gates = "  ".join(f"[{colours[gate.outcome]}]{escape(gate.gate)}: {gate.outcome}[/]" for gate in loop_run.gates)
+        seconds = f"[dim]{loop_run.run.seconds or 0:.1f} s[/dim]"
         state = loop_run.release.state.replace("_", " ") if loop_run.release else loop_run.version.state
-        self._line(
-            now,
-            f"[cyan]candidate[/cyan]   {loop_run.version.key} {state} [dim]{loop_run.run.seconds or 0:.1f} s[/dim]  {gates}",
-        )
+        self._line(now, f"[cyan]candidate[/cyan]   {loop_run.version.key} {state} {seconds}  {gates}")
 
     def _line(self, at: datetime, text: str) -> None:
         messages().print(f"  {at:%d %b}  {text}", soft_wrap=not messages().is_terminal)
