@@ -214,7 +214,7 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         (
             "flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}",
             CorruptionError,
-            "is not a LightGBM model",
+            "no LightGBM model",
         ),
         ("flavors: {python_function: {loader_module: os, data: m}}", TrustError, "a Python model"),
         (
