@@ -29,7 +29,7 @@ from everloop.errors import (
 )
 from everloop.records import Event, Webhook
 from everloop.server.access.users import PROJECT
-from everloop.server.webhooks.safe_http import TOTAL_S, post, resolve
+from everloop.server.webhooks.ssrf_guard import TOTAL_S, post, resolve
 from everloop.server.webhooks.webhook_payloads import EXAMPLES, MLFLOW_KINDS, WebhookMessage, messages_of, test_message
 from everloop.server.webhooks.webhook_secrets import WebhookSecrets
 from everloop.stores.clock import new_id

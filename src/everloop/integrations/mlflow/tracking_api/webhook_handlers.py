@@ -15,7 +15,7 @@ from everloop.integrations.mlflow.tracking_api.codec import Fields, MlflowError,
 from everloop.integrations.mlflow.tracking_api.handler_context import HandlerContext, HandlerRoute
 from everloop.integrations.mlflow.tracking_api.page_tokens import Page, paged
 from everloop.records import Webhook
-from everloop.server.webhooks.safe_http import check_url
+from everloop.server.webhooks.ssrf_guard import check_url
 from everloop.server.webhooks.webhook_delivery import Webhooks
 from everloop.server.webhooks.webhook_payloads import EXAMPLES
 

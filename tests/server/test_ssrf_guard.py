@@ -12,7 +12,7 @@ from everloop.integrations.mlflow.tracking_api.webhook_handlers import UNSHOWN
 from everloop.records import ModelVersion
 from everloop.registry import set_alias
 from everloop.server.server_options import ServerOptions
-from everloop.server.webhooks import safe_http
+from everloop.server.webhooks import ssrf_guard
 from everloop.server.webhooks.webhook_delivery import WebhookDelivery, Webhooks
 from everloop.server.webhooks.webhook_payloads import PROMPT_TAG, PROMPT_TEXT, sign, sign_as_mlflow
 
@@ -44,7 +44,7 @@ LOCAL = ServerOptions(webhook_networks=("127.0.0.0/8",))
 )  # fmt: skip
 def test_private_addresses_are_refused(url):
     with pytest.raises((UsageError, UnavailableError)):
-        safe_http.post(url, b"", {})
+        ssrf_guard.post(url, b"", {})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_private_addresses_are_refused(url):
 )  # fmt: skip
 def test_other_urls_are_refused(url):
     with pytest.raises(UsageError):
-        safe_http.check_url(url)
+        ssrf_guard.check_url(url)
 
 
 def test_a_name_with_one_private_address_is_refused_and_the_name_is_asked_once(monkeypatch, listener):
@@ -72,18 +72,18 @@ def test_a_name_with_one_private_address_is_refused_and_the_name_is_asked_once(m
 
         return getaddrinfo
 
-    monkeypatch.setattr(safe_http.socket, "getaddrinfo", answers("8.8.8.8", "10.0.0.1"))
+    monkeypatch.setattr(ssrf_guard.socket, "getaddrinfo", answers("8.8.8.8", "10.0.0.1"))
     with pytest.raises(UsageError, match=r"10\.0\.0\.1"):
-        safe_http.resolve("http://rebinding.example/")
+        ssrf_guard.resolve("http://rebinding.example/")
     # The connection goes to the address that was looked at; asking again could give another.
-    monkeypatch.setattr(safe_http.socket, "getaddrinfo", answers("127.0.0.1"))
+    monkeypatch.setattr(ssrf_guard.socket, "getaddrinfo", answers("127.0.0.1"))
     reached = []
-    real = safe_http.socket.create_connection
+    real = ssrf_guard.socket.create_connection
     monkeypatch.setattr(
-        safe_http.socket, "create_connection", lambda to, timeout: reached.append(to) or _connected(real, to, timeout)
+        ssrf_guard.socket, "create_connection", lambda to, timeout: reached.append(to) or _connected(real, to, timeout)
     )
     asked.clear()
-    status = safe_http.post(f"http://name.example:{listener.server_port}/x?y=1", b"{}", {}, ["127.0.0.0/8"])
+    status = ssrf_guard.post(f"http://name.example:{listener.server_port}/x?y=1", b"{}", {}, ["127.0.0.0/8"])
     assert (status, asked) == (204, ["name.example"])
     assert reached == [("127.0.0.1", listener.server_port)]
     path, headers, _ = listener.got[0]
@@ -104,14 +104,14 @@ def _connected(real, to, timeout):
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(listener, status):
     listener.answers = [status]
-    assert safe_http.post(f"http://127.0.0.1:{listener.server_port}/", b"", {}, ["127.0.0.0/8"]) == status
+    assert ssrf_guard.post(f"http://127.0.0.1:{listener.server_port}/", b"", {}, ["127.0.0.0/8"]) == status
     assert len(listener.got) == 1
 
 
 def test_a_name_that_leads_elsewhere_later_is_looked_at_each_time(store, monkeypatch, listener):
     leads = ["8.8.8.8"]
     monkeypatch.setattr(
-        safe_http.socket, "getaddrinfo", lambda host, port, **_: [(2, 1, 6, "", (leads[0], port))] if host else []
+        ssrf_guard.socket, "getaddrinfo", lambda host, port, **_: [(2, 1, 6, "", (leads[0], port))] if host else []
     )
     hooks = Webhooks(store, ServerOptions())
     hook = hooks.add("ops", f"http://rebinding.example:{listener.server_port}/")
@@ -136,9 +136,9 @@ def test_what_comes_back_is_not_told(store, serve, listener):
 
 def test_nobody_there_is_said(listener):
     with pytest.raises(UnavailableError):
-        safe_http.post("http://127.0.0.1:9/", b"", {}, ["127.0.0.0/8"])
+        ssrf_guard.post("http://127.0.0.1:9/", b"", {}, ["127.0.0.0/8"])
     with pytest.raises(UnavailableError):
-        safe_http.post(f"https://127.0.0.1:{listener.server_port}/", b"", {}, ["127.0.0.0/8"])
+        ssrf_guard.post(f"https://127.0.0.1:{listener.server_port}/", b"", {}, ["127.0.0.0/8"])
 
 
 def test_events_come_signed_in_order_and_again_until_taken(store, listener):
