@@ -34,7 +34,7 @@ def test_text_stays_text_and_columns_stay(model, tmp_path):
     (tmp_path / "in.csv").write_text(f"code,number,score\n{rows}\n")
     result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet")
     assert result.code == 2
-    assert "'score' already" in result.err
+    assert "already has a column 'score'" in result.err
     assert "--prefix" in result.err
     result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.parquet", "--prefix", "its_")
     assert result.code == 0, result.err
@@ -57,4 +57,4 @@ def test_missing_columns_are_named(model, tmp_path):
     result = model("predict", "lengths", "-i", tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--separator", ";")
     assert result.code != 0
     assert "'number'" in result.err
-    assert "Is it 'numbr'?" in result.err
+    assert "Did you mean 'numbr'?" in result.err

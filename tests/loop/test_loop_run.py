@@ -121,7 +121,7 @@ def test_params_can_be_set_and_target_stops_early(shop, load):
         ('time="at"', 'time="when"', DataError, "when"),
         ('el.Slices("shop"', 'el.Slices("country"', Exception, "country"),
         ("return keep(orders)", "return keep(orders).head(0)", DataError, "no rows"),
-        ("return keep(orders)", "return keep(orders).filter(pl.col('returned'))", DataError, "one class"),
+        ("return keep(orders)", "return keep(orders).filter(pl.col('returned'))", DataError, "a single class"),
         ("return keep(orders)", "return 7", StepError, "prepare"),
         ("return keep(orders)", "return keep(orders)['nothing']", StepError, "nothing"),
         ("def prepare(orders:", "def prepare(prders:", GraphError, "prders"),

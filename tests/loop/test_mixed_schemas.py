@@ -104,8 +104,8 @@ def test_requests_that_either_version_can_score_are_answered_and_counted(shop, r
         refused.value.close()
         assert "weight" in error["message"]
         assert "root" in error["message"]
-        assert "returns@1 takes" in error["help"]
-        assert "returns@2 takes" in error["help"]
+        assert "returns@1 expects" in error["help"]
+        assert "returns@2 expects" in error["help"]
 
         release = reconcile(loop, store).release
         assert release.decisions[-1].action == "hold"

@@ -97,7 +97,7 @@ def test_before_every_route_of_an_endpoint(store: Store) -> None:
     app = EndpointApp(store, "delays")
     EndpointReloader(store, app).load()
     try:
-        routes = {*app.exact, *((method, path) for method, _, path, _ in app._patterns)}
+        routes = {*app.routes.exact, *((method, path) for method, _, path, _ in app.routes.patterns)}
         assert len(routes) > 25
         hold(app, {*routes, ("GET", "/nowhere"), ("POST", "/nowhere"), ("OPTIONS", "/predict"), ("DELETE", "/labels")})
         # And it lets through what belongs here.

@@ -163,7 +163,7 @@ def test_taken_port_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"Port {port}.*--port"):
+        with pytest.raises(UsageError, match=f"port {port}.*--port"):
             Supervisor(store, None, settings=ServerSettings(port=port))
 
 

@@ -113,7 +113,7 @@ with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     for step in range(2, 3000):
         tracked.log({"loss": 1.0 / step}, step=step)
-assert len(warned) == 1 and "holds back" in str(warned[0].message), [str(one.message) for one in warned]
+assert len(warned) == 1 and "held in memory" in str(warned[0].message), [str(one.message) for one in warned]
 
 # Reading still works: in this process, and in one that opens the home only now.
 count = len(store.records.find(Run))

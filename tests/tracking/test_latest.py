@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from everloop.integrations.mlflow.run_import import _Known, _run
+from everloop.integrations.mlflow.run_import import _MlflowRun, _run
 from everloop.integrations.mlflow.tracking_api.metric_buffer import MetricBuffer
 from everloop.records import Point, Run
 from everloop.stores import FixedClock, Journal, Store, open_store
@@ -118,7 +118,7 @@ def test_however_points_come_the_record_shows_the_same_last_value(
 @given(found=rows(1000))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_an_import_from_mlflow_follows_the_same_rule(found: list[Row], tmp_path: Path) -> None:
-    there = _Known(
+    there = _MlflowRun(
         id="x", name="x", status="FINISHED", start=0, end=1, user="", deleted=False, experiment="0", artifacts="",
         params={}, tags={}, points=[(key, value, step, at // 1000) for key, step, at, value in found],
     )  # fmt: skip

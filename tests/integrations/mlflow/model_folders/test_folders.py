@@ -210,11 +210,11 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("a" * 1_100_000, DataError, "at most 1,048,576"),
         ("[" * 5000, DataError, "cannot be read"),
         ("flavors: {sklearn: {pickled_model: m, serialization_format: cloudpickle}}", TrustError, "allow-code"),
-        ("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}", CorruptionError, "no model in skops"),
+        ("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}", CorruptionError, "skops file cannot be read"),
         (
             "flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}",
             CorruptionError,
-            "no LightGBM model",
+            "LightGBM model is damaged",
         ),
         ("flavors: {python_function: {loader_module: os, data: m}}", TrustError, "a Python model"),
         (
