@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import polars as pl
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError, RequestError, UsageError
+from everloop.loop.lineage import trace_lineage
 from everloop.prediction_log import find_prediction, read_predictions
 from everloop.records import EndpointRecord, Run
 from everloop.registry import load_model
@@ -29,6 +31,7 @@ from everloop.serving.batch.batch_scoring import (
     score_piece,
 )
 from everloop.serving.endpoint_state import set_options
+from everloop.stores import clock, new_id
 from everloop.testing.models import sample_table
 
 if TYPE_CHECKING:
@@ -117,6 +120,23 @@ def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, mo
     # Another version or other files are another job.
     sample_table(100, seed=6).write_parquet(path)
     assert scored(store, version, table, output, [path], **options).resumed == 0
+
+
+def test_the_answers_of_a_job_that_took_long_are_found_by_id(
+    store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = release().key
+    store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
+    # The ids contain the time when the job began, and its rows arrive now.
+    began = new_id(store.now() - timedelta(days=3))
+    monkeypatch.setattr(clock, "new_id", lambda moment: began)
+    scored(store, version, sample_table(20, seed=5), tmp_path / "out.csv", piece_rows=10, log="nightly")
+    for answer in read_predictions(store, "nightly").collect()["id"]:
+        one = find_prediction(store, answer)
+        assert one is not None
+        assert (one.id, one.version, one.role) == (answer, version, "batch")
+        assert trace_lineage(store, answer).prediction == one
+    assert find_prediction(store, f"{began}-20") is None
 
 
 def test_a_folder_of_parts(store: Store, release: Any, tmp_path: Path) -> None:

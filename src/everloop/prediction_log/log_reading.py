@@ -187,7 +187,8 @@ def find_prediction(store: Store, id: str) -> Prediction | None:
     arrived = _moment_of(id)
     if arrived is None:
         return None
-    for endpoint in store.records.find(EndpointRecord):
+    endpoints = store.records.find(EndpointRecord)
+    for endpoint in endpoints:
         found = _find_folded(store, endpoint.name, id, arrived) or _find_journaled(store, endpoint.name, id)
         if (
             found is None
@@ -198,10 +199,22 @@ def find_prediction(store: Store, id: str) -> Prediction | None:
             found = _find_folded(store, endpoint.name, id, arrived)
         if found is not None:
             return found
+    # The ids of a batch job contain the time when the job began. Its rows may have arrived much later.
+    for endpoint in endpoints:
+        found = _find_folded(store, endpoint.name, id, arrived, of_batch=True)
+        if found is not None:
+            return found
     return None
 
 
-def _find_folded(store: Store, endpoint: str, id: str, arrived: datetime) -> Prediction | None:
+def _find_folded(
+    store: Store, endpoint: str, id: str, arrived: datetime, *, of_batch: bool = False
+) -> Prediction | None:
+    """The prediction in the endpoint's table, among rows that arrived at about the time in the id.
+
+    Args:
+        of_batch: look among the rows of batch jobs instead, whenever they arrived.
+    """
     import msgspec
     import polars as pl
 
@@ -209,9 +222,10 @@ def _find_folded(store: Store, endpoint: str, id: str, arrived: datetime) -> Pre
     if not store.tables.exists(table):
         return None
     # An id contains its time, so files of other times need not be opened. It may be slightly ahead of the clock.
-    near = timedelta(seconds=2)
-    at = pl.col("arrived_at")
-    rows = store.tables.scan(table).filter(at >= arrived - near, at <= arrived + near, pl.col("id") == id).collect()
+    at, near = pl.col("arrived_at"), timedelta(seconds=2)
+    # The ids of a job share its time, so the ranges of ids in the table's log tell which few files can hold this one.
+    among = [pl.col("role") == "batch"] if of_batch else [at >= arrived - near, at <= arrived + near]
+    rows = store.tables.scan(table).filter(*among, pl.col("id") == id).collect()
     if rows.is_empty():
         return None
     row = rows.row(0, named=True)
