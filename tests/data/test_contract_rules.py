@@ -141,12 +141,27 @@ def test_several_columns_name_a_row(store: Store) -> None:
     [
         ("severities = { patern = 'error' }", "there is no rule 'patern'.*Did you mean 'pattern'"),
         ("severities = { pattern = 'loud' }", "the severity 'loud'"),
+        ("max_nulls = -0.1", "Column 'a' of the contract has max_nulls = -0.1, which is not a share.*from 0 to 1"),
+        ("max_nulls = 1.01", "max_nulls = 1.01"),
+        ("max_nulls = 2", "max_nulls = 2,"),
+        ("max_nulls = nan", "max_nulls = nan"),
+        ("max_nulls = inf", "max_nulls = inf"),
+        ("max_nulls = true", "max_nulls = True"),
+        ("nulls = -1", "nulls = -1"),
         ("pattern = '['", "a pattern that is not a valid regular expression"),
     ],
 )
 def test_mistakes_in_a_column_are_named(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         contract_from_toml(f"dataset = 'd'\n[[columns]]\nname = 'a'\ntype = 'string'\n{text}")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), None])
+def test_a_contract_made_in_python_with_a_bad_share_is_refused(store: Store, share: Any) -> None:
+    held = contract_from_toml("dataset = 'd'\n[[columns]]\nname = 'a'\ntype = 'int64'", store)
+    held = replace(held, columns=({**held.columns[0], "max_nulls": share},))
+    with pytest.raises(UsageError, match=r"Column 'a' of 'd@1' has max_nulls = .*, which is not a share"):
+        check_contract(pl.DataFrame({"a": [1, None]}), held)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bounds of a contract's columns: how they are written, and which values are outside.
+"""Bounds and shares of a contract's columns: how they are written, and which values are outside.
 
 A bound must suit the type of its column; otherwise reading the contract fails:
 
@@ -100,6 +100,23 @@ def read_bound(where: str, bound: str, value: Json, declared: str) -> Any:
             help=f"Write {_WAYS[kind]}.",
         ) from error
     return found
+
+
+def read_share(where: str, name: str, value: Json) -> float:
+    """Return a share of the rows, such as `max_nulls`.
+
+    Args:
+        where: names the column in error messages.
+
+    Raises:
+        UsageError: the value is not a number from 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UsageError(
+            f"{where} has {name} = {value!r}, which is not a share of the rows.",
+            help="Write a number from 0 to 1, such as 0.05 for 5 percent.",
+        )
+    return float(value)
 
 
 def is_known(declared: str) -> bool:

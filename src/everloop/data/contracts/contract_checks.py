@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from everloop.data.contracts.bounds import outside, read_bound
+from everloop.data.contracts.bounds import outside, read_bound, read_share
 from everloop.data.contracts.contract import category, missing
 from everloop.data.snapshots.column_statistics import as_json
 from everloop.data.snapshots.snapshots import take_snapshot
@@ -333,7 +333,7 @@ def _table_violations(
         if name not in schema or not total:
             continue
         share = counts[f"null {name}"] / total
-        most = column.get("max_nulls", 1.0)
+        most = read_share(f"Column '{name}' of '{contract.key}'", "max_nulls", column.get("max_nulls", 1.0))
         # A small sample may exceed the share by chance, so four standard errors are allowed.
         if share > most and (share == 1 or share - most > 4 * math.sqrt(most * (1 - most) / total)):
             message = f"{share:.1%} of '{name}' is null or NaN, more than {most:.1%}"

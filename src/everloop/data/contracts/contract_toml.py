@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from everloop.data.contracts.bounds import BOUNDS, as_bound, is_known, read_bound
+from everloop.data.contracts.bounds import BOUNDS, as_bound, is_known, read_bound, read_share
 from everloop.data.table_inputs import nearest
 from everloop.errors import UsageError
 from everloop.records import Contract, Json
@@ -52,6 +52,7 @@ COLUMN_KEYS: dict[str, tuple[type, ...]] = {
     "severities": (dict,),
     "categories": (dict,),
 }
+SHARES = ("nulls", "max_nulls")
 COLUMN_RULES = (
     "nullable", "unique", "ordered", "min", "max", "least", "most", "infinite", "categories", "pattern", "future",
     "max_nulls",
@@ -167,6 +168,9 @@ def _check_column(column: Any) -> None:
         if bound in column:
             column[bound] = as_bound(column[bound])
     _check_values(where, column, COLUMN_KEYS)
+    for share in SHARES:
+        if share in column:
+            read_share(where, share, column[share])
     if is_known(column["type"]):
         limits = {each: read_bound(where, each, column[each], column["type"]) for each in BOUNDS if each in column}
         for low, high in (("least", "most"), ("min", "max")):
