@@ -174,6 +174,8 @@ def test_folders_that_contradict_are_refused(project: Path) -> None:
 
 
 AT = datetime(2026, 1, 5, 10)
+LONG = 10**5_000
+"""An integer that Python does not convert to text."""
 
 
 @pytest.mark.parametrize(
@@ -328,6 +330,10 @@ def test_keys_that_differ_between_json_files(project: Path) -> None:
         ([{"a": {"b": 1}}, {"a": {"b": None}}, {"a": {"b": "x"}}], "Column 'a.b' is int64, but row 3 contains 'x'"),
         ([{"a": 1}, {"a": 2**70}], "row 2 contains 1180591620717411303424, which int64 cannot hold"),
         ([{"a": -1}, {"a": 2**63}], "row 2 contains 9223372036854775808, which int64 cannot hold"),
+        ([{"a": LONG}], "Column 'a' is int64, but row 1 contains a number of more than 4,300 digits, which int64"),
+        ([{"a": "x"}, {"a": LONG}], "Column 'a' is string, but row 2 contains a number of more than 4,300 digits"),
+        ([{"a": 1}, {"a": {"b": [LONG]}}], "Column 'a' is int64, but row 2 contains a dict with a number of more"),
+        ([{"a": [LONG]}], "Column 'a[]' is int64, but row 1 contains a number of more than 4,300 digits"),
         ([{"a": AT}, {"a": date(2026, 1, 1)}], "Column 'a' is timestamp[us], but row 2 contains 2026-01-01 (date)"),
         ([{"a": AT}, {"a": AT.astimezone()}], "timestamp[us, UTC]"),
     ],
@@ -340,13 +346,28 @@ def test_rows_of_dicts_keep_the_same_promises(rows: list[dict[str, Any]], said: 
     ("rows", "said"),
     [
         ([{"a": 1, 2: 3}], "Row 1 has the key 2, which is not a string"),
+        ([{LONG: 1}], "Row 1 has the key a number of more than 4,300 digits, which is not a string"),
+        ([{"a": 1}, [LONG]], "Row 2 is a list with a number of more than 4,300 digits, but each row must be a dict"),
         ([{}, {}], "The rows have no keys"),
         ([{"a": None}, {"a": 1j}], "Column 'a' of row 2 contains 1j, a complex"),
         ([{"a": Decimal("1e50")}], "The rows do not form a table"),
     ],
 )
-def test_rows_that_no_table_can_hold_are_refused(rows: list[dict[Any, Any]], said: str) -> None:
+def test_rows_that_no_table_can_hold_are_refused(rows: list[Any], said: str) -> None:
     assert said in refused(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("long.json", '[{"a": 1, "b": 2}, {"a": -1SO_LONG}]', "Column 'a' is int64, but object 2 of "),
+        ("long.json", '[{"a": {"b": 1SO_LONG}}]', "Column 'a.b' is int64, but object 1 of "),
+        ("long.jsonl", '{"a": 1}\n{"a": 1SO_LONG}\n', "long.jsonl' is not valid JSON: it contains NaN, Infinity or a"),
+    ],
+)
+def test_numbers_that_python_cannot_read_are_refused(project: Path, name: str, text: str, said: str) -> None:
+    (project / name).write_text(text.replace("SO_LONG", "0" * 5_000))
+    assert said in refused(name)
 
 
 def test_numbers_of_numpy_go_with_those_of_python() -> None:

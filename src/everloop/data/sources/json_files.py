@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -139,7 +140,7 @@ def _objects(file: DataFile, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if unit == "object":
         try:
             # Polars also reads a whole array at once.
-            items = json.loads(file.path.read_bytes(), object_pairs_hook=_Pairs.of)
+            items = _parse(file.path.read_bytes())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise SourceError(f"'{file}' is not valid JSON: {error}.") from error
         for number, item in enumerate(items, 1):
@@ -169,6 +170,21 @@ def _objects(file: DataFile, unit: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, value
 
 
+def _parse(text: bytes) -> Any:
+    """The parsed JSON. A number that is too long for Python becomes another that is too long for any column."""
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs.of)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+
+        def whole(digits: str) -> int:
+            return int(digits) if len(digits) <= most else (-1 if digits.startswith("-") else 1) * 10**most
+
+        return json.loads(text, object_pairs_hook=_Pairs.of, parse_int=whole)
+
+
 def _invalid_json(file: DataFile, number: int, line: bytes) -> SourceError:
     try:
         json.loads(line.decode("utf-8"))
@@ -179,6 +195,9 @@ def _invalid_json(file: DataFile, number: int, line: bytes) -> SourceError:
         )
     except json.JSONDecodeError as problem:
         return SourceError(f"Line {number} of '{file}' is not valid JSON: {problem.msg}.")
+    except ValueError:
+        # A number of more digits than Python reads: the error below covers it.
+        pass
     return SourceError(
         f"Line {number} of '{file}' is not valid JSON: it contains NaN, Infinity or a number out of range.",
         help="Write null for a missing value.",

@@ -26,7 +26,7 @@ from everloop.data.sources.partitions import partition_of, with_partitions
 from everloop.data.sources.reading_notes import collect_notes
 from everloop.data.sources.reading_options import advice
 from everloop.data.sources.remote_files import SCHEMES, fetch, is_remote, remote_state
-from everloop.data.sources.row_values import find_problem
+from everloop.data.sources.row_values import find_problem, short_text
 from everloop.data.sources.snapshot_sources import SCHEME, is_version, scan_version
 from everloop.data.sources.sql_sources import is_sql, query_with_state, redacted, sql_change, sql_state
 from everloop.data.table_inputs import Frame, as_lazy, as_utc, is_moment, nearest
@@ -310,12 +310,13 @@ def _rows(items: list[Any]) -> pl.LazyFrame:
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
             raise SourceError(
-                f"Row {number} is {item!r}, but each row must be a dict.",
+                f"Row {number} is {short_text(item, repr)}, but each row must be a dict.",
                 help="Write rows such as {'column': 1}.",
             )
         wrong = next((name for name in item if not isinstance(name, str)), None)
         if wrong is not None:
-            raise SourceError(f"Row {number} has the key {wrong!r}, which is not a string.", help=f"Write '{wrong}'.")
+            shown = short_text(wrong, repr)
+            raise SourceError(f"Row {number} has the key {shown}, which is not a string.", help="Write it as a string.")
     names = list(dict.fromkeys(name for item in items for name in item))
     rows = [[item.get(name) for name in names] for item in items]
     problem = find_problem(names, rows)
@@ -331,8 +332,8 @@ def _rows(items: list[Any]) -> pl.LazyFrame:
         if isinstance(dtype, pl.Object):
             number, value = next((number, item) for number, item in enumerate(frame[name], 1) if item is not None)
             raise SourceError(
-                f"Column '{name}' of row {number} contains {value!r}, a {type(value).__name__}, which a table cannot "
-                f"hold.",
+                f"Column '{name}' of row {number} contains {short_text(value, repr)}, a {type(value).__name__}, which "
+                f"a table cannot hold.",
                 help="Convert it to a number, a string, a time, a list or a dict.",
             )
     return frame.lazy()

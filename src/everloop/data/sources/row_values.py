@@ -6,7 +6,8 @@ This module finds the first such value, with its key and its position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -58,7 +59,7 @@ class ValueKinds:
         known = self._kinds.setdefault(key, (kind, position))
         if known[0] != kind and {known[0], kind} != {"int64", "float64"}:
             shown = value if not isinstance(value, str) else repr(value)
-            return f"Column '{key}' is {known[0]}, but {position} contains {_short(shown)} ({kind})."
+            return f"Column '{key}' is {known[0]}, but {position} contains {short_text(shown)} ({kind})."
         if kind == "int64":
             return self._add_whole(key, int(value), position)
         if kind == "float64":
@@ -99,7 +100,7 @@ class ValueKinds:
 
 
 def _too_large(key: str, position: str, value: int) -> str:
-    return f"Column '{key}' is int64, but {position} contains {_short(value)}, which int64 cannot hold."
+    return f"Column '{key}' is int64, but {position} contains {short_text(value)}, which int64 cannot hold."
 
 
 def kind_of(value: Any) -> str:
@@ -130,6 +131,21 @@ def kind_of(value: Any) -> str:
         case list() | tuple():
             return "list"
     return _other_kind(value)
+
+
+def short_text(value: object, show: Callable[[object], str] = str) -> str:
+    """A value as messages show it, cut after 60 characters.
+
+    Args:
+        show: how to write it: `str` or `repr`.
+    """
+    try:
+        text = show(value)
+    except ValueError:
+        # Python refuses to write very long whole numbers, also inside lists and dicts.
+        what = "a number" if isinstance(value, int) else f"a {type(value).__name__} with a number"
+        return f"{what} of more than {sys.get_int_max_str_digits():,} digits"
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def signature(value: Any) -> Any:
@@ -168,8 +184,3 @@ def _other_kind(value: Any) -> str:
     if isinstance(value, numbers.Real):
         return "float64"
     return name
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
