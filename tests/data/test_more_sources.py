@@ -196,7 +196,7 @@ def test_every_database_of_sqlalchemy(database: str, postgres_url: str) -> None:
     pytest.importorskip("pymysql")
     with pytest.raises(SourceError, match=r"mysql\+pymysql://me@127.0.0.1:1/x"):
         read("mysql+pymysql://me:secret@127.0.0.1:1/x", query="SELECT 1")
-    with pytest.raises(MissingExtraError, match="pip install"):
-        read("mysql+nothing_of_this_name://me@127.0.0.1/x", query="SELECT 1")
+    with pytest.raises(MissingExtraError, match=r"read 'mysql\+nothing_of_this_name://me@127\.0\.0\.1/x'.*pip install"):
+        read("mysql+nothing_of_this_name://me:secret@127.0.0.1/x", query="SELECT 1")
     with pytest.raises(UsageError, match="no engine 'odbc'"):
         read(f"sqlite:///{database}", query="SELECT 1", engine="odbc")

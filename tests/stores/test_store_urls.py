@@ -67,6 +67,7 @@ FORMS = [
     f"https://u:{SECRET}@host/x.csv",
     f"https://host/x.csv?X-Amz-Signature={SECRET}&X-Amz-Date=5",
     f"foo://user:{SECRET}@host",
+    f"db2+ibm_db://user:{SECRET}@host/db",
     f"user:{SECRET}@host/db",
     f"postgres:/user:{SECRET}@host/db",
     f"postgres:user:{SECRET}@host/db",
@@ -168,6 +169,7 @@ def test_no_form_shows_its_secret_when_a_store_is_opened_with_it(
         ("postgresql://h1:5432,h2:5433/db", "postgresql://h1:5432,h2:5433/db"),
         ("postgresql://[::1]:5432/db", "postgresql://[::1]:5432/db"),
         ("sqlite:///folder/file.db", "sqlite:///folder/file.db"),
+        ("db2+ibm_db://ann:pw@host:5433/db", "db2+ibm_db://ann@host:5433/db"),
         ("", ""),
     ],
 )

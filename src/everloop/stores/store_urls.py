@@ -35,8 +35,9 @@ _SHOWN_OPTIONS = frozenset(
 _SECRET_OPTION = re.compile(
     r"pass|pwd|secret|token|sig|credential|key|auth|session|^code$|^sas$|^jwt$|^policy$", re.IGNORECASE
 )
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}")
-_ALMOST_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|/*+[^/:]*+:.*@|(?i:postgres|postgresql|s3|gs|az|redis|mysql):")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]{0,39}")
+"""Besides the standard's characters, an underscore, which occurs in names of drivers: `db2+ibm_db`."""
+_ALMOST_URL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:/|/*+[^/:]*+:.*@|(?i:postgres|postgresql|s3|gs|az|redis|mysql):")
 _full: dict[str, str] = {}
 _USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -46,7 +47,7 @@ _NAMED = (
     r"[A-Za-z0-9_-]{0,40}|sig|pass|accountkey|sharedaccesskey|sharedaccesssignature)"
 )
 _PAIR = re.compile(rf"(?i)\b({_NAMED})(\s{{0,3}}[=:]\s{{0,3}})('[^']*'|\"[^\"]*\"|[^\s,;&'\"]+)")
-_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}://\S+")
+_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+._-]{0,39}://\S+")
 
 
 def mask_url(url: str) -> str:
