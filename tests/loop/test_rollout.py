@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from everloop.errors import ConflictError, NotFoundError
-from everloop.loop import abort_release, advance_release, move_alias, promote, roll_back
+from everloop import Dataset
+from everloop.errors import ConflictError, CorruptionError, NotFoundError
+from everloop.loop import (
+    Canary,
+    Endpoint,
+    Loop,
+    abort_release,
+    advance_release,
+    move_alias,
+    promote,
+    roll_back,
+)
 from everloop.loop.gates import GateOutcome
-from everloop.loop.rollout import apply_evidence, champion_of, find_rolling, start_release
+from everloop.loop.live_evidence import live_evidence
+from everloop.loop.reconciler import reconcile
+from everloop.loop.rollout import (
+    apply_evidence,
+    champion_of,
+    find_rolling,
+    hold_release,
+    start_release,
+    step_started_at,
+)
+from everloop.loop.schema_compatibility import schema_coverage
+from everloop.pipeline import step
 from everloop.records import EndpointRecord, GateResult, ModelVersion, Release
 from everloop.registry import alias_history, approve, list_requests, set_policy
 from everloop.stores import open_store
 from everloop.stores.clock import FixedClock
+from everloop.training import AutoTrain
 
 
 @pytest.fixture
 def store(tmp_path):
     with open_store(tmp_path / "home", project="p") as opened:
         yield opened
+
+
+@step
+def table():
+    return None
 
 
 def version(store, number):
@@ -95,6 +123,28 @@ def test_evidence_advances_holds_or_rolls_back(store):
     assert ended.decisions[-1].evidence == {"gain": -0.2}
     assert routes(store) == {"m@1": (100.0, "champion")}
     assert store.records.get(ModelVersion, "m@2").state == "rolled_back"
+
+
+def test_a_rolling_release_without_a_decision_that_started_it_is_named(store):
+    start_release(store, "e", version(store, 1))
+    release = start_release(store, "e", version(store, 2), steps=(10, 100))
+    decided = hold_release(store, release, "too few labels")
+    assert step_started_at(decided) == release.decisions[0].at
+    (damaged,) = store.records.update(replace(decided, decisions=decided.decisions[1:]), verb="edited")
+    loop = Loop(
+        "l",
+        data=Dataset(table, target="y"),
+        train=AutoTrain(metric="roc_auc"),
+        serve=Endpoint("e", rollout=Canary(steps=[10, 100])),
+    )
+    for action in (
+        lambda: reconcile(loop, store),
+        lambda: live_evidence(store, damaged, "m@1", Canary(), "roc_auc"),
+        lambda: schema_coverage(store, damaged, "m@1"),
+    ):
+        with pytest.raises(CorruptionError, match=r"release of m@2 to 'e' has 10 percent.*everloop release rollback e"):
+            action()
+    assert roll_back(store, "e", "damaged").state == "rolled_back"
 
 
 @pytest.mark.parametrize(("gain", "state"), [(0.01, "rolling_out"), (-0.01, "rolled_back")])

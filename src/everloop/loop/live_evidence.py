@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.gates import GateOutcome, compare, judge_unpaired
+from everloop.loop.rollout import step_started_at
 from everloop.loop.schema_compatibility import cannot_score
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     from everloop.registry import load_model
     from everloop.training.metrics import scores_for
 
-    step_began = next(
-        decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance")
-    )
+    step_began = step_started_at(release)
     labelled = read_labelled(store, release.endpoint, since=release.created_at).collect()
     candidate, champion = (load_model(store, key) for key in (release.candidate, previous))
     rows = _with_labels(labelled, candidate, champion)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from everloop.loop.champions import deciding_metric
 from everloop.loop.live_evidence import live_evidence
-from everloop.loop.rollout import apply_evidence, find_rolling, hold_release
+from everloop.loop.rollout import apply_evidence, find_rolling, hold_release, step_started_at
 from everloop.loop.schema_compatibility import schema_coverage
 from everloop.loop.triggers import find_due
 from everloop.loop.watches import watch
@@ -64,7 +64,7 @@ def _move_rollout(loop: Loop, endpoint: Endpoint, store: Store) -> Release | Non
     if release is None or release.previous is None or release.percent <= 0 or canary is None:
         return None
     decisions = len(release.decisions)
-    started = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
+    started = step_started_at(release)
     metric = loop.live_metric or deciding_metric(get_version(store, release.candidate))
     outcome = live_evidence(store, release, release.previous, canary, metric)
     impatient = store.now() - started >= parse_duration(canary.patience)

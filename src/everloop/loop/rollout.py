@@ -16,13 +16,14 @@ from datetime import timedelta
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from everloop.errors import ConflictError, NotFoundError
+from everloop.errors import ConflictError, CorruptionError, NotFoundError
 from everloop.records import Alias, Decision, EndpointRecord, GateResult, Json, ModelVersion, Release, Route
 from everloop.registry.aliases import ANYONE, check_holder
 from everloop.registry.approvals import check_usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from everloop.loop.gates import GateOutcome
     from everloop.stores import Store
@@ -235,6 +236,22 @@ def find_rolling(store: Store, endpoint: str) -> Release | None:
         Release, ("endpoint", "=", endpoint), ("state", "=", "rolling_out"), order="-created_at", limit=1
     )
     return rolling[0] if rolling else None
+
+
+def step_started_at(release: Release) -> datetime:
+    """Return when the candidate got its present share of the traffic.
+
+    Raises:
+        CorruptionError: no decision of the release gave it a share.
+    """
+    for decision in reversed(release.decisions):
+        if decision.action in ("start", "advance"):
+            return decision.at
+    raise CorruptionError(
+        f"The release of {release.candidate} to '{release.endpoint}' has {release.percent:g} percent of the traffic, "
+        f"but its record has no decision that started or advanced it.",
+        help=f"End it with: everloop release rollback {quote(release.endpoint)}",
+    )
 
 
 def _completed(store: Store, endpoint: str, candidate: str | None = None) -> list[Release]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from everloop.loop.rollout import step_started_at
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -68,7 +70,7 @@ def schema_coverage(store: Store, release: Release, champion: str) -> SchemaCove
     from everloop.prediction_log import read_predictions
     from everloop.prediction_log.label_matching import ANSWERED
 
-    step = next(decision.at for decision in reversed(release.decisions) if decision.action in ("start", "advance"))
+    step = step_started_at(release)
     answered = read_predictions(store, release.endpoint, since=release.created_at, roles=ANSWERED)
     if "unasked" not in answered.collect_schema():
         return None
