@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from everloop.errors import GraphError, UsageError
 from everloop.pipeline import Each, Graph, Step, step, trace
+from everloop.pipeline.binding import set_params
 
 
 @step
@@ -211,3 +212,44 @@ def graph_ref(number: int) -> Any:
     from everloop.pipeline import Ref
 
     return Ref(f"s{number}")
+
+
+def circular(kind: type) -> Any:
+    """A list that contains itself, inside a value of this kind."""
+    inner: list[Any] = [1]
+    inner.append({"again": inner})
+    return {"list": inner, "x": (inner,)} if kind is dict else kind([inner])
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def traced(value: Any) -> Graph:
+    return Graph.from_function(lambda: fit(value))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        traced,
+        lambda value: Graph.wire([fit], given={"train": value}),
+        lambda value: Graph.wire([Step(lambda train=value: 1, name="fit")]),
+        lambda value: Graph().add(fit, inputs={"train": Each(value)}),
+        lambda value: set_params(Graph.wire([fit], given={"train": 1}), {"fit.train": value}),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_a_value_that_contains_itself_is_refused(make: Any, kind: type) -> None:
+    with pytest.raises(GraphError, match="parameter 'train' of step 'fit' has a value that contains itself"):
+        make(circular(kind))
+    with pytest.raises(GraphError, match="'train' of step 'fit' has a value that is nested more than 100 levels"):
+        make(kind([("x", nested(5_000))]))
+
+
+def test_a_value_may_occur_twice() -> None:
+    same = [1]
+    assert traced([same, {"again": same}, nested(90)]).nodes["fit"].inputs["train"][:2] == [[1], {"again": [1]}]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import GraphError, UsageError
 from everloop.pipeline.artifacts.lists import ListFormat, load_elements
-from everloop.pipeline.graph import Graph, Node, Ref, find_refs, replace_refs
+from everloop.pipeline.graph import Graph, Node, Ref, check_nesting, find_refs, replace_refs
 from everloop.pipeline.job import StoredInput, StoredOutputs
 from everloop.pipeline.steps import RESULT
 from everloop.pipeline.unknown_names import nearest_names
@@ -22,6 +22,7 @@ def set_params(graph: Graph, params: Mapping[str, Any]) -> dict[str, Node]:
 
     Raises:
         UsageError: no step has that parameter, or the steps take it from another step.
+        GraphError: a value contains itself.
     """
     nodes = dict(graph.nodes)
     for key, value in params.items():
@@ -38,6 +39,7 @@ def set_params(graph: Graph, params: Mapping[str, Any]) -> dict[str, Node]:
             known = sorted({name for node in candidates for name in node.params})
             raise UsageError(f"No step has a parameter '{key}'.", help=nearest_names(name, known))
         for node in settable:
+            check_nesting(value, node.name, name)
             current = nodes[node.name]
             nodes[node.name] = Node(current.name, current.step, {**current.inputs, name: value}, current.mapped)
     return nodes

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _EMPTY = inspect.Parameter.empty
+_MOST_LEVELS = 100
+"""Python's limit of recursion allows a few hundred levels, of which the caller may have used some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class Graph:
 
         Raises:
             GraphError: the name is taken, an input is missing or is not a parameter of the step, a reference has
-                no node, or two inputs are `Each`.
+                no node, two inputs are `Each`, or a value contains itself.
         """
         name = name or step.name
         if name in self.nodes:
@@ -156,6 +158,7 @@ class Graph:
                 if mapped is not None:
                     raise GraphError(f"Step '{name}' fans out over '{mapped}' and '{key}'.", help="Choose one of them.")
                 mapped, value = key, value.values
+            check_nesting(value, name, key)
             bound[key] = self._resolve(value, name)
         for key, default in accepted.items():
             if key not in bound:
@@ -164,6 +167,7 @@ class Graph:
                         f"Step '{name}' needs the input '{key}', which is missing.",
                         help=nearest_names(key, self.nodes),
                     )
+                check_nesting(default, name, key)
                 bound[key] = default
         order = {key: number for number, key in enumerate(accepted)}
         bound = dict(sorted(bound.items(), key=lambda item: order.get(item[0], len(order))))
@@ -274,6 +278,34 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {', '.join(self.nodes)}>"
+
+
+def check_nesting(value: object, step: str, parameter: str) -> None:
+    """Raise GraphError if a value of a parameter contains itself, or is nested too deeply to be searched."""
+    problem = _nesting_problem(value, ())
+    if problem is not None:
+        raise GraphError(
+            f"The parameter '{parameter}' of step '{step}' has a value that {problem}.",
+            help="Build the value inside the step instead.",
+        )
+
+
+def _nesting_problem(value: object, outer: tuple[object, ...]) -> str | None:
+    if type(value) in (list, tuple):
+        items: Iterable[object] = value  # type: ignore[assignment]
+    elif type(value) is dict:
+        items = value.values()
+    else:
+        return None
+    if any(one is value for one in outer):
+        return "contains itself"
+    if len(outer) == _MOST_LEVELS:
+        return f"is nested more than {_MOST_LEVELS} levels deep"
+    inner = (*outer, value)
+    for item in items:
+        if (problem := _nesting_problem(item, inner)) is not None:
+            return problem
+    return None
 
 
 def find_refs(value: Any) -> Iterator[Ref]:
