@@ -109,18 +109,41 @@ def test_a_failure_says_what_and_where(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "state"),
+    ("error", "state", "text"),
     [
-        (KeyboardInterrupt(), "interrupted"),
-        (SystemExit(0), "finished"),
-        (SystemExit(), "finished"),
-        (SystemExit(3), "failed"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(0), "finished", None),
+        (SystemExit(), "finished", None),
+        (SystemExit(False), "finished", None),
+        (SystemExit(1), "failed", "SystemExit: 1 (test_runs.py:"),
+        (SystemExit(3), "failed", "SystemExit: 3 (test_runs.py:"),
+        (SystemExit("no rows"), "failed", "SystemExit: no rows (test_runs.py:"),
+        (SystemExit(""), "failed", "SystemExit"),
+        (SystemExit(0.0), "failed", "SystemExit: 0.0 (test_runs.py:"),
     ],
 )
-def test_how_a_run_ends(store: Store, error: BaseException, state: str) -> None:
+def test_how_a_run_ends(store: Store, error: BaseException, state: str, text: str | None) -> None:
+    """As the process ends: `sys.exit` with 0 or nothing succeeds, with anything else it fails."""
     with pytest.raises(type(error)), start_run("train", store=store) as run:
         raise error
-    assert run.record.state == state
+    record = run.record
+    assert record.state == state
+    if text is None:
+        assert record.error is None
+    else:
+        assert record.error is not None
+        assert record.error.startswith(text)
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "finished"), (1, "failed")])
+def test_a_script_that_leaves_inside_its_run(store: Store, code: int, state: str) -> None:
+    script = f"import sys, everloop as el\nwith el.start_run('train'):\n    sys.exit({code})\n"
+    environment = {**os.environ, "EVERLOOP_STORE": str(store.home)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    assert done.returncode == code
+    (record,) = store.records.find(Run)
+    assert record.state == state
+    assert record.error == (None if code == 0 else "SystemExit: 1 (<string>:3 in <module>)")
 
 
 def test_runs_nest(store: Store) -> None:

@@ -313,7 +313,8 @@ class ActiveRun(ArtifactLog):
         match error:
             case None:
                 self.finish()
-            case SystemExit(code=None | 0):
+            # As for the process: no code and 0 are a success. Anything else fails, even 0.0, which Python only prints.
+            case SystemExit(code=None | int(0)):
                 self.finish()
             case KeyboardInterrupt():
                 self.finish("interrupted")
