@@ -28,12 +28,16 @@ def test_a_deliberate_change_is_accepted_by_the_command_that_the_error_names(pro
     assert "everloop data contract work --accept" in stopped.err.replace("\n", " ")
 
     written = Path("contracts/work.toml").read_text()
+    written = written.replace('[[columns]]\nname = "hue"', '# How red it is.\n[[columns]]\nname = "hue" # by eye')
+    Path("contracts/work.toml").write_text(written)
     accepted = everloop("data", "contract", "work", "--accept")
     assert accepted.code == 0
     assert "dropped" in accepted.out
     assert "hue again" in accepted.out
     assert "work@2 is the contract from now on" in accepted.out
-    assert Path("contracts/work.toml").read_text() != written
+    adapted = Path("contracts/work.toml").read_text()
+    assert adapted != written
+    assert '\n\n# How red it is.\n[[columns]]\nname = "hue" # by eye\n' in adapted
     events = everloop("events", "--limit", "500", "--json").json
     event = next(one for one in events if one["verb"] == "contract_accepted")
     assert {(change["kind"], change["column"]) for change in event["data"]["changes"]} == {

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from everloop.data.contracts.bounds import BOUNDS, as_bound, is_known, read_bound, read_share
+from everloop.data.contracts.toml_comments import END, TomlComments, read_comments
 from everloop.data.table_inputs import nearest
 from everloop.errors import UsageError
 from everloop.records import Contract, Json
@@ -71,8 +73,19 @@ column of another table: a path, URL, dataset version, or a table passed to the 
 `severity`."""
 
 
-def contract_to_toml(contract: Contract) -> str:
-    lines = [_HEAD]
+def contract_to_toml(contract: Contract, *, before: str | None = None) -> str:
+    """The contract as TOML.
+
+    Args:
+        before: the present text of its file. Comments about keys and tables that still exist are kept, and values that
+            have not changed stay as they are written there.
+    """
+    comments = read_comments(before, _name_of, set(_HEAD.splitlines())) if before else TomlComments()
+
+    def pairs(path: tuple[str, ...], values: Mapping[str, Json]) -> list[str]:
+        found = [line for name, value in values.items() for line in _pair(comments, (*path, name), value)]
+        return found + comments.end(path)
+
     head = {
         "dataset": contract.dataset,
         "version": contract.version,
@@ -80,19 +93,20 @@ def contract_to_toml(contract: Contract) -> str:
         "project": contract.project,
         "created_at": contract.created_at.isoformat(),
     }
-    lines += [f"{name} = {_value(value)}" for name, value in head.items()]
+    lines = [_HEAD, *pairs((), head)]
     for rule in contract.rules:
-        lines += ["", "[[rules]]", *(f"{_key(name)} = {_value(value)}" for name, value in rule.items())]
+        path = ("rules", _name_of("rules", rule))
+        lines += ["", *comments.line(path, "[[rules]]"), *pairs(path, rule)]
     for column in contract.columns:
+        path = ("columns", _name_of("columns", column))
         plain = {name: value for name, value in column.items() if not isinstance(value, dict)}
-        lines += ["", "[[columns]]", *(f"{_key(name)} = {_value(value)}" for name, value in plain.items())]
+        lines += ["", *comments.line(path, "[[columns]]"), *pairs(path, plain)]
         for name, table in column.items():
             if isinstance(table, dict):
-                lines += [
-                    "",
-                    f"[columns.{_key(name)}]",
-                    *(f"{_key(key)} = {_value(each)}" for key, each in table.items()),
-                ]
+                inner = (*path, name)
+                lines += ["", *comments.line(inner, f"[columns.{_key(name)}]"), *pairs(inner, table)]
+    if rest := comments.end(END):
+        lines += ["", *rest]
     return "\n".join(lines) + "\n"
 
 
@@ -239,6 +253,23 @@ def _check_keys(where: str, table: Mapping[str, Json], allowed: tuple[str, ...])
     for name in table:
         if name not in allowed:
             raise UsageError(f"{where} has an unknown key '{name}'.", help=nearest(name, allowed))
+
+
+def _name_of(array: str, element: Mapping[str, Json]) -> str:
+    """What identifies a column or a rule: a column keeps its name, and a rule is never changed."""
+    if array == "columns":
+        return str(element.get("name"))
+    return json.dumps(element, sort_keys=True, default=str)
+
+
+def _pair(comments: TomlComments, path: tuple[str, ...], value: Json) -> list[str]:
+    """The line of a key. A value that has not changed stays as it was written: a literal string, or a long list."""
+    text = _value(value)
+    if path in comments.values:
+        before, written = comments.values[path]
+        with suppress(UsageError):
+            text = written if _value(before) == text else text
+    return comments.line(path, f"{_key(path[-1])} = {text}")
 
 
 def _key(name: str) -> str:

@@ -130,14 +130,15 @@ def find_project_contract(store: Store, dataset: str, declared: str | None) -> C
 
 
 def write_contract(contract: Contract, declared: str | None) -> Path:
-    """Write a contract to its file in the project, atomically."""
+    """Write a contract to its file in the project, atomically. Comments in the file are kept."""
     from everloop.data import contract_to_toml
     from everloop.data.sources.file_states import project_folder
 
     path = project_folder() / _file(contract.dataset, declared)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(contract_to_toml(contract), encoding="utf-8")
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    part.write_text(contract_to_toml(contract, before=before), encoding="utf-8")
     part.replace(path)
     return path
 
