@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets build as far as they need it: with uv where it is installed, else with venv
 # and pip. An environment that uv made has no pip, so a later step without uv brings it.
 .POSIX:
-.PHONY: env demo test test-lowest check lint docs site bench clean
+.PHONY: env demo test test-all test-lowest check lint docs site bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,7 +38,11 @@ $(VENV)/.ready: $(VENV)/.demo
 demo: $(VENV)/.demo
 	$(BIN)/everloop demo $(DEMO_DIR) $(DEMO_ARGS)
 
+# Everything but the tests that are marked as slow; `make check` runs these as well.
 test: env
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(TEST_ARGS)
+
+test-all: env
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(TEST_ARGS)
 
 # The same tests with the oldest versions that pyproject.toml allows; uv resolves them.
@@ -56,7 +60,7 @@ lint: env
 	$(BIN)/lint-imports --no-cache
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-check: lint test
+check: lint test-all
 
 # Rewrites the command reference from the commands themselves.
 docs: env

@@ -25,6 +25,8 @@ from everloop.registry import export_package, register
 from everloop.stores import open_store
 from everloop.testing.models import sample_rows, sample_table, train_sample
 
+pytestmark = pytest.mark.slow
+
 ENTRY = [sys.executable, "-m", "everloop.cli.container", "serve"]
 BODY = json.dumps({"rows": sample_rows(1), "keys": ["k"]}, default=str).encode()
 

@@ -20,6 +20,8 @@ from everloop.loop.lineage import trace_lineage
 from everloop.monitoring import performance_by
 from everloop.stores.verify import verify
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "snapshots", "runs", "versions", "alarms", "retrainings", "promotions", "rollbacks", "live_metric",
     "frozen_metric", "seconds",

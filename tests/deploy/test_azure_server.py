@@ -12,6 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from everloop.deploy.azure_ml import export_script
 from everloop.packages import build_package
 from everloop.registry import load_model, register
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
     from everloop.training.trained_model import Trained
+
+pytestmark = pytest.mark.slow
 
 SERVER = Path(__file__).parents[2] / ".bench" / "azureml" / "bin" / "azmlinfsrv"
 

@@ -18,6 +18,8 @@ from everloop.registry import load_model, save_model
 if TYPE_CHECKING:
     from everloop.stores import Store
 
+pytestmark = pytest.mark.slow
+
 ROWS = 40
 DRAW = np.random.default_rng(0)
 TABLE = np.round(np.abs(DRAW.normal(size=(ROWS, 3))), 1)

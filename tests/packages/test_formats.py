@@ -276,6 +276,7 @@ def mojos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("algorithm", ["gbm", "drf", "glm"])
 def test_a_mojo_answers_as_h2o_does(store: Store, mojos: Path, algorithm: str, task: str) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
+pytestmark = pytest.mark.slow
+
 MUTATIONS = int(os.environ.get("EVERLOOP_FUZZ", "24"))
 ROWS = 200
 Files = dict[str, bytes]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
     from everloop.training.trained_model import Trained
 
+pytestmark = pytest.mark.slow
+
 TABLE = pl.DataFrame({"a": [1.0, 2.0, 3.0]})
 
 

@@ -14,6 +14,8 @@ import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+import pytest
+
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]
 KILLS = max(1, int(os.environ.get("EVERLOOP_KILLS", "10")) // 10)
 API = "/api/2.0/mlflow"
@@ -78,6 +80,7 @@ class Writer(threading.Thread):
             self.connection.close()
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_outlives_kill_9(tmp_path):
     told = []
     for number in range(KILLS):

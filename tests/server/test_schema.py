@@ -11,6 +11,8 @@ from everloop.records import Package
 from everloop.registry import register
 from everloop.server.server_options import ServerOptions
 
+pytestmark = pytest.mark.slow
+
 schemathesis = pytest.importorskip("schemathesis")
 
 EXAMPLES = int(os.environ.get("EVERLOOP_FUZZ", "5"))

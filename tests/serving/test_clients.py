@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 BENCH = HERE.parents[1] / ".bench"
 VERTEX = "projects/p/locations/us-central1/endpoints/1"

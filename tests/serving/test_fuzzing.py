@@ -18,6 +18,8 @@ from everloop.testing.models import sample_rows
 if TYPE_CHECKING:
     from everloop.stores import Store
 
+pytestmark = pytest.mark.slow
+
 schemathesis = pytest.importorskip("schemathesis")
 
 EXAMPLES = int(os.environ.get("EVERLOOP_FUZZ", "5"))

@@ -14,6 +14,8 @@ from everloop.stores import Store, open_store
 from everloop.stores.records.sqlite import SqliteRecords
 from everloop.testing.stores import START, ManualClock
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 64
 
 # Forked from a process that has imported everything, so that all begin within milliseconds.

@@ -305,6 +305,7 @@ assert keras.Model.fit is not fit
 """
 
 
+@pytest.mark.slow
 def test_keras_logs_each_epoch(store: Store, need: Any) -> None:
     backend = next((name for name in ("torch", "jax", "tensorflow") if find_spec(name)), None)
     if find_spec("keras") is None or backend is None:
@@ -349,6 +350,7 @@ lightning.Trainer(max_epochs=4, check_val_every_n_epoch=2, accelerator="cpu", **
 """
 
 
+@pytest.mark.slow
 def test_lightning_logs_each_epoch(store: Store, need: Any) -> None:
     if find_spec("lightning") is None:
         need("lightning", "PyTorch Lightning", "install lightning and torch")

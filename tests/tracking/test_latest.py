@@ -108,7 +108,7 @@ def test_however_points_come_the_record_shows_the_same_last_value(
                 moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at)
                 point = Point(key=key, value=value, step=step, at=moment)
                 store.records.append_points(series_of(run.id), [point])
-                pending.note(store, run, [point])
+                pending.add(store, run, [point])
         fold(store)
         pending.fold_all()
         assert texts(store.records.get(Run, run.id).metrics) == expected(found)

@@ -10,10 +10,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from everloop.records import Run
 from everloop.stores import Store
 from everloop.stores.verify import verify
 from everloop.tracking import fold, read_metrics
+
+pytestmark = pytest.mark.slow
 
 PROCESSES, SECONDS = (int(part) for part in os.environ.get("EVERLOOP_SOAK", "8,1").split(","))
 

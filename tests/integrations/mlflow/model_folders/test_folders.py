@@ -27,6 +27,8 @@ from everloop.records import ModelVersion
 from everloop.registry import get_version, load_model, save_model, set_alias
 from everloop.stores import Store, open_store
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("yaml")
 mlflow: Any = plugins.load("model_folder", "mlflow")
 SAFE = ["pipeline", "array", "regression", "bare", "lgbm", "booster", "xgb", "xgb_booster", "cat"]
@@ -210,7 +212,11 @@ def folder_of(tmp_path: Path, text: str, **files: str) -> Path:
         ("a" * 1_100_000, DataError, "at most 1,048,576"),
         ("[" * 5000, DataError, "cannot be read"),
         ("flavors: {sklearn: {pickled_model: m, serialization_format: cloudpickle}}", TrustError, "allow-code"),
-        ("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}", CorruptionError, "skops file cannot be read"),
+        (
+            "flavors: {sklearn: {pickled_model: m, serialization_format: skops}}",
+            CorruptionError,
+            "skops file cannot be read",
+        ),
         (
             "flavors: {lightgbm: {data: m, serialization_format: cloudpickle}}",
             CorruptionError,

@@ -26,6 +26,8 @@ from everloop.serving import EndpointProcess
 from everloop.stores import open_store
 from everloop.tracking import read_metrics
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("table.json", "values.json", "values.yaml")
 
 

@@ -9,6 +9,8 @@ import pytest
 from everloop.integrations.mlflow.tracking_api.serializers import record_id
 from everloop.records import EvaluationDataset, EvaluationRow
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("opentelemetry.proto")
 
 ROOT = "/api/3.0/mlflow/datasets/"

@@ -22,6 +22,8 @@ from everloop.integrations.mlflow.tracking_api.web_page.page_files import Mlflow
 from everloop.server.server_options import ServerOptions
 from everloop.stores import open_store
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 WAIT_MS = 20_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

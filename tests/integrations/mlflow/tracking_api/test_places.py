@@ -15,6 +15,8 @@ import pytest
 from everloop.integrations.mlflow.tracking_api import ArtifactLocations, ArtifactRoot
 from everloop.integrations.mlflow.tracking_api.codec import MlflowError
 
+pytestmark = pytest.mark.slow
+
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]
 REFUSED = [
     "/etc",

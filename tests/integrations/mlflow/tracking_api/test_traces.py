@@ -10,6 +10,8 @@ import pytest
 
 from everloop.records import Trace
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("opentelemetry.proto")
 
 

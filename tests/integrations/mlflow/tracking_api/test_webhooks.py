@@ -21,6 +21,8 @@ from everloop.registry import register, tag
 from everloop.server.webhooks.webhook_payloads import EXAMPLES
 from everloop.stores import open_store
 
+pytestmark = pytest.mark.slow
+
 EVERLOOP = [sys.executable, "-c", "from everloop.cli import main; main()"]
 HOOKS = "/api/2.0/mlflow/webhooks"
 
