@@ -10,11 +10,12 @@ Durations are strings such as `90s`, `15m`, `12h`, `14d` or `1w`; `2d12h` is the
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from everloop.errors import UsageError
-from everloop.stores.durations import parse_duration
+from everloop.loop.declaration_checks import check_duration, check_limit, check_name, check_number, check_text
 from everloop.training.metric_tasks import check_metric
 
 # --- gates: what a candidate must pass before it gets traffic -----------------------------------------------
@@ -52,6 +53,7 @@ class AtLeast:
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
+        check_limit("AtLeast(value=)", self.metric, self.value)
 
     @property
     def name(self) -> str:
@@ -86,6 +88,8 @@ class NotWorseThan:
     def __post_init__(self) -> None:
         if self.metric is not None:
             check_metric(self.metric)
+        check_text("NotWorseThan(alias=)", self.alias, "NotWorseThan('champion')")
+        check_number("NotWorseThan(margin=)", self.margin)
 
     @property
     def name(self) -> str:
@@ -123,6 +127,9 @@ class Slices:
     def __post_init__(self) -> None:
         if self.metric is not None:
             check_metric(self.metric)
+        check_text("Slices(column=)", self.column, "Slices('carrier', worst_gap=0.15)")
+        check_number("Slices(worst_gap=)", self.worst_gap, least=0)
+        check_number("Slices(least_rows=)", self.least_rows, least=1, whole=True)
 
     @property
     def name(self) -> str:
@@ -145,6 +152,10 @@ class Latency:
 
     p99_ms: float
     rows: int = 200
+
+    def __post_init__(self) -> None:
+        check_number("Latency(p99_ms=)", self.p99_ms, above=0)
+        check_number("Latency(rows=)", self.rows, least=1, whole=True)
 
     @property
     def name(self) -> str:
@@ -181,14 +192,24 @@ class Canary:
     patience: str = "4w"
 
     def __post_init__(self) -> None:
+        given: object = self.steps
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise UsageError(
+                f"Canary(steps=) is {self.steps!r}, but must be a list of percentages.",
+                help="For example: Canary(steps=[10, 50, 100])",
+            )
+        for step in self.steps:
+            check_number("A step of Canary(steps=)", step, above=0)
         steps = tuple(float(step) for step in self.steps)
         rising = all(earlier < later for earlier, later in itertools.pairwise(steps))
-        if not steps or not rising or steps[0] <= 0 or steps[-1] != 100:
+        if not steps or not rising or steps[-1] != 100:
             raise UsageError(
                 f"Canary steps must rise from above 0 to 100 percent, not {list(self.steps)}.",
                 help="For example: Canary(steps=[10, 50, 100])",
             )
-        parse_duration(self.patience)
+        check_number("Canary(margin=)", self.margin)
+        check_number("Canary(least_labels=)", self.least_labels, least=1, whole=True)
+        check_duration("Canary(patience=)", self.patience)
         object.__setattr__(self, "steps", steps)
 
     @property
@@ -216,10 +237,11 @@ class Endpoint:
     rollout: Canary | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+        check_name("an endpoint", self.name, "delays")
+        if self.rollout is not None and not isinstance(self.rollout, Canary):
             raise UsageError(
-                f"'{self.name}' cannot be the name of an endpoint.",
-                help="Use letters, digits, '-' and '_', such as 'delays'.",
+                f"Endpoint(rollout=) is {self.rollout!r}, but must be a canary.",
+                help="For example: Endpoint('delays', rollout=Canary(steps=[10, 50, 100]))",
             )
 
 
@@ -245,7 +267,8 @@ class Drift:
     window: str = "1w"
 
     def __post_init__(self) -> None:
-        parse_duration(self.window)
+        check_number("Drift(alarms_per_month=)", self.alarms_per_month, above=0)
+        check_duration("Drift(window=)", self.window, positive=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +298,9 @@ class Performance:
     def __post_init__(self) -> None:
         if self.metric is not None:
             check_metric(self.metric)
-        parse_duration(self.labels_after)
-        parse_duration(self.window)
+        check_duration("Performance(labels_after=)", self.labels_after)
+        check_number("Performance(alarms_per_month=)", self.alarms_per_month, above=0)
+        check_duration("Performance(window=)", self.window, positive=True)
 
 
 Watch = Drift | Performance
@@ -301,7 +325,7 @@ class OnDrift:
     cooldown: str = "2w"
 
     def __post_init__(self) -> None:
-        parse_duration(self.cooldown)
+        check_duration("OnDrift(cooldown=)", self.cooldown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +345,7 @@ class OnPerformance:
     cooldown: str = "1w"
 
     def __post_init__(self) -> None:
-        parse_duration(self.cooldown)
+        check_duration("OnPerformance(cooldown=)", self.cooldown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,16 +366,21 @@ class Every:
     interval: str
 
     def __post_init__(self) -> None:
-        if self.is_cron:
-            from croniter import croniter
+        if not isinstance(self.interval, str) or not self.is_cron:
+            check_duration("Every(interval=)", self.interval, positive=True)
+            return
+        from croniter import CroniterError, croniter
 
-            if not croniter.is_valid(self.interval):
-                raise UsageError(
-                    f"'{self.interval}' is not a cron expression.",
-                    help="Write five fields, such as '0 6 * * mon', or a duration, such as '1w'.",
-                )
-        else:
-            parse_duration(self.interval)
+        try:
+            if len(self.interval.split()) > 5:
+                raise ValueError("more than five fields")
+            # A date such as the 30th of February is written correctly and never comes.
+            croniter(self.interval).get_next()
+        except (CroniterError, ValueError):
+            raise UsageError(
+                f"'{self.interval}' is not a cron expression of a time that comes.",
+                help="Write five fields, such as '0 6 * * mon', or a duration, such as '1w'.",
+            ) from None
 
     @property
     def is_cron(self) -> bool:
@@ -375,7 +404,7 @@ class OnNewData:
     cooldown: str = "1d"
 
     def __post_init__(self) -> None:
-        parse_duration(self.cooldown)
+        check_duration("OnNewData(cooldown=)", self.cooldown)
 
 
 Trigger = OnDrift | OnPerformance | Every | OnNewData

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
+from everloop.loop.declaration_checks import check_name
 from everloop.loop.declarations import (
     AtLeast,
     Drift,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _GATES = (AtLeast, NotWorseThan, Slices, Latency)
 _WATCHES = (Drift, Performance)
 _TRIGGERS = (OnDrift, OnPerformance, Every, OnNewData)
@@ -66,11 +65,8 @@ class Loop:
     model: str = ""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise UsageError(
-                f"'{self.name}' cannot be the name of a loop.",
-                help="Use letters, digits, '-' and '_', such as 'flight-delays'.",
-            )
+        check_name("a loop", self.name, "flight-delays")
+        self._check_kinds()
         object.__setattr__(self, "gates", _all_of("gates", self.gates, _GATES, self.name))
         object.__setattr__(self, "watch", _all_of("watch", self.watch, _WATCHES, self.name))
         object.__setattr__(self, "retrain", _all_of("retrain", self.retrain, _TRIGGERS, self.name))
@@ -80,6 +76,12 @@ class Loop:
                 f"Loop '{self.name}' has watches but no endpoint that they could watch.",
                 help="Add serve=el.Endpoint('name').",
             )
+        for kind in _WATCHES:
+            if sum(isinstance(part, kind) for part in self.watch) > 1:
+                raise UsageError(
+                    f"Loop '{self.name}' has two el.{kind.__name__} watches, but an endpoint has one of a kind.",
+                    help=f"Keep one el.{kind.__name__}(...) in watch=[...].",
+                )
         self._check_metrics()
         self._needs(OnDrift, Drift)
         self._needs(OnPerformance, Performance)
@@ -99,6 +101,34 @@ class Loop:
         """The metric that compares live models: the one of a `Performance` watch, otherwise `training_metric`."""
         watched = (part.metric for part in self.watch if isinstance(part, Performance))
         return next((metric for metric in watched if metric is not None), self.training_metric)
+
+    def _check_kinds(self) -> None:
+        """Raise UsageError if `data`, `train`, `serve` or `model` is not of an accepted kind."""
+        from everloop.data import Dataset
+        from everloop.pipeline import Step
+
+        if not isinstance(self.data, Dataset):
+            raise UsageError(
+                f"Loop '{self.name}': data= does not accept {self.data!r}.",
+                help="Pass data=el.Dataset(step, target='column').",
+            )
+        if not isinstance(self.train, Step):
+            from everloop.training import AutoTrain
+
+            if not isinstance(self.train, AutoTrain):
+                raise UsageError(
+                    f"Loop '{self.name}' cannot train with {self.train!r}.",
+                    help="Pass train=el.AutoTrain(...), or a step that returns a fitted model.",
+                )
+        if self.serve is not None and not isinstance(self.serve, Endpoint):
+            raise UsageError(
+                f"Loop '{self.name}': serve= does not accept {self.serve!r}.",
+                help="Pass serve=el.Endpoint('name').",
+            )
+        if self.model:
+            from everloop.registry.model_versions import check_model_name
+
+            check_model_name(self.model)
 
     def _check_metrics(self) -> None:
         """Raise UsageError if no single task fits the metrics of all parts."""

@@ -48,11 +48,7 @@ def register(
         UsageError: the model's name is invalid.
         NotFoundError: the store has no such package.
     """
-    if not _NAME.fullmatch(model_name):
-        raise UsageError(
-            f"'{model_name}' is not a valid name for a model.",
-            help="Use letters, digits, '.', '_' and '-', at most 128 characters, beginning with a letter or digit.",
-        )
+    check_model_name(model_name)
     record = package if isinstance(package, Package) else get_package(store, package)
     plain = plain_evaluation(evaluation)
     with store.records.transaction():
@@ -117,6 +113,15 @@ def find_alias(store: Store, model: str, alias: str) -> Alias | None:
     """Return the alias `model@alias`, or None if it is not set."""
     found = store.records.find(Alias, ("key", "=", f"{model}@{alias}"), limit=1)
     return found[0] if found else None
+
+
+def check_model_name(name: object) -> None:
+    """Raise UsageError if this is not a valid name for a model."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' is not a valid name for a model.",
+            help="Use letters, digits, '.', '_' and '-', at most 128 characters, beginning with a letter or digit.",
+        )
 
 
 def check_names(model: str, alias: str) -> None:
