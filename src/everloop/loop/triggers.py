@@ -6,7 +6,7 @@ While a candidate is being rolled out no run is due, because its evidence is sti
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
@@ -78,16 +78,17 @@ def _(trigger: OnPerformance, loop: Loop, store: Store, last: Run) -> Due | None
 
 @check_trigger.register(Every)
 def _(trigger: Every, loop: Loop, store: Store, last: Run) -> Due | None:
-    now = store.now()
+    # Cron expressions are in UTC, and croniter counts in the zone of the time that it is given.
+    began = last.started_at.astimezone(UTC)
     if trigger.is_cron:
         from croniter import croniter
 
-        next_at = croniter(trigger.interval, last.started_at).get_next(datetime)
+        next_at = croniter(trigger.interval, began).get_next(datetime)
     else:
-        next_at = last.started_at + parse_duration(trigger.interval)
-    if now < next_at:
+        next_at = began + parse_duration(trigger.interval)
+    if store.now() < next_at:
         return None
-    return Due("Every", f"{trigger.interval}: the last run began {last.started_at:%Y-%m-%d %H:%M}")
+    return Due("Every", f"{trigger.interval}: the last run began {began:%Y-%m-%d %H:%M}")
 
 
 @check_trigger.register(OnNewData)
