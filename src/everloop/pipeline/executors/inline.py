@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.pipeline.job import Job, JobOutcome, perform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableMapping
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping
     from types import FrameType
     from typing import NoReturn
 
@@ -35,7 +35,7 @@ class InlineExecutor:
                 future.set_result(perform(job, store, log=log, held=held))
             except BaseException as error:
                 # The future carries any error to the caller, as from another process: `sys.exit` in a step must not
-                # end the run as if it had succeeded. Only Ctrl-C stops the run itself.
+                # end the run as if it had succeeded. Only Ctrl-C and SIGTERM stop the run itself.
                 if interrupts and not isinstance(error, Exception):
                     raise KeyboardInterrupt from error
                 future.set_exception(error)
@@ -49,25 +49,33 @@ class InlineExecutor:
 def _interrupts() -> Iterator[list[int]]:
     """Collect interrupts from outside, to tell them from a `KeyboardInterrupt` that the step raises itself.
 
-    Signals reach only the main thread; in other threads the list stays empty.
+    An interrupt is Ctrl-C, or SIGTERM in a process that handles it, such as the worker of a loop. Signals reach only
+    the main thread; in other threads the list stays empty.
     """
     received: list[int] = []
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield received
-        return
-
-    def record(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        previous(number, frame)
-
-    signal.signal(signal.SIGINT, record)
+    replaced: dict[signal.Signals, tuple[Callable[..., object], Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                replaced[number] = (_recording(received, handler), handler)
+    for number, (recording, _) in replaced.items():
+        signal.signal(number, recording)
     try:
         yield received
     finally:
-        # If the step has installed another handler, that one stays.
-        if signal.getsignal(signal.SIGINT) is record:
-            signal.signal(signal.SIGINT, previous)
+        for number, (recording, handler) in replaced.items():
+            # If the step has installed another handler, that one stays.
+            if signal.getsignal(number) is recording:
+                signal.signal(number, handler)
+
+
+def _recording(received: list[int], handler: Callable[..., object]) -> Callable[[int, FrameType | None], None]:
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        handler(number, frame)
+
+    return record
 
 
 class ProcessExitError(BaseException):
