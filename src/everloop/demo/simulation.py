@@ -148,6 +148,8 @@ class Simulation:
         if labels.height:
             add_labels(self.store, self.endpoint, labels)
         reconciliation = reconcile(self.loop, self.store)
+        if reconciliation.errors:
+            raise reconciliation.errors[0]
         self.listener.ticked(moment, reconciliation)
         due = reconciliation.due
         if due is not None and not last:

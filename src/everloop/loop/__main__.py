@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         project = load_project(options.folder)
         with open_store(options.home, project=options.project, actor="everloop:worker") as store:
-            last_errors: dict[str, str] = {}
+            last_errors: dict[str, set[str]] = {}
             while not stopping.is_set() and os.getppid() == parent:
                 for loop in project.loops.values():
                     _tick(loop, store, last_errors)
@@ -57,29 +57,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _tick(loop: Loop, store: Store, last_errors: dict[str, str]) -> None:
+def _tick(loop: Loop, store: Store, last_errors: dict[str, set[str]]) -> None:
     """Reconcile one loop, and run it if a run is due.
 
     Args:
-        last_errors: the last error by loop name, so that an error that persists is reported once.
+        last_errors: the last errors by loop name, so that an error that persists is reported once.
     """
     from everloop.loop.loop_run import run_loop
     from everloop.loop.reconciler import reconcile
 
+    failures: list[tuple[str, EverloopError]] = []
     due = None
     try:
-        due = reconcile(loop, store).due
+        reconciliation = reconcile(loop, store)
+        failures += [("tick_failed", error) for error in reconciliation.errors]
+        due = reconciliation.due
         if due is not None:
             run_loop(loop, store, trigger=f"{due.trigger}: {due.reason}")
-        last_errors.pop(loop.name, None)
     except EverloopError as error:
         # The run's record holds the failure. The worker carries on and checks the triggers again at the next tick.
-        if last_errors.get(loop.name) == str(error):
-            return
-        last_errors[loop.name] = str(error)
-        verb = "turn_failed" if due is not None else "tick_failed"
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        store.records.append_event(verb, "loop", loop.name, loop.name, {"error": str(error)})
+        failures.append(("turn_failed" if due is not None else "tick_failed", error))
+    reported = last_errors.get(loop.name, set())
+    last_errors[loop.name] = {str(failure) for _, failure in failures}
+    for verb, failure in failures:
+        if str(failure) not in reported:
+            sys.stderr.write(f"{type(failure).__name__}: {failure}\n")
+            store.records.append_event(verb, "loop", loop.name, loop.name, {"error": str(failure)})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ records of the one before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from everloop.loop.champions import deciding_metric
@@ -18,6 +18,7 @@ from everloop.loop.watches import watch
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
+    from everloop.errors import EverloopError
     from everloop.loop.declarations import Due, Endpoint
     from everloop.loop.gates import GateOutcome
     from everloop.loop.loop_definition import Loop
@@ -36,6 +37,8 @@ class Reconciliation:
     """The rollout, if this tick made a decision about it."""
     due: Due | None
     """Why a run is due; None if none is."""
+    errors: list[EverloopError] = field(default_factory=list)
+    """Errors of watches that could not check their windows. They did not stop the rest of the tick."""
 
 
 def reconcile(loop: Loop, store: Store) -> Reconciliation:
@@ -51,9 +54,10 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
         if folded + fold_labels(store, loop.serve.name):
             for log in (PREDICTIONS, LABELS):
                 store.tables.tidy(table_name(store, log, loop.serve.name))
-        findings = [*watch(loop, store), *watch_freshness(store)]
+        findings, errors = watch(loop, store)
+        findings += watch_freshness(store)
         release = _move_rollout(loop, loop.serve, store)
-        return Reconciliation(folded, findings, release, find_due(loop, store))
+        return Reconciliation(folded, findings, release, find_due(loop, store), errors)
 
 
 def _move_rollout(loop: Loop, endpoint: Endpoint, store: Store) -> Release | None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from everloop.errors import EmptySampleError, UsageError
+from everloop.errors import EmptySampleError, EverloopError, UsageError
 from everloop.loop.declarations import Drift, Performance, Watch
 from everloop.loop.rollout import champion_of
 from everloop.records import EndpointRecord, Finding
@@ -27,14 +27,22 @@ EMPTY = "window"
 """Subject of the finding about a window without predictions."""
 
 
-def watch(loop: Loop, store: Store) -> list[Finding]:
-    """Check every closed window that has not been checked yet; returns the new findings, oldest window first."""
-    if loop.serve is None:
-        return []
+def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[EverloopError]]:
+    """Check every closed window that has not been checked yet.
+
+    Returns:
+        The new findings, oldest window of each watch first, and the errors of the watches that failed. A watch that
+        fails does not stop the others; it tries again next time.
+    """
     found: list[Finding] = []
-    for part in loop.watch:
-        found += check_windows(part, loop.model, loop.serve.name, store)
-    return found
+    errors: list[EverloopError] = []
+    if loop.serve is not None:
+        for part in loop.watch:
+            try:
+                found += check_windows(part, loop.model, loop.serve.name, store)
+            except EverloopError as error:
+                errors.append(error)
+    return found, errors
 
 
 @singledispatch
