@@ -75,22 +75,23 @@ def _of_version(store: Store, thing: str, ref: str, prediction: Prediction | Non
 
     version = get_version(store, ref)
     releases = store.records.find(Release, ("candidate", "=", version.key), order="-created_at", limit=1)
-    snapshot = store.records.get(Snapshot, version.snapshot) if version.snapshot else None
+    snapshots = store.records.find(Snapshot, ("key", "=", version.snapshot), limit=1) if version.snapshot else []
     start = Lineage(
         thing,
         prediction=prediction,
         version=version,
         release=releases[0] if releases else None,
-        snapshot=snapshot,
+        snapshot=snapshots[0] if snapshots else None,
         code=version.code,
     )
     return _of_run(store, start, version.run)
 
 
 def _of_run(store: Store, start: Lineage, run_id: str | None) -> Lineage:
-    if run_id is None:
-        return start
-    run = store.records.get(Run, run_id)
+    runs = store.records.find(Run, ("id", "=", run_id), limit=1) if run_id is not None else []
+    if run_id is None or not runs:
+        return start  # a version outlives its run and its snapshot, which can be deleted
+    run = runs[0]
     steps = store.records.find(StepRun, ("run", "=", run_id), order="id")
     sources: list[dict[str, Json]] = []
     for step in steps:
