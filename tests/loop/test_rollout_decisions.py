@@ -120,6 +120,17 @@ def test_an_archived_version_is_not_released(store):
     assert store.records.find(EndpointRecord) == []
 
 
+def test_an_endpoint_serves_one_model(store, rolling):
+    before = store.records.last_event()
+    other = version(store, 1, "n")
+    for release in (lambda: start_release(store, "e", other), lambda: promote(store, "e", other, "now")):
+        with pytest.raises(ConflictError, match="'e' serves the model 'm', so it cannot get 'n@1'") as raised:
+            release()
+        assert "model='m'" in raised.value.help
+    assert store.records.last_event() == before + 1, "only the version was added"
+    assert routes(store) == {"m@1": 90.0, "m@2": 10.0}
+
+
 def test_two_endpoints_roll_out_independently(store, rolling):
     other = start_release(store, "other", version(store, 1, "n"))
     assert other.state == "completed"

@@ -55,7 +55,8 @@ def start_release(
         reason: why the candidate may take the traffic, if a person decided it. Default: the outcome of the gates.
 
     Raises:
-        ConflictError: the candidate is archived, or has no package and so cannot be served.
+        ConflictError: the candidate is archived, has no package and so cannot be served, or the endpoint serves another
+            model.
         ApprovalError: `trigger` is `promote`, and a policy on the champion lacks approvals.
     """
     if not candidate.package:
@@ -67,6 +68,12 @@ def start_release(
         # Read again inside the transaction: the version may have been archived or deleted in the meantime.
         check_usable(store.records.get(ModelVersion, candidate.key))
         served_at = _endpoint(store, endpoint, candidate.model)
+        if served_at.model != candidate.model:
+            # Without a champion of its own model, it would take all the traffic from that of the other model.
+            raise ConflictError(
+                f"Endpoint '{endpoint}' serves the model '{served_at.model}', so it cannot get '{candidate.key}'.",
+                help=f"Choose another endpoint, or keep the model's name: el.Loop(…, model='{served_at.model}').",
+            )
         champion = champion_of(store, candidate.model)
         release = store.new(
             Release,
