@@ -131,6 +131,14 @@ def test_an_endpoint_serves_one_model(store, rolling):
     assert routes(store) == {"m@1": 90.0, "m@2": 10.0}
 
 
+def test_an_endpoint_at_which_nothing_answers_may_get_another_model(store):
+    first = version(store, 1)
+    start_release(store, "e", first, gates=[gate(store, first, "fail")])
+    start_release(store, "e", version(store, 1, "n"))
+    assert store.records.get(EndpointRecord, "e").model == "n"
+    assert routes(store) == {"n@1": 100.0}
+
+
 def test_two_endpoints_roll_out_independently(store, rolling):
     other = start_release(store, "other", version(store, 1, "n"))
     assert other.state == "completed"

@@ -68,6 +68,9 @@ def start_release(
         # Read again inside the transaction: the version may have been archived or deleted in the meantime.
         check_usable(store.records.get(ModelVersion, candidate.key))
         served_at = _endpoint(store, endpoint, candidate.model)
+        if served_at.model != candidate.model and not served_at.routes:
+            # Nothing answers there yet; every candidate of the other model was rejected.
+            (served_at,) = store.records.update(replace(served_at, model=candidate.model))
         if served_at.model != candidate.model:
             # Without a champion of its own model, it would take all the traffic from that of the other model.
             raise ConflictError(
