@@ -107,6 +107,8 @@ def test_a_plot_has_axis_limits_and_survives_odd_numbers():
     assert lines[5].startswith(" 0 ┤")
     assert lines[6].split() == ["0", "3"]
     assert draw_curves([([], [])], 60, 6) == ["no finite values"]
+    whole, broken = (draw_curves([([0, 1, 2, 3], [0.0, 1.0, value, 0.0])], 60, 6) for value in (1.0, math.nan))
+    assert sum(line.count("[cyan]") for line in broken) < sum(line.count("[cyan]") for line in whole) / 2, "a gap"
     assert len(draw_curves([([1], [5.0])], 60, 4)) == 5
     assert len(draw_curves([([0, 1], [-1.7e308, 1.7e308])], 60, 4)) == 5
 

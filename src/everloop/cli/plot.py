@@ -24,9 +24,10 @@ def draw_curves(curves: Sequence[Curve], width: int, height: int) -> list[str]:
         height: height of the plot without the line of the x axis, in lines; at least 2.
     """
     shown = [
-        [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y) and math.isfinite(x)] for xs, ys in curves
+        [(x, y) if math.isfinite(x) and math.isfinite(y) else None for x, y in zip(xs, ys, strict=True)]
+        for xs, ys in curves
     ]
-    everything = [point for points in shown for point in points]
+    everything = [point for points in shown for point in points if point]
     if not everything:
         return ["no finite values"]
     left, right = min(x for x, _ in everything), max(x for x, _ in everything)
@@ -37,8 +38,9 @@ def draw_curves(curves: Sequence[Curve], width: int, height: int) -> list[str]:
     cells: dict[tuple[int, int], tuple[int, int]] = {}
     for number, points in enumerate(shown):
         dots = [
-            (_scaled(x, left, right, columns * 2), height * 4 - 1 - _scaled(y, low, high, height * 4))
-            for x, y in points
+            point
+            and (_scaled(point[0], left, right, columns * 2), height * 4 - 1 - _scaled(point[1], low, high, height * 4))
+            for point in points
         ]
         for column, row in _joined(dots):
             at = (row // 4, column // 2)
@@ -68,10 +70,13 @@ def _scaled(value: float, low: float, high: float, size: int) -> int:
     return min(int((value / 2 - low / 2) / (high / 2 - low / 2) * (size - 1) + 0.5), size - 1)
 
 
-def _joined(dots: list[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Connect each dot to the next with a line of dots."""
-    found = set(dots)
-    for (x0, y0), (x1, y1) in pairwise(dots):
+def _joined(dots: list[tuple[int, int] | None]) -> set[tuple[int, int]]:
+    """Connect each dot to the next with a line of dots. None leaves a gap."""
+    found = {dot for dot in dots if dot}
+    for one, other in pairwise(dots):
+        if one is None or other is None:
+            continue
+        (x0, y0), (x1, y1) = one, other
         steps = max(abs(x1 - x0), abs(y1 - y0))
         for step in range(1, steps):
             found.add((round(x0 + (x1 - x0) * step / steps), round(y0 + (y1 - y0) * step / steps)))
