@@ -161,7 +161,7 @@ def test_every_server_is_made_of_the_shared_parts(store: Store) -> None:
             if isinstance(node, ast.Attribute | ast.Name):
                 name = ast.unparse(node)
                 assert name not in {"HTTPServer", "ThreadingHTTPServer", "uvicorn.run", "asyncio.start_server"}, path
-    assert sorted(found) == ["http/listening.py", "serving/endpoint_server.py"]
+    assert sorted(found) == ["server/control_server.py", "serving/endpoint_server.py"]
     for app in (EndpointApp(store, "delays"), MultiEndpointApp(store)):
         assert isinstance(app.guard, RequestGuard)
         app.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop.errors import UsageError
+from everloop.errors import ConflictError
 from everloop.loop.rollout import start_release
 from everloop.records import Finding, ModelVersion, Run
 from everloop.server.server_settings import ServerSettings
@@ -163,7 +163,7 @@ def test_taken_port_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"port {port}.*--port"):
+        with pytest.raises(ConflictError, match=f"Port {port}.*--port"):
             Supervisor(store, None, settings=ServerSettings(port=port))
 
 

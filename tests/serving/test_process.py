@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError, UsageError
+from everloop.http.listening import bind
 from everloop.prediction_log import fold_labels, fold_predictions, read_labelled, read_predictions
 from everloop.records import EndpointRecord
 from everloop.registry import load_model
 from everloop.serving import EndpointProcess, is_served, serving_url
-from everloop.serving.endpoint_server import bind
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 

@@ -51,6 +51,11 @@ def _is_port(text: str) -> bool:
     return text.startswith(":") and text[1:].isascii() and (text[1:].isdecimal() or text == ":") and len(text) < 7
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens at this name or address."""
+    return host in LOOPBACK or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
 def is_address(name: str) -> bool:
     """Whether a name is an IP address. The domain of another site cannot be one."""
     try:
@@ -129,7 +134,7 @@ def rule_for(host: str, allowed: Sequence[str] = (), *, asks_token: bool = False
         asks_token: every request except health checks needs a token.
         contained: the process listens in a container and does not check tokens.
     """
-    if host in LOOPBACK:
+    if is_loopback(host):
         return HostRule(allowed)
     if not allowed and (asks_token or (contained and on_platform(os.environ))):
         return HostRule(("*",))

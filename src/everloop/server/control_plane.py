@@ -12,8 +12,6 @@ from everloop.server.server_options import ServerOptions
 if TYPE_CHECKING:
     from everloop.stores import Store
 
-LOOPBACK = "127.0.0.1"
-
 
 class ControlPlane:
     """Binds its address when it is created, so that mistakes show at once. `serve` blocks until a signal or `stop`.
@@ -26,7 +24,7 @@ class ControlPlane:
         self,
         store: Store,
         *,
-        host: str = LOOPBACK,
+        host: str = "127.0.0.1",
         port: int = 8100,
         options: ServerOptions | None = None,
         auth: bool | None = None,
@@ -39,14 +37,15 @@ class ControlPlane:
                 can reach the server.
 
         Raises:
-            UsageError: the address cannot be used, or a login is required and there is no admin yet.
+            ConflictError: the port is in use.
+            UsageError: this machine cannot bind the address, or a login is required and there is no admin yet.
         """
-        from everloop.http.listening import bind, is_loopback, url_of
+        from everloop.http.listening import bind, is_public, url_of
 
         self.store = store
         self._socket = bind(host, port)
         try:
-            needs_login = _needs_login(store, auth, public=not is_loopback(self._socket), host=host)
+            needs_login = _needs_login(store, auth, public=is_public(self._socket), host=host)
         except UsageError:
             self._socket.close()
             raise
@@ -56,8 +55,8 @@ class ControlPlane:
 
     def serve(self, ready: Callable[[], None] | None = None) -> None:
         """Serve until SIGINT, SIGTERM or `stop`. `ready` is called once the server accepts requests."""
-        from everloop.http.listening import ControlServer
         from everloop.server.control_app import make_app
+        from everloop.server.control_server import ControlServer
         from everloop.server.webhooks.webhook_delivery import WebhookDelivery
 
         server = ControlServer(make_app(self.store, self.options), ready=ready)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from typing import TYPE_CHECKING
+
+from everloop.errors import EverloopError
+from everloop.http.listening import bind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,13 +69,11 @@ class EndpointPorts:
         return {str(name): port for name, port in found.items() if _is_port(port)}
 
     def _is_free(self, port: int) -> bool:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((self._host, port))
-            except OSError:
-                return False
-            return True
+        try:
+            bind(self._host, port).close()
+        except EverloopError:
+            return False
+        return True
 
 
 def _is_port(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import logging
@@ -19,7 +18,8 @@ import uvicorn
 
 from everloop.errors import ConflictError, EverloopError, UsageError
 from everloop.http.connection import LimitedHttp
-from everloop.http.host_names import LOOPBACK, allowed_hosts as configured_hosts, rule_for
+from everloop.http.host_names import allowed_hosts as configured_hosts, is_loopback, rule_for
+from everloop.http.listening import bind, url_of
 from everloop.http.request_guard import RequestGuard
 from everloop.records import EndpointRecord
 from everloop.serving.access.endpoint_tokens import token_digests
@@ -87,7 +87,7 @@ def serve_endpoint(
         raise UsageError(f"Cannot serve with {workers} workers.", help=f"Use 1 to {MOST_WORKERS}, about one per core.")
     with open_store(home, project=project, create=False) as store:
         record = store.records.get(EndpointRecord, name)
-        if host not in LOOPBACK and not exposed and not token_digests(record.options):
+        if not is_loopback(host) and not exposed and not token_digests(record.options):
             raise UsageError(
                 f"The endpoint '{name}' has no token, so it does not listen on '{host}', where others can reach it.",
                 help=f"Create a token: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
@@ -152,15 +152,15 @@ def serve_endpoints(
     with open_store(home, project=project, create=False) as store, bind(host, port) as listener:
         # On other addresses than loopback, only endpoints with tokens are served.
         guard = RequestGuard(rule_for(host, configured_hosts(allowed_hosts), asks_token=True))
-        app = MultiEndpointApp(store, memory_bytes=memory_bytes, open_to_all=host in LOOPBACK, guard=guard)
+        app = MultiEndpointApp(store, memory_bytes=memory_bytes, open_to_all=is_loopback(host), guard=guard)
         app.start()
 
         def announce() -> None:
             if port_file is not None:
-                content = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": _url(listener)}
+                content = {"port": listener.getsockname()[1], "pid": os.getpid(), "url": url_of(listener)}
                 _write_json(Path(port_file), content)
             if on_ready is not None:
-                on_ready(_url(listener))
+                on_ready(url_of(listener))
 
         config = _config(app, LimitedHttp)
         server = _AnnouncingServer(config, app, announce)
@@ -225,8 +225,8 @@ def _watch(
     worker_processes = Workers(name, store, listener, identity, counts)
     try:
         if worker_processes.start(stopping):
-            set_state(store, name, "ready", _url(listener))
-            announce_url(_url(listener))
+            set_state(store, name, "ready", url_of(listener))
+            announce_url(url_of(listener))
         seen = -1
         while not stopping.wait(LOOK_S):
             if with_parent and os.getppid() != parent:
@@ -250,40 +250,6 @@ def _counters_folder(store: Store, name: str) -> Path:
     return store.home / "run" / f"counters-{store.project}-{name}"
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket; `shared`: other processes may bind the same port in the same way.
-
-    Raises:
-        ConflictError: the port is in use.
-        UsageError: this machine cannot bind the address.
-    """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"{port} is not a port.", help="Use a number from 0 to 65535.")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"Cannot listen on '{host}:{port}': {error}.") from error
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        if shared:
-            # Bound without sharing first, to notice a port that others share.
-            taken = listener.getsockname()
-            listener.close()
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(taken)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConflictError(
-                f"Port {port} on {host} is in use.", help="Use another, or 0 for a free one."
-            ) from error
-        raise UsageError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
-    return listener
-
-
 def _serve(
     store: Store,
     name: str,
@@ -300,7 +266,7 @@ def _serve(
     aggregation = MetricsAggregation(_counters_folder(store, name)) if identity.workers > 1 else None
     app = EndpointApp(store, name, workers=identity.workers, guard=RequestGuard(rule), aggregation=aggregation)
     app.observers += observers(name)
-    url = _url(listener)
+    url = url_of(listener)
     config = _config(app, FastPathProtocol)
 
     def announce() -> None:
@@ -391,13 +357,6 @@ class _AnnouncingServer(uvicorn.Server):
         if self._inference is not None:
             await self._inference.stop()
         await super().shutdown(sockets=sockets)
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - this is how to reach it from this machine
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _write_json(path: Path, content: object) -> None:
