@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from everloop.errors import RequestError, UsageError
+from everloop.training.trained_model import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 InputType = Literal["float", "int", "bool", "string", "date", "datetime", "time", "duration"]
-Task = Literal["binary", "multiclass", "regression"]
 
 _INT64 = 2**63
 _LONGEST_DAYS = 100_000_000

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from everloop.errors import EverloopError, NotFoundError, TrainingError, UsageError
 from everloop.packages.formats.input_tables import TableKind, read_example
-from everloop.packages.signature import Task
 from everloop.packages.time_budget import PROOF_S, TimeBudget, one_thread
+from everloop.training.trained_model import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import polars as pl
 
-    from everloop.training.trained_model import Trained
+    from everloop.training.trained_model import Task, Trained
 
 TARGETS = {"binary": "late", "multiclass": "delay", "regression": "minutes"}
 """The target column in `sample_table` for each task."""
@@ -61,7 +61,7 @@ FEATURES = ("departs_at", "distance", "carrier", "seats", "wind", "weekend", "bo
 
 def train_sample(
     algorithm: Literal["linear", "lightgbm"] = "linear",
-    task: Literal["binary", "multiclass", "regression"] = "binary",
+    task: Task = "binary",
     *,
     rows: int = 400,
     seed: int = 0,

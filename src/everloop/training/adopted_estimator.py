@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.records import Json
     from everloop.training.class_decisions import ClassScores, Rule
-    from everloop.training.trained_model import Files, Json, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

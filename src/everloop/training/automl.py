@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.records import Json
     from everloop.training.algorithms.algorithm import Algorithm, Attempt
     from everloop.training.metrics import Metric
-    from everloop.training.trained_model import Json, Model, Task
+    from everloop.training.trained_model import Model, Task
 
     Array = NDArray[np.float64]
     Listener = Callable[[dict[str, Json]], None]

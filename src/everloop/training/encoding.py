@@ -28,7 +28,7 @@ from everloop.errors import RequestError, TrainingError
 if TYPE_CHECKING:
     import polars as pl
 
-    from everloop.training.trained_model import Json
+    from everloop.records import Json
 
 Array = NDArray[np.float64]
 Kind = Literal["number", "flag", "category", "date", "datetime", "time", "duration"]

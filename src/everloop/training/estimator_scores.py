@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from everloop.training.trained_model import Json, Task
+    from everloop.records import Json
+    from everloop.training.trained_model import Task
 
     Array = NDArray[np.float64]
     Places = NDArray[np.intp]

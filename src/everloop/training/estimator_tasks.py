@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.records import Json
     from everloop.training.class_decisions import ClassScores
-    from everloop.training.trained_model import Json, Task
+    from everloop.training.trained_model import Task
 
 _CLASS_TYPES = (str, bool, int, float)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import ArrayLike, NDArray
 
-    from everloop.training.trained_model import Json, LeftOut, Task
+    from everloop.records import Json
+    from everloop.training.trained_model import LeftOut, Task
 
     Array = NDArray[np.float64]
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from everloop.training.trained_model import Json, Task
+    from everloop.records import Json
+    from everloop.training.trained_model import Task
 
 MOST_CLASSES = 20
 """Whole numbers with more distinct values than this are quantities, not classes."""

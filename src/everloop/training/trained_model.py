@@ -7,7 +7,7 @@ stored as a few files. If possible, these are read without the library that trai
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from everloop import plugins
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.records import Json
     from everloop.training.class_decisions import ClassScores
 
     Scores = NDArray[np.float64]
 
-Json = Any
 Task = Literal["binary", "multiclass", "regression"]
 Files = dict[str, bytes]
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from everloop.records import Json
     from everloop.training.algorithms.algorithm import TrainingProblem
-    from everloop.training.trained_model import Files, Json, Task
+    from everloop.training.trained_model import Files, Task
 
     Array = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from everloop.integrations.mlflow.model_folders.mlmodel_file import Description
-    from everloop.packages.signature import Task
+    from everloop.training.trained_model import Task
 
 _PICKLES = (".pkl", ".pickle")
 OWN_LOADER = "everloop.integrations.mlflow.loading"
