@@ -18,7 +18,7 @@ STRANGE = (
 
 
 def allows(rule: HostRule, name: str, local: str | None = "127.0.0.1") -> bool:
-    return rule.allows([(b"host", name.encode())], local)
+    return rule.allows(name.encode(), local)
 
 
 def test_on_loopback_only_loopbacks_names_and_the_configured_ones() -> None:

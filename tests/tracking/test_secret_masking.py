@@ -14,7 +14,8 @@ from everloop.stores import Store, open_store
 from everloop.tracking import start_run
 from everloop.tracking.reproduction.code_patches import check_patch, completed, left_out, mask_patch, masked_lines
 from everloop.tracking.reproduction.script_reproduction import reproduce_script
-from everloop.tracking.secrets.masking import MARK, Masker, mask_arguments, mask_params, mask_text
+from everloop.tracking.secrets.masking import Masker, mask_arguments, mask_params, mask_text
+from everloop.tracking.secrets.secret_names import MARK
 
 S = "hunter2"
 LONG = "Qx7" + "aB3dE5fG7h" * 4

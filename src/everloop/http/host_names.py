@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import ProjectError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 VARIABLE = "EVERLOOP_ALLOWED_HOSTS"
@@ -90,18 +90,13 @@ class HostRule:
         self.origins = frozenset(name.encode() for name in names if not name.startswith("*"))
         """The configured names as they appear in `Origin`, because a proxy may have changed `Host`."""
 
-    def allows(self, headers: Iterable[tuple[bytes, bytes]], local: str | None) -> bool:
-        """Whether the one `Host` header names this server.
+    def allows(self, value: bytes, local: str | None) -> bool:
+        """Whether the value of a `Host` header names this server.
 
         Args:
             local: the address at which the connection arrived. It is always allowed: a domain can be pointed anywhere,
                 an IP address cannot.
         """
-        values = [value for name, value in headers if name == b"host"]
-        return len(values) == 1 and self.allows_value(values[0], local)
-
-    def allows_value(self, value: bytes, local: str | None) -> bool:
-        """Whether the value of a `Host` header names this server."""
         if value in self._accepted:
             return True
         name = host_name(value.decode("latin-1"))

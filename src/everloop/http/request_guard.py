@@ -100,7 +100,7 @@ class RequestGuard:
             return _HEADERS
         if host is None:
             return _NO_HOST
-        if not self.hosts.allows_value(host, local):
+        if not self.hosts.allows(host, local):
             return _WRONG_HOST
         if origin is not None and not self._is_own(origin, host):
             return _CROSS_ORIGIN

@@ -23,9 +23,8 @@ MODEL_FOLDER = "model/"
 COMPILED_FOLDER = "compiled/"
 FORMAT_VERSION = 1
 
-CODE_BEARING = frozenset({"pickle", "python", "pyfunc", "torch", "processed", "average_code"})
-"""Formats that contain code, which runs when they are read. Formats from plugins count as such."""
 SAFE = frozenset({"lightgbm", "linear", "skops", "sklearn", "xgboost", "catboost", "onnx", "mojo", "keras", "average"})
+"""Formats without code. All others, including those from plugins, contain code that runs when they are read."""
 
 _NEEDS = {
     "lightgbm": ("numpy", "lightgbm"),

@@ -31,8 +31,6 @@ KIND_NAMES: dict[Kind, str] = {
 }
 FEW_VALUES = 10
 FEW_SHARE = 0.01
-EXACT = float(1 << 53)
-"""A float holds every whole number up to this one."""
 
 _SURE_DIGITS = 15
 """A float always keeps this many digits of a number."""

@@ -38,13 +38,6 @@ class SearchEntry(NamedTuple):
     form: int
 
 
-class Names(NamedTuple):
-    """The path of a value: a field and a name in it, which is empty if the field is not a dict."""
-
-    field: str
-    name: str
-
-
 @lru_cache(maxsize=65_536)
 def path_number(project: str, kind: str, path: tuple[str, ...]) -> int:
     """The number that identifies a path in the database: 64 bits of a digest, so that it can be computed anywhere."""

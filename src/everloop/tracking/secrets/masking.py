@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.stores.home import nearest_config
-from everloop.tracking.secrets.secret_names import MARK, is_reference, is_secret_name, is_secret_value
+from everloop.tracking.secrets.secret_names import is_reference, is_secret_name, is_secret_value
 from everloop.tracking.secrets.secret_patterns import replace_shapes
 
 if TYPE_CHECKING:
@@ -278,11 +278,6 @@ def mask_arguments(words: tuple[str, ...]) -> tuple[str, ...]:
 def mask_text(text: str) -> str:
     """A text with its secrets masked."""
     return Masker().text(text)
-
-
-def masked_names(texts: Iterable[str]) -> list[str]:
-    """The names of the masked secrets in texts, each once, in order."""
-    return list(dict.fromkeys(name for text in texts for name in MARK.findall(text)))
 
 
 def mask_params(values: Mapping[str, Json]) -> dict[str, Json]:
