@@ -193,6 +193,9 @@ def test_without_a_log_every_answer_says_so(exported, tmp_path, given):
             if path == "/labels":
                 assert b"EVERLOOP_LOG=none" in answer
     assert "everloop log: none" in one.stderr_text
+    # The same words as `everloop serve`, and what is served.
+    assert "Endpoint 'delays-1' of project 'default' is ready at http://" in one.stderr_text
+    assert "and serves delays@1 from " in one.stderr_text
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

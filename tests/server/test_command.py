@@ -67,7 +67,7 @@ def status_of(request):
 def test_it_says_where_it_is_answers_and_stops(tmp_path, number):
     with server(tmp_path) as child:
         line = child.stdout.readline()
-        assert line.startswith("Serving project 'default' at http://127.0.0.1:")
+        assert line.startswith("Project 'default' is ready at http://127.0.0.1:")
         with urllib.request.urlopen(line.split()[-1] + "/health", timeout=10) as answer:
             assert answer.status == 200
         child.send_signal(number)

@@ -132,7 +132,7 @@ def server(
                 "project": store.project,
                 "login": control.options.auth,
             }
-            emit(facts, json, lambda: say(f"Serving project '{store.project}' at {control.url}"))
+            emit(facts, json, lambda: say(f"Project '{store.project}' is ready at {control.url}"))
             sys.stdout.flush()
 
         control.serve(ready=announce)
@@ -219,7 +219,10 @@ def create_token(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Create a token for a user and print it once. It grants at most the roles in --role and those of the user."""
+    """Create a token for a user and print it once.
+
+    It grants at most the roles in --role and those of the user.
+    """
     from everloop.server.access import UserStore
     from everloop.stores.durations import parse_duration
 

@@ -60,9 +60,12 @@ def serve_image(
         version = _register(store, path, model)
         name = _create_endpoint(store, version, name) if name else find_endpoint(store, version.key)
         home, project = store.home, store.project
-    report(f"everloop serves {version.key} from {path} on port {port} as endpoint {project}/{name}.\n")
+
+    def announce(url: str) -> None:
+        report(f"Endpoint '{name}' of project '{project}' is ready at {url} and serves {version.key} from {path}.\n")
+
     # The container does not check who sends a request: only its platform can reach it.
-    serve_endpoint(name, home, host, port, project=project, workers=workers, exposed=True)
+    serve_endpoint(name, home, host, port, project=project, workers=workers, exposed=True, on_ready=announce)
     if options is not None:
         ship_rest(options, report, again=workers > 1)
 
