@@ -46,8 +46,7 @@ def _empty_tree() -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Run the whole life cycle of machine-learning models: data, training, release, serving, monitoring and"
-        " retraining.",
+        help="Run the life cycle of machine-learning models, from data and training to monitoring and retraining.",
     )
     tree.callback()(_root)
     return tree

@@ -104,7 +104,10 @@ def rollback(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Roll back a model, or one of its aliases. Its previous champion, or the alias's previous version, takes over."""
+    """Roll back a model, or one of its aliases.
+
+    Its previous champion, or the alias's previous version, takes over.
+    """
     from everloop.cli.release import roll_back_endpoint
     from everloop.records import EndpointRecord
     from everloop.registry import take_back_alias
@@ -198,7 +201,10 @@ def policy(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Set or show approval policies. A policy says how many other people must approve before an alias moves."""
+    """Set or show approval policies.
+
+    A policy says how many other people must approve before an alias moves.
+    """
     from everloop.errors import UsageError
     from everloop.records import AliasPolicy
     from everloop.registry import find_policy, list_versions, set_policy

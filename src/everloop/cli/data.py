@@ -86,7 +86,10 @@ def show(snapshot: SnapshotName, home: Home = None, json: AsJson = False) -> Non
 
 @app.command()
 def diff(before: SnapshotName, after: SnapshotName, home: Home = None, json: AsJson = False) -> None:
-    """Compare two snapshots. Shows rows added, removed and changed by key, schema changes and shifted distributions."""
+    """Compare two snapshots.
+
+    Shows rows added, removed and changed by key, schema changes and shifted distributions.
+    """
     from everloop.data import diff_snapshots
     from everloop.data.sources.snapshot_sources import find_version
 
@@ -122,7 +125,10 @@ def add(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Add a table or a folder of files to a dataset. It becomes the next version, unless its content is unchanged."""
+    """Add a table or a folder of files to a dataset.
+
+    It becomes the next version, unless its content is unchanged.
+    """
     from everloop.data import add_folder, add_table
 
     with opened(home, create=True) as store, _progress_bars(), options_advised() as notes:
@@ -279,7 +285,9 @@ def contract(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Infer a data contract from a snapshot. It is printed as TOML, ready to edit and to use with `data check`.
+    """Infer a data contract from a snapshot.
+
+    It is printed as TOML, ready to edit and to use with `data check`.
 
     With --accept, the contract of the project's dataset is updated to match today's data instead. The differences are
     shown first, and the change is recorded as an event.

@@ -94,7 +94,10 @@ def token(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Create a token for an endpoint. It is printed once; clients must send it as `Authorization: Bearer …`."""
+    """Create a token for an endpoint.
+
+    It is printed once; clients must send it as `Authorization: Bearer …`.
+    """
     from everloop.serving.access.endpoint_tokens import add_token, remove_token
 
     with opened(home) as store:

@@ -259,7 +259,10 @@ def describe(
 
 @app.command()
 def archive(version: Version, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
-    """Archive a model version. It stays readable, its open requests become void, and `unarchive` undoes it."""
+    """Archive a model version.
+
+    It stays readable, its open requests become void, and `unarchive` undoes it.
+    """
     from everloop.registry import archive as archive_version
 
     with opened(home) as store:

@@ -61,7 +61,10 @@ def sbom(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Print the SBOM of a version's environment. The software bill of materials is always CycloneDX 1.6 JSON."""
+    """Print the SBOM of a version's environment.
+
+    The software bill of materials is always CycloneDX 1.6 JSON.
+    """
     from everloop.cli.output import to_json
     from everloop.packages import environment_sbom, read_package
     from everloop.registry import get_version
@@ -128,7 +131,9 @@ def import_(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Import a package from a file or a folder. A package with code needs a signature that is trusted here.
+    """Import a package from a file or a folder.
+
+    A package with code needs a signature that is trusted here.
 
     With --format mlflow, import a folder that mlflow.*.save_model wrote. The package is checked against the original
     on the folder's input example.

@@ -240,7 +240,10 @@ def import_(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Import runs from an exported file, or from MLflow. Runs that were imported before are not duplicated."""
+    """Import runs from an exported file, or from MLflow.
+
+    Runs that were imported before are not duplicated.
+    """
     from everloop.integrations.mlflow.run_import import import_mlflow
     from everloop.tracking.run_archive import import_runs
 

@@ -205,7 +205,10 @@ def gc(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Permanently remove deleted records and unused objects. An object is unused if nothing refers to it."""
+    """Remove deleted records and unused objects permanently.
+
+    An object is unused if nothing refers to it.
+    """
     from dataclasses import asdict
 
     from everloop.stores.gc import gc as sweep

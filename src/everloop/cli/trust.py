@@ -42,7 +42,10 @@ def add(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Trust a key, or one digest. A key is trusted for everything it signs; a digest (sha256:…) for one package."""
+    """Trust a key, or one digest.
+
+    A key is trusted for everything it signs; a digest (sha256:…) for one package.
+    """
     from everloop.errors import UsageError
     from everloop.stores.trust import Keyring
 

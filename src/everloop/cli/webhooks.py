@@ -38,7 +38,10 @@ def add(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Add a webhook. Its secret is printed once; the receiver uses it to verify the signature of each event."""
+    """Add a webhook.
+
+    Its secret is printed once; the receiver uses it to verify the signature of each event.
+    """
     with opened(home) as store:
         hook = _hooks(store, allow_webhook_network).add(name, url, on or ())
     result = {field: getattr(hook, field) for field in SHOWN}
