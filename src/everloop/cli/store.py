@@ -73,7 +73,11 @@ def lineage(
             facts(f"data {s.key}", [("digest", s.digest), ("rows", s.rows), ("from", s.starts_at), ("to", s.ends_at)])
         facts(f"code {found.code or '-'}", found.steps.items())
         for source in found.sources:
-            facts(f"read by {source['step']}", [(str(source.get("kind")), source.get("spec"))])
+            # A snapshot that `data add` made has no step.
+            facts(
+                f"read by {source['step']}" if "step" in source else "read from",
+                [(str(source.get("kind")), source.get("spec"))],
+            )
 
     emit(found, json, draw)
 
@@ -89,6 +93,12 @@ def events(
     json: AsJson = False,
 ) -> None:
     """List events: who did what, when and why."""
+    from everloop.records import KINDS
+
+    known = (*KINDS, "loop", "store")
+    for one in kind or ():
+        if one not in known:
+            raise UsageError(f"--kind '{one}' is unknown.", help=f"Choose from: {', '.join(known)}")
     with opened(home) as store:
         kinds = tuple(kind or _KINDS)
         found, seen = [], since
