@@ -134,9 +134,13 @@ def requests(
     json: AsJson = False,
 ) -> None:
     """List requests to move guarded aliases. Shows who requested what, when and why, and how others voted."""
-    from everloop.registry import list_requests
+    from everloop.errors import NotFoundError
+    from everloop.registry import list_requests, list_versions
+    from everloop.registry.model_versions import what_exists
 
     with opened(home) as store:
+        if model is not None and not list_versions(store, model):
+            raise NotFoundError(what_exists(store, model), help="See: everloop models ls")
         found = [one for one in list_requests(store, model) if all_ or one.state in ("open", "approved")]
         ids = _short_ids(store)
     rows = [

@@ -45,6 +45,12 @@ def ls(
     with opened(home) as store:
         where = [("dataset", "=", dataset)] if dataset else []
         snapshots = store.records.find(Snapshot, *where, order="-created_at")  # type: ignore[arg-type]
+        if dataset and not snapshots:
+            known = sorted({one.dataset for one in store.records.find(Snapshot)})
+            raise NotFoundError(
+                f"There is no dataset '{dataset}'; datasets: {', '.join(known) or 'none'}.",
+                help="See: everloop data ls",
+            )
     rows = [(s.key, s.rows, len(s.columns), s.starts_at, s.ends_at, s.digest[:19]) for s in snapshots]
     columns = ("snapshot", "rows", "columns", "from", "to", "digest")
     empty = "No snapshots yet. Add one with: everloop data add FILE DATASET"

@@ -28,9 +28,11 @@ def ls(
     json: AsJson = False,
 ) -> None:
     """List releases, newest first."""
-    from everloop.records import Release
+    from everloop.records import EndpointRecord, Release
 
     with opened(home) as store:
+        if endpoint is not None:
+            store.records.get(EndpointRecord, endpoint)
         where = [("endpoint", "=", endpoint)] if endpoint else []
         releases = store.records.find(Release, *where, order="-created_at")  # type: ignore[arg-type]
     rows = [
