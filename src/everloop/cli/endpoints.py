@@ -57,9 +57,17 @@ def set_(
     json: AsJson = False,
 ) -> None:
     """Change an endpoint's settings. They cover limits, rates, handling of unusual rows, and logging."""
+    from everloop.errors import UsageError
     from everloop.serving.endpoint_state import set_options
 
-    changes = {name: value or None for name, _, value in (option.partition("=") for option in options)}
+    changes: dict[str, str | None] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise UsageError(
+                f"A setting is NAME=VALUE, not '{option}'.", help="Write NAME=VALUE, or NAME= to reset a setting."
+            )
+        changes[name] = value or None
     with opened(home) as store:
         found = set_options(store, endpoint, changes)
     emit(found, json, lambda: facts(endpoint, list(found.items())))
