@@ -24,7 +24,7 @@ from everloop.cli.output import (
     short,
     table,
 )
-from everloop.errors import UsageError
+from everloop.errors import NotFoundError, UsageError
 from everloop.stores.printable import printable, shell_line
 
 if TYPE_CHECKING:
@@ -199,6 +199,10 @@ def plot(
             )
         )
         histories = {name: [read_history(store, run, name, points) for run in found] for name in names}
+    for name in metric or ():
+        if not any(len(one) for one in histories[name]):
+            known = ", ".join(dict.fromkeys(known for run in found for known in run.metrics)) or "none"
+            raise NotFoundError(f"None of the runs logged the metric '{name}'.", help=f"Their metrics: {known}")
     plain = [
         {"run": run.id, "metric": name, "total": history.total, "step": history.steps.tolist(),
          "value": history.values.tolist()}
