@@ -183,6 +183,7 @@ def adopt(
 ) -> None:
     """Package a version that MLflow's client registered. It can be served afterwards."""
     from everloop import plugins
+    from everloop.errors import ConflictError
     from everloop.integrations.mlflow.tracking_api import ArtifactLocations, open_folder
     from everloop.integrations.mlflow.tracking_api.model_version_routes import files_of
     from everloop.packages import get_package
@@ -190,6 +191,10 @@ def adopt(
 
     with opened(home) as store:
         record = get_version(store, version)
+        if record.package:
+            raise ConflictError(
+                f"'{record.key}' already has a package.", help=f"Show it: everloop models show {record.key}"
+            )
         allowed = (artifacts,) if artifacts else ()
         locations = ArtifactLocations(open_folder(artifacts or store.home / "artifacts"), allowed=allowed)
         folder = files_of(store, record, locations)
