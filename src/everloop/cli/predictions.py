@@ -95,6 +95,7 @@ def export(
             f"Cannot write '{output}': the format '{output.suffix}' is unknown.",
             help=f"Use a file name that ends in one of: {', '.join(sinks)}",
         )
+    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".{output.name}.part")
     with opened(home) as store:
         since = None if hours is None else store.now() - timedelta(hours=hours)
