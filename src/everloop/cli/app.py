@@ -30,7 +30,7 @@ from everloop.cli import (
     webhooks,
 )
 from everloop.cli.output import messages, report
-from everloop.errors import EverloopError
+from everloop.errors import EverloopError, UsageError
 
 # Newer versions of typer bundle click, so the class is found through typer instead of being imported from click.
 _ClickException: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -134,17 +134,22 @@ def _stub(function: Callable[..., Any]) -> Callable[[], None]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Only a bug escapes as a traceback."""
-    command = typer.main.get_command(_pruned_tree(arguments))
+    tree = typer.main.get_command(_pruned_tree(arguments))
     as_json = "--json" in arguments
     try:
-        result = command.main(args=list(arguments), prog_name="everloop", standalone_mode=False)
+        result = tree.main(args=list(arguments), prog_name="everloop", standalone_mode=False)
     except EverloopError as error:
         report(error, as_json)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
     except _ClickException as error:
-        error.show()
+        if as_json:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "everloop"
+            report(UsageError(error.format_message(), help=f"See: {command} --help"), as_json)
+        else:
+            error.show()
         return int(error.exit_code)
     except BrokenPipeError:
         # The reader of the output has closed the pipe, as `| head` does.
