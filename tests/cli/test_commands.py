@@ -146,7 +146,7 @@ def test_errors_are_json_with_json(everloop):
         (["run", "--set", "budget"], 2, "NAME=VALUE"),
         (["run", "--set", "no_such=1"], 2, "no_such"),
         (["run", "--on", "moon"], 2, "moon"),
-        (["serve", "work", "--host", "0.0.0.0"], 2, "has no token"),
+        (["serve", "work", "--host", "0.0.0.0"], 2, "everloop endpoints token work"),
         (["run", "no_step"], 3, "prepare"),
         (["release", "advance", "work"], 3, "No release is rolling out"),
         (["release", "rollback", "work"], 3, "first champion"),
