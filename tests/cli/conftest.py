@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from tests.cli.furnished_store import furnish
 
 from everloop.cli.app import run
 
@@ -53,3 +56,29 @@ def everloop(tmp_path, monkeypatch, capsys):
     for name in set(sys.modules) - before_modules:
         if name in ("loop", "features"):
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def _furnished_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("furnished")
+    (folder / "work").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERLOOP_KEYS", str(folder / "keys"))
+        patch.chdir(folder / "work")
+        ids = furnish(folder / "work")
+    sys.modules.pop("loop", None)
+    return folder, ids
+
+
+@pytest.fixture
+def furnished(everloop, _furnished_once, tmp_path):
+    """The command, in a copy of the furnished folder. Words in braces, such as `{run}`, stand for ids."""
+    folder, ids = _furnished_once
+    shutil.copytree(folder / "work", Path.cwd(), dirs_exist_ok=True)
+    shutil.copytree(folder / "keys", tmp_path / "keys")
+
+    def call(words: str) -> Result:
+        return everloop(*words.format(**ids).split())
+
+    call.ids = ids
+    return call
