@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -37,6 +38,8 @@ _ClickException: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__n
 
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""What a shell reports for a program that SIGPIPE ended."""
 
 
 def _empty_tree() -> typer.Typer:
@@ -134,6 +137,27 @@ def _stub(function: Callable[..., Any]) -> Callable[[], None]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Only a bug escapes as a traceback."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _close_output()
+    except SystemExit as end:
+        # Typer ends the process if the reader of the output has closed the pipe.
+        if isinstance(end.__context__, BrokenPipeError):
+            return _close_output()
+        raise
+    return code
+
+
+def _close_output() -> int:
+    """Discard the rest of the output, because its reader has closed the pipe, as `| head` does."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_PIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
     tree = typer.main.get_command(_pruned_tree(arguments))
     as_json = "--json" in arguments
     try:
@@ -151,10 +175,6 @@ def run(arguments: Sequence[str]) -> int:
         else:
             error.show()
         return int(error.exit_code)
-    except BrokenPipeError:
-        # The reader of the output has closed the pipe, as `| head` does.
-        sys.stderr.close()
-        return 141
     # Some versions of typer raise on Ctrl-C, others return this.
     if result == INTERRUPTED:
         messages().print("Interrupted. Finished work is kept: repeat the command to continue.")
