@@ -77,10 +77,14 @@ def _console(*, stderr: bool) -> Console:
             return super().render_str(printable(text), **options)
 
     stream = sys.stderr if stderr else sys.stdout
+    # Rich itself would still print bold and italic text.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     # A pipe has no line width: prose is not wrapped, and tables may be wide.
     if stream.isatty() or "COLUMNS" in os.environ:
-        return Console(stderr=stderr, highlight=False, emoji=False)
-    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True, width=PIPE_COLUMNS)
+        return Console(stderr=stderr, highlight=False, emoji=False, color_system=colours)
+    return Console(
+        stderr=stderr, highlight=False, emoji=False, soft_wrap=True, width=PIPE_COLUMNS, color_system=colours
+    )
 
 
 def emit(value: Any, as_json: bool, draw: Callable[[], None]) -> None:
