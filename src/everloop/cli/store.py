@@ -108,7 +108,7 @@ def events(
     found = found[-limit:]
     rows = [(e.seq, e.at, e.actor, e.verb, e.kind, short(e.key), e.data.get("reason", "")) for e in found]
     columns = ("#", "at", "by", "event", "kind", "name", "why")
-    emit(found, json, lambda: table("Events", columns, rows, empty="No events yet."))
+    emit(found, json, lambda: table("Events", columns, rows, empty="No events yet. Start with: everloop run"))
 
 
 def verify(
