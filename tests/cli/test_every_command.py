@@ -276,17 +276,7 @@ def prepared(furnished):
     return call
 
 
-FAULTS = {"verify": "a feature view's fingerprint looks like the digest of an object, so it seems to be missing"}
-"""A command -> why it fails at present."""
-
-
-TRIED = [
-    pytest.param(words, marks=pytest.mark.xfail(reason=FAULTS[words], strict=False)) if words in FAULTS else words
-    for words in WORKS
-]
-
-
-@pytest.mark.parametrize("words", TRIED)
+@pytest.mark.parametrize("words", WORKS)
 def test_a_command_works_in_words(prepared, words):
     result = prepared(words)
     assert (result.code, WORKS[words] in result.out) == (0, True), result.out + result.err
@@ -294,7 +284,7 @@ def test_a_command_works_in_words(prepared, words):
     assert "\x1b" not in result.out + result.err
 
 
-@pytest.mark.parametrize("words", TRIED)
+@pytest.mark.parametrize("words", WORKS)
 def test_json_is_one_document_and_nothing_else(prepared, words):
     result = prepared(words, "--json")
     assert (result.code, type(result.json) in (dict, list)) == (0, True), result.err

@@ -7,7 +7,7 @@ time when it became known. The online store can be rebuilt from the table at any
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -261,10 +261,14 @@ def _version(store: Store, view: FeatureView, table: pl.DataFrame, code: str | N
     definition = [view.name, view.keys, view.time, view.arrival, view.ttl, features, columns, windows, code]
     if view.entity_as_text:
         definition.append("entity as text")
-    fingerprint = "sha256:" + hashlib.sha256(msgspec.json.encode(definition)).hexdigest()
+    # Not `sha256:`, which would name an object in the store.
+    fingerprint = "code:" + hashlib.sha256(msgspec.json.encode(definition)).hexdigest()
     known = store.records.find(FeatureViewRecord, ("name", "=", view.name), order="-version", limit=1)
     if known and known[0].code == fingerprint:
         return known[0]
+    if known and known[0].code == fingerprint.replace("code:", "sha256:"):
+        # Stored by an earlier version.
+        return store.records.update(replace(known[0], code=fingerprint))[0]
     record = store.new(
         FeatureViewRecord,
         name=view.name,
