@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from everloop import plugins
 from everloop.serving import EndpointApp
@@ -140,6 +141,12 @@ def test_metrics_are_prometheus_text(app: EndpointApp) -> None:
     assert values['everloop_responses_total{endpoint="delays",path="other",status="404"}'] == "1"
     assert values['everloop_request_seconds_count{endpoint="delays"}'] == "3"
     assert values['everloop_request_seconds_bucket{endpoint="delays",le="+Inf"}'] == "3"
+    # Prometheus' own parser reads the same, with a type and a help text for each family.
+    families = list(text_string_to_metric_families(body.decode()))
+    assert all(family.documentation and family.type != "unknown" for family in families)
+    parsed = {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    assert parsed["everloop_predictions_total", "delays", "delays@1", "champion"] == 6
+    assert len(parsed) == len(values)
 
 
 def test_buckets_add_up() -> None:
