@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -176,3 +177,31 @@ def test_no_class_has_grown_too_large():
             if isinstance(node, ast.ClassDef) and not any("Protocol" in ast.unparse(base) for base in node.bases):
                 methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
                 assert len(methods) <= 25 or "testing" in path.parts, f"{path}: {node.name} has {len(methods)} methods"
+
+
+def _modules() -> Iterator[Path]:
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).parts
+        if "template" not in parts and parts[:2] != ("demo", "project"):
+            yield path
+
+
+def test_no_two_modules_share_a_name():
+    named: dict[str, list[Path]] = {}
+    for path in _modules():
+        # A file of commands is named after its room, and so is a conformance suite.
+        if path.name not in {"__init__.py", "__main__.py"} and path.relative_to(SOURCE).parts[0] not in {
+            "cli",
+            "testing",
+        }:
+            named.setdefault(path.name, []).append(path)
+    assert [paths for paths in named.values() if len(paths) > 1] == []
+
+
+def test_no_two_public_classes_share_a_name():
+    named: dict[str, list[str]] = {}
+    for path in _modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                named.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
+    assert {name: paths for name, paths in named.items() if len(paths) > 1} == {}

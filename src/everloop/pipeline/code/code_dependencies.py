@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.pipeline.code.canonical_syntax import write_syntax
 from everloop.pipeline.code.code_parts import UNDIGESTIBLE, Code, CodeParts
 from everloop.pipeline.code.constant_origins import find_constant_origin
-from everloop.pipeline.code.lookups import CODE_TYPES, Lookup, class_data, local_digest
+from everloop.pipeline.code.lookups import CODE_TYPES, NameLookup, class_data, local_digest
 from everloop.pipeline.code.mutated_values import MUTABLE, MutatedValues
 from everloop.pipeline.code.name_usage import NameUsage, read_names
 from everloop.pipeline.code.object_inspection import cells_of, file_of_methods, label_of, names_in, unwrapped
@@ -38,7 +38,7 @@ class TracedCode:
     """The code of a function, with all that tells whether it is still the same."""
 
     code: Code
-    lookups: list[Lookup]
+    lookups: list[NameLookup]
     stamps: dict[str, Stamp]
 
     def is_current(self) -> bool:
@@ -57,7 +57,7 @@ class CodeDependencies:
 
     record: CodeParts = field(default_factory=CodeParts)
     mutated: MutatedValues = field(default_factory=MutatedValues)
-    lookups: list[Lookup] = field(default_factory=list)
+    lookups: list[NameLookup] = field(default_factory=list)
     visited: dict[int, object] = field(default_factory=dict)
     waiting: list[Callable[[], None]] = field(default_factory=list)
 
@@ -332,7 +332,7 @@ class CodeDependencies:
 
     def _look_up(self, namespace: Mapping[str, Any], name: str) -> Any:
         found = namespace[name]
-        self.lookups.append(Lookup(namespace, name, found, local_digest(found)))
+        self.lookups.append(NameLookup(namespace, name, found, local_digest(found)))
         return found
 
     # --- order of work --------------------------------------------------------------------------------------

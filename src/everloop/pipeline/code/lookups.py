@@ -23,7 +23,7 @@ _INTERNAL_ATTRIBUTES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class NameLookup:
     """One name that was looked up in a namespace, and the object that was found."""
 
     namespace: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Lookup:
         now = self.namespace.get(self.name, MISSING)
         return now is self.found and (self.content is None or local_digest(now) == self.content)
 
-    def refreshed(self) -> Lookup | None:
+    def refreshed(self) -> NameLookup | None:
         """The same look-up made again now; None if the name is gone."""
         now = self.namespace.get(self.name, MISSING)
         if now is MISSING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from everloop.pipeline.code.lookups import Lookup
+    from everloop.pipeline.code.lookups import NameLookup
 
 MUTABLE = (list, dict, set, bytearray)
 
@@ -61,7 +61,7 @@ class MutatedValues:
             first = _first_contents[key] = (holder, content)
         return first[1]
 
-    def without_changes(self, lookups: Iterable[Lookup]) -> list[Lookup]:
+    def without_changes(self, lookups: Iterable[NameLookup]) -> list[NameLookup]:
         """The look-ups that must stay the same: rebound names are left out, and the content of written containers."""
         return [
             replace(one, content=None) if id(one.found) in self.containers else one

@@ -177,10 +177,10 @@ def _pyfunc(found: Description, flavor: Mapping[str, Any], allow_code: bool) -> 
             f"The Python model in '{found.folder}' needs MLflow to load it, which is not installed here.",
             help="Install it: pip install mlflow",
         ) from error
-    return Fitted(PyfuncScores(pyfunc.load_model(str(found.folder))), "python_function")
+    return Fitted(PyfuncFolderModel(pyfunc.load_model(str(found.folder))), "python_function")
 
 
-class PyfuncScores:
+class PyfuncFolderModel:
     """A model that MLflow has loaded. It is pickled with the model, so MLflow must be installed wherever it is used."""
 
     name = "pyfunc"
