@@ -43,7 +43,7 @@ def test_runs_are_found_by_filter_order_and_page(everloop, ids):
     assert second.err == ""
     wrong = everloop("runs", "ls", "--where", "metrcs.loss > 1")
     assert wrong.code == 2
-    assert "Did you mean: metrics" in wrong.err
+    assert "Did you mean 'metrics'" in wrong.err
     assert "team" in everloop("runs", "ls", "--columns", "tags.team").out
 
 

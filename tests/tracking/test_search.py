@@ -73,8 +73,8 @@ def test_texts_and_their_trees(text: str, expected: Expression) -> None:
 @pytest.mark.parametrize(
     ("text", "at", "word"),
     [
-        ("metrcs.auc > 1", 1, "Did you mean: metrics"),
-        ("name = 'a' and stat = 'b'", 16, "Did you mean: state"),
+        ("metrcs.auc > 1", 1, "Did you mean 'metrics'"),
+        ("name = 'a' and stat = 'b'", 16, "Did you mean 'state'"),
         ("metrics.auc >", 14, "the end"),
         ("(name = 'a'", 12, r"'\)' is expected"),
         ("name = 'a')", 11, "not expected"),
@@ -115,7 +115,7 @@ def test_no_text_does_more_than_be_refused(text: str) -> None:
 def test_field_paths() -> None:
     assert field_path("metrics.`a b`") == ("metrics", "a b")
     assert field_path("tags.a.b") == ("tags", "a.b")
-    with pytest.raises(UsageError, match="Did you mean: started_at"):
+    with pytest.raises(UsageError, match="Did you mean 'started_at'"):
         field_path("startd_at")
 
 

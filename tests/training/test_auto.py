@@ -208,7 +208,7 @@ def test_a_leak_is_noted():
         (TRAIN.head(30), "late", FEATURES, "30 labelled rows are too few"),
         (TRAIN.with_columns(late=pl.lit(value=True)), "late", FEATURES, "one value only \\(True"),
         (TRAIN.with_columns(late=pl.lit(None)), "late", FEATURES, "null in all 800 training rows"),
-        (TRAIN, "lat", FEATURES, "no column 'lat'.*Did you mean: late"),
+        (TRAIN, "lat", FEATURES, "no column 'lat'.*Did you mean 'late'"),
         (TRAIN, "late", ["kin"], "no feature column 'kin'.*kind"),
         (TRAIN, "late", ["late"], "cannot be a feature"),
         (TRAIN, "late", [], "no column to learn from"),

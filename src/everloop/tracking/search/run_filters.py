@@ -110,7 +110,8 @@ def field_path(name: str) -> tuple[str, ...]:
         return (head,)
     similar = get_close_matches(head, [*FIELDS, *TIMES, *MAPS, "archived"], n=3)
     raise UsageError(
-        f"A run has no field '{name[:100]}'." + (f" Did you mean: {', '.join(similar)}?" if similar else ""),
+        f"A run has no field '{name[:100]}'."
+        + (f" Did you mean {' or '.join(map(repr, similar))}?" if similar else ""),
         help=f"Fields: {', '.join([*FIELDS, *TIMES, 'archived'])}, metrics.<name>, params.<name>, tags.<name>",
     )
 
@@ -139,7 +140,7 @@ def check_state(compare: Compare) -> None:
         if value not in STATES:
             similar = get_close_matches(str(value).lower(), STATES, n=1)
             raise UsageError(
-                f"There is no state {value!r}." + (f" Did you mean: {similar[0]}?" if similar else ""),
+                f"There is no state {value!r}." + (f" Did you mean {similar[0]!r}?" if similar else ""),
                 help=f"States: {', '.join(STATES)}",
             )
 
@@ -358,7 +359,8 @@ class _Parser:
         return self._error_at(self._token.at, message, help)
 
     def _error_at(self, at: int, message: str, help: str) -> UsageError:
-        return UsageError(f"In the filter at character {at + 1}: {message}. Filter: {self._text[:200]}", help=help)
+        end = "" if message.endswith((".", "?")) else "."
+        return UsageError(f"In the filter at character {at + 1}: {message}{end} Filter: {self._text[:200]}", help=help)
 
 
 def _unquoted(text: str) -> str:
