@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytest_plugins = ["tests.fixtures.control_plane", "tests.fixtures.models", "tests.fixtures.serving"]
+
+# A shell that starts a program in the background makes it ignore Ctrl-C, which some tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What continuous integration refuses must fail again where it is looked at: there, examples follow from the test.
 settings.register_profile("ci", derandomize=True, deadline=None)
