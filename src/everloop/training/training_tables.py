@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from everloop.data.table_inputs import nearest
 from everloop.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def labelled(frame: pl.DataFrame, target: str, what: str, notes: list[str]) -> p
         TrainingError: the target's column is missing, or no row has a target.
     """
     if target not in frame.columns:
+        from everloop.data.table_inputs import nearest
+
         raise TrainingError(f"The {what} rows have no column '{target}'.", help=nearest(target, frame.columns))
     column = frame[target]
     known = column.is_not_null() & (column.is_not_nan() if column.dtype.is_float() else True)
@@ -68,6 +69,8 @@ def feature_columns(frame: pl.DataFrame, target: str, features: Sequence[str] | 
         if name == target:
             raise TrainingError(f"The target '{target}' cannot be a feature.", help="Take it out of `features`.")
         if name not in frame.columns:
+            from everloop.data.table_inputs import nearest
+
             raise TrainingError(f"There is no feature column '{name}'.", help=nearest(name, frame.columns))
     if not names:
         raise TrainingError(f"Besides the target '{target}', there is no column to learn from.", help="Add features.")
