@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,24 @@ def test_rows_out_of_order_do_not_make_the_check_endless() -> None:
 
     (metrics,) = (check for check in SUMS if check.table == "metrics")
     assert [at for at, _, _ in iterate_rows(Damaged(), metrics)][:4] == [28, 13, 14, 24]
+
+
+def test_a_record_whose_id_is_no_longer_unicode_is_repaired(copy: Path) -> None:
+    with closing(sqlite3.connect(copy / "everloop.db")) as database, database:
+        (old,) = database.execute("SELECT id FROM records LIMIT 1").fetchone()
+        broken = bytearray(old.encode())
+        broken[5] ^= 0x80
+        database.execute("UPDATE records SET id = CAST(? AS TEXT) WHERE id = ?", (bytes(broken), old))
+    assert not damage.check(copy).ok
+    assert damage.heal(copy).ok
+
+
+@pytest.mark.parametrize("at", [42, -1])
+def test_bits_of_a_key_that_do_not_change_it_are_noticed_as_well(copy: Path, at: int) -> None:
+    path = copy / "keys" / "machine.key"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(bytes(content))
+    report = damage.check(copy)
+    assert isinstance(report, EverloopError) or not report.ok

@@ -70,6 +70,11 @@ def repair(store: Store, report: VerifyReport, *, backup: Path | str | None = No
     return _Repair(store, None if backup is None else Path(backup)).run(report.problems)
 
 
+def _storable(text: str) -> str:
+    """Escape what is not valid Unicode: the damage may be in the very id of a record."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class _Repair:
     def __init__(self, store: Store, backup: Path | None) -> None:
         self.store = store
@@ -107,10 +112,10 @@ class _Repair:
             self.store.records.append_event(
                 "repaired",
                 "store",
-                problem.subject,
+                _storable(problem.subject),
                 data={
                     "kind": problem.kind,
-                    "what": problem.message,
+                    "what": _storable(problem.message),
                     "cure": problem.cure or "backup",
                     "kept": quarantined,
                 },

@@ -255,8 +255,10 @@ class Keyring:
             secret = base64.b64decode(words[0], validate=True)
         except (ValueError, IndexError):
             secret = b""
-        # Any 32 bytes are a valid key, so the checksum in the file is needed to notice damage.
-        if len(secret) != _KEY_BYTES or (len(words) > 1 and words[1] != _key_sum(secret)):
+        # Any 32 bytes are a valid key, so the checksum in the file is needed to notice damage. The rest must be as
+        # written as well: base64 ignores some bits, and `split` does not distinguish kinds of white space.
+        written = base64.b64encode(secret) + (b" " + _key_sum(secret) if len(words) > 1 else b"")
+        if len(secret) != _KEY_BYTES or content not in (written, written + b"\n"):
             raise StoreError(
                 f"The machine's key '{path}' is damaged.", help="Delete the file. A new key is created at the next use."
             )
