@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import ConflictError, CorruptionError, DataError, RequestError
+from everloop.errors import ConflictError, DataError, RequestError
 from everloop.packages.signature import utc
 from everloop.prediction_log.configured_sink import open_sink
 from everloop.prediction_log.journal_folding import StreamFold
 from everloop.prediction_log.label_matching import find_unmatched, label_horizon
+from everloop.prediction_log.log_frames import decode_frame
 from everloop.prediction_log.prediction_log import (
     LABELS,
     entity_text,
@@ -251,15 +252,7 @@ def _checked(value: Value, index: int) -> Value:
 
 
 def _decode(payload: bytes) -> _Entry:
-    try:
-        entry = _DECODER.decode(payload)
-    except msgspec.MsgspecError as error:
-        raise CorruptionError(f"Cannot read a frame of the labels: {error}.") from error
-    if entry.version != _VERSION:
-        raise CorruptionError(
-            f"A frame of the labels has the unknown format {entry.version}.", help="Upgrade everloop."
-        )
-    return entry
+    return decode_frame(_DECODER, payload, _VERSION, "the labels")
 
 
 _DECODER = msgspec.msgpack.Decoder(_Entry)

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from everloop.errors import CorruptionError
 from everloop.packages.signature import polars_type
 from everloop.prediction_log.configured_sink import open_sink
 from everloop.prediction_log.journal_folding import StreamFold
+from everloop.prediction_log.log_frames import decode_frame
 from everloop.prediction_log.retention import forget_old
 
 if TYPE_CHECKING:
@@ -186,15 +186,7 @@ def decode_entry(payload: bytes) -> LogEntry:
     Raises:
         CorruptionError: the payload is not a frame, or a newer everloop wrote it.
     """
-    try:
-        entry = _DECODER.decode(payload)
-    except msgspec.MsgspecError as error:
-        raise CorruptionError(f"Cannot read a frame of the prediction log: {error}.") from error
-    if entry.version != _VERSION:
-        raise CorruptionError(
-            f"A frame of the prediction log has the unknown format {entry.version}.", help="Upgrade everloop."
-        )
-    return entry
+    return decode_frame(_DECODER, payload, _VERSION, "the prediction log")
 
 
 _DECODER = msgspec.msgpack.Decoder(LogEntry)

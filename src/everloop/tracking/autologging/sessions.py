@@ -77,7 +77,7 @@ class FitSession:
                 self.run.log_model(model, self._prefix + "model")
 
     def close(self, error: BaseException | None) -> None:
-        """End the run, if this session has started it."""
+        """End the run, if this fit has started it."""
         if self._started_run is None:
             return
         with guarded():

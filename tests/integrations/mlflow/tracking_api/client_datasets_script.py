@@ -84,7 +84,7 @@ said["many"] = [row["inputs"]["number"] for row in client.get_dataset(big.datase
 try:
     client.add_dataset_to_experiments(made.dataset_id, [two, three])
 except KeyError:
-    pass  # Older clients have the method and not its address.
+    pass  # Older clients have the method but not the route that it calls.
 else:
     client.add_dataset_to_experiments(made.dataset_id, [two])
     said["linked"] = client.get_dataset(made.dataset_id).experiment_ids == [one, two, three]

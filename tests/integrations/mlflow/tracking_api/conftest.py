@@ -16,22 +16,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from tests.fixtures.control_plane import Answer
 
 from everloop.stores import open_store
 
 API = "/api/2.0/mlflow/"
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
-
-
-@dataclass
-class Answer:
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Caller:
