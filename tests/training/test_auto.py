@@ -137,10 +137,11 @@ def test_the_search_keeps_to_its_budget(budget_s):
     rows = rows.with_columns(late=(pl.col("f0") * pl.col("f1") + pl.Series(rng.normal(size=12_000))) > 0)
     AutoTrain(budget_s=1, trials=2).fit(rows[:200], target="late")  # imports are paid once a process
     began = time.process_time()
-    # Processor time, because the machine may be busy with other work. The trial that runs when the budget ends may
-    # finish, which takes longer on a slow machine.
+    # Processor time, because the machine may be busy with other work.
     trained = AutoTrain(budget_s=budget_s, threads=1).fit(rows, target="late")
-    assert time.process_time() - began < 1.25 * budget_s + 1.0
+    # The trial that runs when the budget ends may finish.
+    longest_s = max(entry["seconds"] for entry in trained.leaderboard)
+    assert time.process_time() - began < 1.25 * budget_s + longest_s
     assert trained.seconds > 0.3 * budget_s
     assert {entry["candidate"] for entry in trained.leaderboard} == {"linear", "lightgbm"}
 
