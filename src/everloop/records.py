@@ -518,6 +518,50 @@ class Finding(Record):
     evidence: dict[str, Json] = field(default_factory=dict)
 
 
+IncidentSeverity = Literal["notice", "alarm"]
+IncidentState = Literal["open", "acknowledged", "muted", "accepted", "resolved"]
+IncidentAction = Literal["open", "join", "escalate", "acknowledge", "mute", "unmute", "accept", "resolve", "reopen"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentChange:
+    """One entry in the history of an incident. `actor` is None if monitoring itself made the change."""
+
+    at: datetime
+    action: IncidentAction
+    text: str
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident(Record):
+    """A disturbance that a person is shown: opened once, joined by all findings that belong to it, then resolved."""
+
+    endpoint: str
+    kind: FindingKind
+    severity: IncidentSeverity = "notice"
+    """A notice changes nothing that matters yet. An alarm harms predictions, or is expected to."""
+    state: IncidentState = "open"
+    title: str
+    """One sentence that a product owner understands."""
+    message: str = ""
+    """What has changed, what it does to the predictions, and what to do."""
+    subjects: tuple[str, ...] = ()
+    """Features, `prediction` or metrics, the most important first."""
+    versions: tuple[str, ...] = ()
+    """Keys of the model versions that answered meanwhile."""
+    began_at: datetime
+    """Start of the first window that deviated."""
+    seen_at: datetime
+    """End of the last window that deviated."""
+    resolved_at: datetime | None = None
+    muted_until: datetime | None = None
+    history: tuple[IncidentChange, ...] = ()
+    findings: tuple[str, ...] = ()
+    """Ids of the findings that belong to it."""
+    evidence: dict[str, Json] = field(default_factory=dict)
+
+
 Outcome = Literal["pass", "fail", "undecided"]
 
 
@@ -728,6 +772,7 @@ KINDS: dict[str, type[Record]] = {
     "alias": Alias,
     "endpoint": EndpointRecord,
     "finding": Finding,
+    "incident": Incident,
     "gate_result": GateResult,
     "release": Release,
     "user": User,

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from everloop.data.sketches.column_sketches import sketch_frame
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
-from everloop.monitoring import Baseline, build_baseline, find_baseline, keep_baseline, load_baseline, sketch_frame
+from everloop.monitoring import Baseline, build_baseline, find_baseline, keep_baseline, load_baseline
 from everloop.monitoring.baseline import cut_by_time, spread_beyond_chance
 from everloop.records import Artifact
 from everloop.training.intervals import delong

@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from everloop.monitoring import AlarmBudget, Baseline, Sketch, budget_for, build_baseline, measure_shifts, sketch_frame
-from everloop.monitoring.bins import Bins, NumericBins
-from everloop.monitoring.distances import distance_function
+from everloop.data.sketches.bins import Bins, NumericBins
+from everloop.data.sketches.column_sketches import Sketch, sketch_frame
+from everloop.monitoring import AlarmBudget, Baseline, budget_for, build_baseline, measure_shifts
+from everloop.monitoring.measures.distances import distance_function
 from everloop.monitoring.subject_shift import floor_of
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

@@ -5,21 +5,18 @@ from hypothesis import given, settings, strategies as st
 from scipy import special, stats
 from scipy.spatial import distance as scipy_distance
 
+from everloop.data.sketches.bins import CategoryBins, NumericBins, choose_bins
+from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring import (
-    CategoryBins,
-    NumericBins,
-    Sketch,
     chi_square_test,
-    choose_bins,
     distance_between,
     jensen_shannon,
     ks,
     psi,
-    sketch_frame,
     wasserstein,
 )
-from everloop.monitoring.distances import DISTANCES, Array, distance_function, live_shares, smoothed_shares
+from everloop.monitoring.measures.distances import DISTANCES, Array, distance_function, live_shares, smoothed_shares
 
 counts = st.lists(st.integers(1, 1000), min_size=3, max_size=12)
 

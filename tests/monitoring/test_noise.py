@@ -4,7 +4,7 @@ from scipy import stats
 
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring import noise_floor, psi
-from everloop.monitoring.distances import Array, live_shares, smoothed_shares
+from everloop.monitoring.measures.distances import Array, live_shares, smoothed_shares
 from everloop.monitoring.noise import WINDOWS, NoiseFloor, between_block_weight, simulate_windows
 
 SHARES = np.array([0.02, 0.08, 0.1, 0.2, 0.2, 0.2, 0.1, 0.08, 0.02])

@@ -16,7 +16,7 @@ from everloop.monitoring import (
     measure_labelled,
     performance_by,
 )
-from everloop.monitoring.performance import worse_than_reference
+from everloop.monitoring.performance.performance_checks import worse_than_reference
 from everloop.training.intervals import delong
 
 if TYPE_CHECKING:

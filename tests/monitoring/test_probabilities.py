@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import special, stats
 
 from everloop.errors import UsageError
-from everloop.monitoring.tail_probabilities import chi_square_tail, gamma_tail, normal_quantile, normal_tail
+from everloop.monitoring.measures.tail_probabilities import chi_square_tail, gamma_tail, normal_quantile, normal_tail
 
 
 @settings(max_examples=40, deadline=None)

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
         keep_baseline as keep_baseline,
         load_baseline as load_baseline,
     )
-    from everloop.monitoring.bins import (
-        CategoryBins as CategoryBins,
-        NumericBins as NumericBins,
-        choose_bins as choose_bins,
+    from everloop.monitoring.drift import check_drift as check_drift, compare_window as compare_window
+    from everloop.monitoring.drift_report import (
+        DriftReport as DriftReport,
+        baseline_of as baseline_of,
+        report_drift as report_drift,
     )
-    from everloop.monitoring.distances import (
+    from everloop.monitoring.measures.distances import (
         chi_square as chi_square,
         chi_square_test as chi_square_test,
         distance_between as distance_between,
@@ -37,21 +38,14 @@ if TYPE_CHECKING:
         psi as psi,
         wasserstein as wasserstein,
     )
-    from everloop.monitoring.drift import check_drift as check_drift, compare_window as compare_window
-    from everloop.monitoring.drift_report import (
-        DriftReport as DriftReport,
-        baseline_of as baseline_of,
-        report_drift as report_drift,
-    )
     from everloop.monitoring.noise import NoiseFloor as NoiseFloor, noise_floor as noise_floor
-    from everloop.monitoring.performance import (
+    from everloop.monitoring.performance.performance_checks import (
         Measured as Measured,
         check_performance as check_performance,
         measure_labelled as measure_labelled,
         performance_by as performance_by,
         usual_metric as usual_metric,
     )
-    from everloop.monitoring.sketches import Sketch as Sketch, add_all as add_all, sketch_frame as sketch_frame
     from everloop.monitoring.subject_shift import SubjectShift as SubjectShift, measure_shifts as measure_shifts
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -66,8 +60,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "keep_baseline",
             "load_baseline",
         ],
-        "bins": ["CategoryBins", "NumericBins", "choose_bins"],
-        "distances": [
+        "measures.distances": [
             "chi_square",
             "chi_square_test",
             "distance_between",
@@ -79,8 +72,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "drift": ["check_drift", "compare_window"],
         "drift_report": ["DriftReport", "baseline_of", "report_drift"],
         "noise": ["NoiseFloor", "noise_floor"],
-        "performance": ["Measured", "check_performance", "measure_labelled", "performance_by", "usual_metric"],
-        "sketches": ["Sketch", "add_all", "sketch_frame"],
+        "performance.performance_checks": [
+            "Measured",
+            "check_performance",
+            "measure_labelled",
+            "performance_by",
+            "usual_metric",
+        ],
         "subject_shift": ["SubjectShift", "measure_shifts"],
     },
 )

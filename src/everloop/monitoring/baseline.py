@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from everloop.data.sketches.bins import BINS, CATEGORIES, Bins, choose_bins
+from everloop.data.sketches.column_sketches import Sketch, add_all, sketch_frame
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
-from everloop.monitoring.bins import BINS, CATEGORIES, Bins, choose_bins
-from everloop.monitoring.sketches import Sketch, add_all, sketch_frame
 from everloop.records import Artifact, Json, ModelVersion
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.errors import EmptySampleError
 from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import PREDICTION, Baseline, load_baseline
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
 from everloop.monitoring.logged_windows import INPUT, read_inputs_and_score
-from everloop.monitoring.sketches import Sketch, sketch_frame
 from everloop.monitoring.subject_shift import LEAST_PSI, SubjectShift, measure_shifts
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.errors import EmptySampleError, UsageError
-from everloop.monitoring.distances import smoothed_shares
-from everloop.monitoring.tail_probabilities import gamma_tail
+from everloop.monitoring.measures.distances import smoothed_shares
+from everloop.monitoring.measures.tail_probabilities import gamma_tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable

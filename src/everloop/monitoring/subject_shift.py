@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from everloop.data.sketches.bins import NumericBins
 from everloop.monitoring.alarm_budget import AlarmBudget, Verdict, adjusted
 from everloop.monitoring.baseline import PREDICTION, Baseline, Reference
-from everloop.monitoring.bins import NumericBins
-from everloop.monitoring.distances import (
+from everloop.monitoring.measures.distances import (
     DistanceName,
     distance_between,
     distance_function,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Set
     from datetime import timedelta
 
-    from everloop.monitoring.sketches import Sketch
+    from everloop.data.sketches.column_sketches import Sketch
     from everloop.records import Json
 
 LEAST_PSI = 0.01

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from everloop.data.sketches.bins import NumericBins
 from everloop.errors import EmptySampleError, UsageError
-from everloop.monitoring.bins import NumericBins
-from everloop.monitoring.tail_probabilities import chi_square_tail
+from everloop.monitoring.measures.tail_probabilities import chi_square_tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from everloop.monitoring.sketches import Sketch
+    from everloop.data.sketches.column_sketches import Sketch
 
 Array = npt.NDArray[np.float64]
 DistanceName = Literal["psi", "jensen_shannon", "wasserstein", "ks", "chi_square"]

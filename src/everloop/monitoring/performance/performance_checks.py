@@ -12,7 +12,7 @@ from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
 from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, judged_array
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
 from everloop.monitoring.logged_windows import due_until, read_labels, read_window
-from everloop.monitoring.tail_probabilities import normal_quantile, normal_tail
+from everloop.monitoring.measures.tail_probabilities import normal_quantile, normal_tail
 from everloop.records import EndpointRecord, Finding, Json, ModelVersion
 from everloop.stores.durations import format_duration, parse_duration
 

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from everloop.data.sketches.bins import CategoryBins, NumericBins, choose_bins
+from everloop.data.sketches.column_sketches import Sketch, add_all, sketch_frame
 from everloop.errors import EmptySampleError, UsageError
-from everloop.monitoring import CategoryBins, NumericBins, Sketch, add_all, choose_bins, sketch_frame
 
 numbers = st.lists(st.one_of(st.none(), st.floats(allow_nan=True, width=32)), min_size=1, max_size=60)
 

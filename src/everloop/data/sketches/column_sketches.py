@@ -13,8 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from everloop.errors import EmptySampleError, UsageError
-from everloop.monitoring.bins import (
+from everloop.data.sketches.bins import (
     Bins,
     CategoryBins,
     NumericBins,
@@ -23,6 +22,7 @@ from everloop.monitoring.bins import (
     bins_to_json,
     column_kind,
 )
+from everloop.errors import EmptySampleError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -1,0 +1,1 @@
+"""Measures of change: distances between distributions, tests, and detectors over several columns."""

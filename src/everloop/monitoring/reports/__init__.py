@@ -1,0 +1,1 @@
+"""Reports of monitoring for people: tables and HTML."""
