@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from everloop.data.sketches.column_threads import over_columns
 from everloop.errors import EmptySampleError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
     import polars as pl
 
     from everloop.records import Json
@@ -83,15 +86,19 @@ def column_kind(dtype: pl.DataType) -> ColumnKind | None:
     return None
 
 
-def as_numbers(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Return the column as 64-bit floats: times of day and durations in seconds, texts that are not numbers as null."""
+def as_numbers(values: pl.Series) -> pl.Series:
+    """Return the values as 64-bit floats: times of day and durations in seconds, texts that are not numbers as null."""
     import polars as pl
 
-    values = pl.col(column)
-    if dtype == pl.Duration:
+    if values.dtype == pl.Float64:
+        return values
+    if values.dtype == pl.Duration:
         return values.dt.total_microseconds().cast(pl.Float64) / 1e6
-    if dtype == pl.Time:
+    if values.dtype == pl.Time:
         return values.cast(pl.Int64).cast(pl.Float64) / 1e9
+    if values.dtype in (pl.Categorical, pl.Enum):
+        # The number of a category within its type has no meaning.
+        values = values.cast(pl.String)
     return values.cast(pl.Float64, strict=False)
 
 
@@ -123,21 +130,14 @@ def choose_bins(
     missing = [name for name in features if name not in frame.columns]
     if missing:
         raise UsageError(f"The reference has no column '{missing[0]}'.", help=f"Columns: {', '.join(frame.columns)}")
+    found = over_columns(lambda name: _bins_of(frame[name], bins, categories), features, frame.height)
     chosen: dict[str, Bins] = {}
     skipped: dict[str, str] = {}
-    for name in features:
-        dtype = frame.schema[name]
-        kind = column_kind(dtype)
-        if kind is None:
-            skipped[name] = f"columns of type {dtype} are not monitored"
-        elif kind == "numeric":
-            edges = _quantile_edges(frame, name, bins)
-            if edges:
-                chosen[name] = NumericBins(edges)
-            else:
-                skipped[name] = "it has no finite value in the reference"
+    for name, cells in zip(features, found, strict=True):
+        if isinstance(cells, str):
+            skipped[name] = cells
         else:
-            chosen[name] = _frequent_categories(frame, name, categories)
+            chosen[name] = cells
     return chosen, skipped
 
 
@@ -153,29 +153,45 @@ def bins_from_json(data: Mapping[str, Json]) -> Bins:
     return CategoryBins(tuple(data["categories"]), bool(data["complete"]))
 
 
-def _quantile_edges(frame: pl.DataFrame, name: str, bins: int) -> tuple[float, ...]:
+def _bins_of(values: pl.Series, bins: int, categories: int) -> Bins | str:
+    """Return the cells of a column, or why it has none."""
+    kind = column_kind(values.dtype)
+    if kind is None:
+        return f"columns of type {values.dtype} are not monitored"
+    if kind == "categorical":
+        return _frequent_categories(values, categories)
+    edges = _quantile_edges(values, bins)
+    return NumericBins(edges) if edges else "it has no finite value in the reference"
+
+
+def _quantile_edges(values: pl.Series, bins: int) -> tuple[float, ...]:
     import math
 
-    import polars as pl
+    import numpy as np
 
-    values = _alone(frame, name).select(as_numbers("x", frame.schema[name]))["x"]
-    values = values.filter(values.is_finite()).sort()
-    if values.is_empty():
+    numbers = as_numbers(values).to_numpy()
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        numbers = numbers[finite]
+    if len(numbers) == 0:
         return ()
     # Order statistics without interpolation, so that every edge is a value that occurs.
-    indices = [math.ceil(step * len(values) / bins) - 1 for step in range(1, bins + 1)]
-    uppers = values.gather(pl.Series(indices, dtype=pl.Int64).clip(0)).unique().sort().to_list()
-    return (math.nextafter(values[0], -math.inf), *uppers)
+    ranks = sorted({max(0, math.ceil(step * len(numbers) / bins) - 1) for step in range(1, bins + 1)})
+    # Selection is a third faster on whole numbers, because they have no NaN to look out for.
+    ordered = _flip_negative(numbers.view(np.int64))
+    ordered.partition([0, *ranks])
+    low, *uppers = _flip_negative(ordered[[0, *ranks]]).view(np.float64).tolist()
+    return (math.nextafter(low, -math.inf), *sorted(set(uppers)))
 
 
-def _frequent_categories(frame: pl.DataFrame, name: str, most: int) -> CategoryBins:
+def _flip_negative(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Map the bits of floats to whole numbers in the same order, or back. The result is a copy."""
+    return bits ^ ((bits >> 63) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def _frequent_categories(values: pl.Series, most: int) -> CategoryBins:
     import polars as pl
 
-    texts = frame[name].cast(pl.String).rename("x").drop_nulls()
-    counted = texts.value_counts().sort(["count", "x"], descending=[True, False])
+    counted = values.rename("x").drop_nulls().value_counts().with_columns(pl.col("x").cast(pl.String))
+    counted = counted.sort(["count", "x"], descending=[True, False])
     return CategoryBins(tuple(counted["x"].head(most).to_list()), complete=counted.height <= most)
-
-
-def _alone(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Return one column as `x`, because Polars would read some column names in an expression as a pattern."""
-    return frame[name].rename("x").to_frame()

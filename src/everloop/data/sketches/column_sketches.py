@@ -1,13 +1,12 @@
 """Sketch the features of a window: the number of rows in each cell, in a few hundred bytes per feature.
 
 Sketches with the same cells can be added, so the sketch of a month is the sum of those of its days. A frame is sketched
-in one pass over its columns. Numeric bins are counted by `x <= edge` for every edge, which Polars does with vector
-instructions on all cores and without sorting.
+in one pass over its columns, in threads if it is large. The pass numbers the cell of each row. `sketch_cells` keeps
+these numbers for whoever counts cells together, as `cross_moments` does.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,15 +21,18 @@ from everloop.data.sketches.bins import (
     bins_to_json,
     column_kind,
 )
+from everloop.data.sketches.cell_codes import category_codes, chunks, code_type, numeric_codes
+from everloop.data.sketches.column_threads import over_columns
 from everloop.errors import EmptySampleError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     import numpy as np
     import numpy.typing as npt
     import polars as pl
 
+    from everloop.data.sketches.cell_codes import Codes
     from everloop.records import Json
 
 UNSEEN = 5
@@ -152,29 +154,47 @@ def sketch_frame(
     Raises:
         EmptySampleError: the window has no rows.
     """
+    return sketch_cells(frame, bins, columns=columns)[0]
+
+
+def sketch_cells(
+    frame: pl.DataFrame | pl.LazyFrame,
+    bins: Mapping[str, Bins],
+    *,
+    columns: Mapping[str, str] | None = None,
+    keep: Container[str] = (),
+) -> tuple[dict[str, Sketch], dict[str, Codes]]:
+    """Sketch the features of one window, and keep the number of the cell of each row for some of them.
+
+    The other arguments and errors are those of `sketch_frame`.
+
+    Args:
+        keep: features whose cell numbers are returned.
+
+    Returns:
+        The sketches, and by kept feature an array of shape (rows,): indices into `bins.labels`, 0 for missing values.
+    """
     import polars as pl
 
     window = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
     if window.height == 0:
         raise EmptySampleError("A window without rows cannot be sketched.", help="Choose a longer window.")
-    column_of = {name: (columns or {}).get(name, name) for name in bins}
-    present = {
-        name
-        for name, column in column_of.items()
-        if column in window.columns and column_kind(window.schema[column]) is not None
-    }
-    numeric = {name: cells for name, cells in bins.items() if name in present and isinstance(cells, NumericBins)}
-    # The working frame names columns by number, because Polars would read some feature names as a pattern.
-    working = pl.DataFrame([window[column_of[name]].rename(f"n{index}") for index, name in enumerate(numeric)])
-    prepared = working.select(as_numbers(column, dtype) for column, dtype in working.schema.items())
-    tallies = _numeric_tallies(prepared, list(numeric.values()))
-    sketches = dict(zip(numeric, tallies, strict=True))
-    for name, cells in bins.items():
-        if name not in present:
-            sketches[name] = Sketch(cells, (window.height, *[0] * (cells.cells - 1)))
-        elif not isinstance(cells, NumericBins):
-            sketches[name] = _categorical_sketch(window[column_of[name]], cells)
-    return {name: sketches[name] for name in bins}
+    present = set(window.columns)
+
+    def one(name: str) -> tuple[Sketch, Codes | None]:
+        column = (columns or {}).get(name, name)
+        kept = name in keep
+        values = window[column] if column in present else None
+        if values is None or column_kind(values.dtype) is None:
+            return _all_missing(bins[name], window.height, kept)
+        cells = bins[name]
+        if isinstance(cells, NumericBins):
+            return _numeric_sketch(as_numbers(values), cells, kept)
+        return _categorical_sketch(values, cells), category_codes(values, cells) if kept else None
+
+    found = dict(zip(bins, over_columns(one, bins, window.height), strict=True))
+    codes = {name: codes for name, (_, codes) in found.items() if codes is not None}
+    return {name: sketch for name, (sketch, _) in found.items()}, codes
 
 
 def add_all(windows: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
@@ -186,51 +206,48 @@ def add_all(windows: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
     return total
 
 
-def _numeric_tallies(frame: pl.DataFrame, bins: list[NumericBins]) -> list[Sketch]:
-    import polars as pl
+def _all_missing(cells: Bins, rows: int, kept: bool) -> tuple[Sketch, Codes | None]:
+    import numpy as np
 
-    if not bins:
-        return []
-    expressions: list[pl.Expr] = []
-    for index, cells in enumerate(bins):
-        x = pl.col(f"n{index}")
-        expressions += [(x <= edge).sum().alias(f"{index}:{step}") for step, edge in enumerate(cells.edges)]
-        expressions += [
-            (x.null_count() + x.is_nan().sum()).alias(f"{index}:missing"),
-            x.mean().alias(f"{index}:mean"),
-            x.var().alias(f"{index}:var"),
-            x.min().alias(f"{index}:low"),
-            x.max().alias(f"{index}:high"),
-        ]
-    row = frame.select(expressions).row(0, named=True)
-    sketches = []
-    for index, cells in enumerate(bins):
-        upto = [int(row[f"{index}:{step}"]) for step in range(len(cells.edges))]
-        missing = int(row[f"{index}:missing"])
-        between = [high - low for low, high in itertools.pairwise(upto)]
-        counts = (missing, upto[0], *between, frame.height - missing - upto[-1])
-        sketches.append(Sketch(cells, counts, _moments(frame, index, row, frame.height - missing)))
-    return sketches
+    sketch = Sketch(cells, (rows, *[0] * (cells.cells - 1)))
+    return sketch, np.zeros(rows, dtype=code_type(cells.cells)) if kept else None
 
 
-def _moments(frame: pl.DataFrame, index: int, row: Mapping[str, float | None], count: int) -> Moments | None:
-    mean, low, high = (row[f"{index}:{name}"] for name in ("mean", "low", "high"))
-    variance = row[f"{index}:var"] or 0.0
-    if count == 0:
+def _numeric_sketch(values: pl.Series, cells: NumericBins, kept: bool) -> tuple[Sketch, Codes | None]:
+    import numpy as np
+
+    numbers = values.to_numpy()
+    edges = np.asarray(cells.edges, dtype=np.float64)
+    counts = np.zeros(cells.cells, dtype=np.int64)
+    moments: Moments | None = None
+    parts: list[Codes] = []
+    with np.errstate(all="ignore"):
+        for chunk in chunks(numbers):
+            codes = numeric_codes(chunk, edges)
+            counts += np.bincount(codes, minlength=cells.cells)
+            if kept:
+                parts.append(codes)
+            part = _moments(chunk)
+            moments = moments + part if moments is not None and part is not None else moments or part
+    if moments is not None and not math.isfinite(moments.m2):
+        # The values are so large that their squares overflow.
+        moments = None
+    return Sketch(cells, tuple(counts.tolist()), moments), np.concatenate(parts) if kept else None
+
+
+def _moments(values: npt.NDArray[np.float64]) -> Moments | None:
+    import numpy as np
+
+    total = float(values.sum())
+    if not math.isfinite(total):
+        values = values[np.isfinite(values)]
+        total = float(values.sum())
+    if len(values) == 0:
         return None
-    if mean is None or low is None or high is None or not all(map(math.isfinite, (mean, variance, low, high))):
-        # The quick pass cannot handle NaN and infinities. Such columns are rare, so they are read a second time.
-        values = frame[f"n{index}"]
-        values = values.filter(values.is_finite())
-        if values.is_empty():
-            return None
-        count = len(values)
-        mean, variance = float(values.mean() or 0.0), float(values.var() or 0.0)  # type: ignore[arg-type]
-        low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
-        if not math.isfinite(variance):
-            # The values are so large that their squares overflow.
-            return None
-    return Moments(count, mean, variance * (count - 1), low, high)
+    mean = total / len(values)
+    gaps = values - mean
+    np.multiply(gaps, gaps, out=gaps)
+    return Moments(len(values), mean, float(gaps.sum()), float(values.min()), float(values.max()))
 
 
 def _categorical_sketch(values: pl.Series, bins: CategoryBins) -> Sketch:
