@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         chi_square as chi_square,
         chi_square_test as chi_square_test,
         distance_between as distance_between,
+        hellinger as hellinger,
         jensen_shannon as jensen_shannon,
         ks as ks,
         psi as psi,
+        total_variation as total_variation,
         wasserstein as wasserstein,
     )
     from everloop.monitoring.noise import NoiseFloor as NoiseFloor, noise_floor as noise_floor
@@ -64,9 +66,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "chi_square",
             "chi_square_test",
             "distance_between",
+            "hellinger",
             "jensen_shannon",
             "ks",
             "psi",
+            "total_variation",
             "wasserstein",
         ],
         "drift": ["check_drift", "compare_window"],

@@ -166,6 +166,7 @@ def _bins_of(values: pl.Series, bins: int, categories: int) -> Bins | str:
 
 def _quantile_edges(values: pl.Series, bins: int) -> tuple[float, ...]:
     import math
+    import sys
 
     import numpy as np
 
@@ -181,7 +182,9 @@ def _quantile_edges(values: pl.Series, bins: int) -> tuple[float, ...]:
     ordered = _flip_negative(numbers.view(np.int64))
     ordered.partition([0, *ranks])
     low, *uppers = _flip_negative(ordered[[0, *ranks]]).view(np.float64).tolist()
-    return (math.nextafter(low, -math.inf), *sorted(set(uppers)))
+    # An infinite edge could not be stored as JSON, so the smallest of all floats is "below" its own bin.
+    below = max(math.nextafter(low, -math.inf), -sys.float_info.max)
+    return tuple(sorted({below, *uppers}))
 
 
 def _flip_negative(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

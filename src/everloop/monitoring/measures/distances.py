@@ -2,7 +2,8 @@
 
 All functions take `reference` of shape (cells,) and `live` of shape (…, cells) and return shape (…), so one call
 measures one window or thousands of simulated ones. Shares are along the last axis and sum to 1. Every distance is 0 if
-the two are equal. `psi` and `jensen_shannon` ignore the order of the cells; `wasserstein` and `ks` need ordered cells.
+the two are equal. `wasserstein` and `ks` need ordered cells; the others ignore the order.
+`DISTANCES` lists them all.
 
 The textbook PSI is infinite if a cell is empty on one side. `smoothed_shares` and `live_shares` keep it finite without
 making small windows look like drift.
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from everloop.data.sketches.column_sketches import Sketch
 
 Array = npt.NDArray[np.float64]
-DistanceName = Literal["psi", "jensen_shannon", "wasserstein", "ks", "chi_square"]
+DistanceName = Literal["psi", "jensen_shannon", "hellinger", "total_variation", "wasserstein", "ks", "chi_square"]
 
 
 def smoothed_shares(counts: Array) -> Array:
@@ -86,6 +87,23 @@ def jensen_shannon(reference: Array, live: Array) -> Array:
     middle = (reference + live) / 2
     divergence = (_relative_entropy(reference, middle) + _relative_entropy(live, middle)) / 2
     return np.asarray(np.sqrt(np.maximum(divergence, 0.0) / np.log(2)))
+
+
+def hellinger(reference: Array, live: Array) -> Array:
+    """Return the Hellinger distance ‖√p − √q‖ / √2, between 0 and 1. It is a metric and finite for empty cells.
+
+    Source: E. Hellinger (1909); A. W. van der Vaart, Asymptotic Statistics (1998), section 14.5.
+    """
+    gap = np.sqrt(live) - np.sqrt(reference)
+    return np.asarray(np.sqrt((gap * gap).sum(axis=-1) / 2))
+
+
+def total_variation(reference: Array, live: Array) -> Array:
+    """Return the total variation distance ½ Σ |q − p|: the share of rows that would have to change cells, 0 to 1.
+
+    Source: D. A. Levin, Y. Peres, Markov Chains and Mixing Times (2017), proposition 4.2.
+    """
+    return np.asarray(np.abs(live - reference).sum(axis=-1) / 2)
 
 
 def ks(reference: Array, live: Array) -> Array:
@@ -181,16 +199,15 @@ def distance_function(name: DistanceName, reference: Sketch, live: Sketch) -> Ca
 
     `live` provides the outer borders for the Wasserstein distance. Its counts are not used.
     """
+    if name not in DISTANCES:
+        raise UsageError(f"There is no distance '{name}'.", help=f"Use one of: {', '.join(DISTANCES)}")
     counts = reference.array()
     if name == "chi_square":
         return lambda live_counts: chi_square(counts, live_counts)
-    shares = smoothed_shares(counts)
-    if name == "psi":
-        return lambda live_counts: psi(shares, live_shares(live_counts, shares))
-    if name == "jensen_shannon":
-        return lambda live_counts: jensen_shannon(shares, live_shares(live_counts, shares))
-    if name not in ("ks", "wasserstein"):
-        raise UsageError(f"There is no distance '{name}'.", help=f"Use one of: {', '.join(DISTANCES)}")
+    if name not in ORDERED_DISTANCES:
+        measure = _OF_SHARES[name]
+        shares = smoothed_shares(counts)
+        return lambda live_counts: measure(shares, live_shares(live_counts, shares))
     borders = borders_of(reference, live)
     if borders is None:
         raise UsageError(f"'{name}' needs ordered values, but these are categories.", help="Use psi or jensen_shannon.")
@@ -201,7 +218,22 @@ def distance_function(name: DistanceName, reference: Sketch, live: Sketch) -> Ca
     return lambda live_counts: wasserstein(ordered, live_shares(live_counts[..., 1:], ordered), borders) / unit
 
 
-DISTANCES: tuple[DistanceName, ...] = ("psi", "jensen_shannon", "wasserstein", "ks", "chi_square")
+_OF_SHARES: dict[str, Callable[[Array, Array], Array]] = {
+    "psi": psi,
+    "jensen_shannon": jensen_shannon,
+    "hellinger": hellinger,
+    "total_variation": total_variation,
+}
+ORDERED_DISTANCES: tuple[DistanceName, ...] = ("wasserstein", "ks")
+"""Distances for numeric features only."""
+DISTANCES: tuple[DistanceName, ...] = (
+    "psi",
+    "jensen_shannon",
+    "hellinger",
+    "total_variation",
+    *ORDERED_DISTANCES,
+    "chi_square",
+)
 
 
 def _relative_entropy(p: Array, q: Array) -> Array:

@@ -11,9 +11,11 @@ from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring import (
     chi_square_test,
     distance_between,
+    hellinger,
     jensen_shannon,
     ks,
     psi,
+    total_variation,
     wasserstein,
 )
 from everloop.monitoring.measures.distances import DISTANCES, Array, distance_function, live_shares, smoothed_shares
@@ -64,6 +66,22 @@ def test_jensen_shannon_is_scipys(left: list[int], right: list[int]) -> None:
 
 def test_jensen_shannon_of_disjoint_shares_is_one() -> None:
     assert jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts, counts)
+def test_hellinger_and_total_variation_are_scipys(left: list[int], right: list[int]) -> None:
+    p, q = pair(left, right)
+    assert hellinger(p, q) == pytest.approx(scipy_distance.euclidean(np.sqrt(p), np.sqrt(q)) / np.sqrt(2), abs=1e-12)
+    assert total_variation(p, q) == pytest.approx(scipy_distance.cityblock(p, q) / 2, abs=1e-12)
+    # The two bound each other: H² ≤ TV ≤ H·√2.
+    assert hellinger(p, q) ** 2 <= total_variation(p, q) + 1e-12
+    assert total_variation(p, q) <= hellinger(p, q) * np.sqrt(2) + 1e-12
+
+
+def test_disjoint_shares_have_the_largest_distance() -> None:
+    for measure in (hellinger, total_variation):
+        assert measure(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -148,8 +166,8 @@ def test_sketches_that_cannot_be_compared_are_errors() -> None:
         distance_between("psi", Sketch(one, (0, 1, 1, 0)), Sketch(other, (0, 1, 1, 0)))
     with pytest.raises(UsageError, match="needs ordered values"):
         distance_between("ks", Sketch(one, (0, 1, 1, 0)), Sketch(one, (0, 1, 1, 0)))
-    with pytest.raises(UsageError, match="no distance 'hellinger'"):
-        distance_between("hellinger", Sketch(one, (0, 1, 1, 0)), Sketch(one, (0, 1, 1, 0)))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no distance 'hamming'"):
+        distance_between("hamming", Sketch(one, (0, 1, 1, 0)), Sketch(one, (0, 1, 1, 0)))  # type: ignore[arg-type]
     with pytest.raises(EmptySampleError, match="window has no rows"):
         distance_between("psi", Sketch(one, (0, 1, 1, 0)), Sketch(one, (0, 0, 0, 0)))
     with pytest.raises(EmptySampleError, match="reference has no rows"):
