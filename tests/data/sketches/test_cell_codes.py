@@ -31,7 +31,9 @@ def test_category_codes_count_what_the_sketch_counts(values: list[str | None]) -
     series = pl.Series(values, dtype=pl.String)
     for bins in (CategoryBins(("b", "", "a")), CategoryBins(("é",), complete=False), CategoryBins(())):
         counts = np.bincount(category_codes(series, bins), minlength=bins.cells)
-        assert tuple(counts.tolist()) == sketch_frame(series.to_frame("c"), {"c": bins})["c"].counts
+        sketch = sketch_frame(series.to_frame("c"), {"c": bins})["c"]
+        assert tuple(counts.tolist()) == sketch.counts
+        assert sketch_cells(series.to_frame("c"), {"c": bins}, keep=["c"])[0]["c"] == sketch
 
 
 def test_kept_codes_agree_with_the_counts_for_every_kind_of_column() -> None:
@@ -51,6 +53,7 @@ def test_kept_codes_agree_with_the_counts_for_every_kind_of_column() -> None:
         assert tuple(np.bincount(codes[name], minlength=sketch.bins.cells).tolist()) == sketch.counts
     assert sketches["was_text"].counts == (1, 1, 2, 0)
     assert codes["absent"].tolist() == [0, 0, 0, 0]
+    assert sketches == sketch_frame(frame, bins, columns={"was_text": "whole"})
     assert set(sketch_cells(frame, bins, keep=["x"])[1]) == {"x"}
 
 

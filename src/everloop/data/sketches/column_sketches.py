@@ -190,7 +190,9 @@ def sketch_cells(
         cells = bins[name]
         if isinstance(cells, NumericBins):
             return _numeric_sketch(as_numbers(values), cells, kept)
-        return _categorical_sketch(values, cells), category_codes(values, cells) if kept else None
+        if kept:
+            return _coded_categories(values, cells)
+        return _categorical_sketch(values, cells), None
 
     found = dict(zip(bins, over_columns(one, bins, window.height), strict=True))
     codes = {name: codes for name, (_, codes) in found.items() if codes is not None}
@@ -248,6 +250,16 @@ def _moments(values: npt.NDArray[np.float64]) -> Moments | None:
     gaps = values - mean
     np.multiply(gaps, gaps, out=gaps)
     return Moments(len(values), mean, float(gaps.sum()), float(values.min()), float(values.max()))
+
+
+def _coded_categories(values: pl.Series, bins: CategoryBins) -> tuple[Sketch, Codes]:
+    import numpy as np
+    import polars as pl
+
+    codes = category_codes(values, bins)
+    counts = np.bincount(codes, minlength=bins.cells).tolist()
+    others = values.filter(pl.Series(codes == bins.cells - 1)) if counts[-1] else values.clear()
+    return Sketch(bins, tuple(counts), None, _categorical_sketch(others, bins).unseen), codes
 
 
 def _categorical_sketch(values: pl.Series, bins: CategoryBins) -> Sketch:
