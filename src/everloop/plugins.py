@@ -90,6 +90,12 @@ TABLE: dict[str, dict[str, str]] = {
     "model_folder": {
         "mlflow": "everloop.integrations.mlflow.model_folders.folder_format:FORMAT",
     },
+    # What checks the windows of an endpoint; see everloop.loop.watch_protocol.
+    "watch": {
+        "drift": "everloop.loop.declarations:Drift",
+        "performance": "everloop.loop.declarations:Performance",
+        "quality": "everloop.loop.declarations:Quality",
+    },
     # Protocols of other systems that the control plane serves: (store, options) -> route handlers.
     "server_routes": {
         "mlflow": "everloop.integrations.mlflow.tracking_api.mounting:server_routes",

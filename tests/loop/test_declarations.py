@@ -290,7 +290,7 @@ def test_the_model_is_named_after_the_endpoint_or_the_loop():
         ("gates", None, "el.AtLeast"),
         ("gates", el.AtLeast, "el.AtLeast"),
         ("gates", "roc_auc", "el.AtLeast"),
-        ("watch", el.AtLeast("roc_auc", 0.5), "el.Drift, el.Performance"),
+        ("watch", el.AtLeast("roc_auc", 0.5), "el.Drift, el.Performance, el.Quality"),
         ("watch", "drift", "el.Drift"),
         ("retrain", "1w", "el.OnDrift, el.OnPerformance, el.Every, el.OnNewData"),
         ("retrain", el.Drift(), "el.Every"),
@@ -326,7 +326,7 @@ def test_a_trigger_needs_its_watch(trigger, watch):
     assert "watch=[...]" in error.help
 
 
-@pytest.mark.parametrize("kind", [el.Drift, el.Performance])
+@pytest.mark.parametrize("kind", [el.Drift, el.Performance, el.Quality])
 def test_two_watches_of_one_kind_are_an_error(kind):
     """The windows of both would count as checked as soon as one of them was checked."""
     error = refused(lambda: loop(serve=SERVE, watch=[kind(window="1d"), kind(window="1w")]))

@@ -15,10 +15,11 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
+import everloop as el
 from everloop.loop import reconcile, run_loop
 from everloop.loop.lineage import trace_lineage
 from everloop.loop.triggers import find_due
-from everloop.loop.watches import due_windows
+from everloop.loop.window_checks import due_windows
 from everloop.prediction_log import add_labels
 from everloop.records import EndpointRecord, Finding, ModelVersion, Release, Run, Snapshot, StepRun
 from everloop.serving import EndpointProcess
@@ -133,13 +134,13 @@ def test_windows_follow_each_other_without_gaps(shop):
         clock = store.simulate(shop.opens)
         store.records.put(store.new(EndpointRecord, name="e", model="m"))
         week = timedelta(days=7)
-        assert due_windows(store, "e", "drift", week, timedelta(0)) == []
+        assert due_windows(store, "e", el.Drift(), week, timedelta(0)) == []
         clock.set(shop.opens + 2 * week)
-        assert due_windows(store, "e", "drift", week, timedelta(0)) == [
+        assert due_windows(store, "e", el.Drift(), week, timedelta(0)) == [
             (shop.opens, shop.opens + week),
             (shop.opens + week, shop.opens + 2 * week),
         ]
-        assert due_windows(store, "e", "drift", week, timedelta(days=1)) == [(shop.opens, shop.opens + week)]
+        assert due_windows(store, "e", el.Drift(), week, timedelta(days=1)) == [(shop.opens, shop.opens + week)]
 
 
 def test_every_fires_by_its_cron_expression(shop, load):

@@ -14,7 +14,8 @@ import everloop as el
 from everloop.errors import DataError, UsageError
 from everloop.loop import promote, reconcile
 from everloop.loop.rollout import start_release
-from everloop.loop.watches import EMPTY, MOST_WINDOWS, check_windows, due_windows, watch
+from everloop.loop.watches import watch
+from everloop.loop.window_checks import EMPTY, MOST_WINDOWS, check_windows, due_windows, window_start
 from everloop.monitoring import build_baseline, keep_baseline
 from everloop.prediction_log import add_labels, fold_labels
 from everloop.prediction_log.prediction_log import PREDICTIONS, table_name
@@ -129,34 +130,57 @@ SPANS = st.integers(1, 10**6).map(lambda seconds: timedelta(seconds=seconds))
 @given(since=SECONDS, span=SPANS, delay=SECONDS)
 def test_due_windows_are_closed_adjacent_and_of_one_length(since, span, delay):
     now = OPENS + since
-    windows = due_windows(FakeStore(now), "e", "drift", span, delay)
+    windows = due_windows(FakeStore(now), "e", el.Drift(), span, delay)
     assert all(until - start == span for start, until in windows)
     assert all(earlier[1] == later[0] for earlier, later in itertools.pairwise(windows))
-    assert all((start - OPENS) % span == timedelta(0) for start, _ in windows), "they begin where the endpoint began"
+    first = window_start(OPENS, span)
+    assert first <= OPENS < first + span
+    assert all((start - first) % span == timedelta(0) for start, _ in windows), "the first contains the creation"
     assert len(windows) <= MOST_WINDOWS
     if windows:
         assert windows[-1][1] + delay <= now < windows[-1][1] + delay + span
     else:
-        assert now < OPENS + span + delay
+        assert now < first + span + delay
 
 
 @given(first=SECONDS, later=SECONDS, span=SPANS)
 def test_two_checks_see_the_windows_that_one_check_would_see(first, later, span):
-    before = due_windows(FakeStore(OPENS + first), "e", "drift", span, timedelta(0))
+    before = due_windows(FakeStore(OPENS + first), "e", el.Drift(), span, timedelta(0))
     checked = before[-1][1] if before else None
-    after = due_windows(FakeStore(OPENS + first + later, checked), "e", "drift", span, timedelta(0))
-    at_once = due_windows(FakeStore(OPENS + first + later), "e", "drift", span, timedelta(0))
+    after = due_windows(FakeStore(OPENS + first + later, checked), "e", el.Drift(), span, timedelta(0))
+    at_once = due_windows(FakeStore(OPENS + first + later), "e", el.Drift(), span, timedelta(0))
     assert not set(before) & set(after)
     assert [*before, *after][-MOST_WINDOWS:] == at_once[-len([*before, *after]) :][-MOST_WINDOWS:]
 
 
 def test_after_a_long_absence_the_oldest_windows_are_skipped():
-    windows = due_windows(FakeStore(OPENS + 100 * DAY), "e", "drift", DAY, timedelta(0))
+    windows = due_windows(FakeStore(OPENS + 100 * DAY), "e", el.Drift(), DAY, timedelta(0))
     assert (len(windows), windows[0][0], windows[-1][1]) == (MOST_WINDOWS, OPENS + 40 * DAY, OPENS + 100 * DAY)
 
 
+@pytest.mark.parametrize(
+    ("span", "starts"),
+    [
+        (timedelta(minutes=15), "2024-05-15T13:30"),
+        (timedelta(hours=1), "2024-05-15T13:00"),
+        (timedelta(hours=6), "2024-05-15T12:00"),
+        (DAY, "2024-05-15T00:00"),
+        (7 * DAY, "2024-05-13T00:00"),
+    ],
+)
+def test_windows_start_at_midnight_on_monday_or_at_multiples_of_their_length(span, starts):
+    moment = datetime(2024, 5, 15, 13, 37, 42, tzinfo=UTC)
+    assert window_start(moment, span) == datetime.fromisoformat(starts).replace(tzinfo=UTC)
+
+
+def test_the_windows_of_an_older_store_are_aligned_from_now_on():
+    checked = OPENS + timedelta(days=3, hours=10, minutes=37)
+    windows = due_windows(FakeStore(OPENS + 5 * DAY, checked), "e", el.Drift(), DAY, timedelta(0))
+    assert windows == [(OPENS + 3 * DAY, OPENS + 4 * DAY), (OPENS + 4 * DAY, OPENS + 5 * DAY)]
+
+
 def test_a_window_without_end_is_not_due_at_a_clock_that_runs_backwards():
-    assert due_windows(FakeStore(OPENS - DAY), "e", "drift", DAY, timedelta(0)) == []
+    assert due_windows(FakeStore(OPENS - DAY), "e", el.Drift(), DAY, timedelta(0)) == []
 
 
 # --- checks ------------------------------------------------------------------------------------------------
@@ -232,19 +256,19 @@ def test_watches_keep_their_own_windows(released):
     for finding in watch(declared, released)[0]:
         by_kind.setdefault(finding.kind, []).append(finding)
     assert len(spans(by_kind["drift"])) == 3
-    assert spans(by_kind["performance"]) == [(OPENS, OPENS + 2 * DAY)]
+    assert spans(by_kind["performance"]) == [(OPENS - DAY, OPENS + DAY)]
 
 
 @pytest.mark.parametrize("part", [el.Drift(window="1d"), el.Performance("roc_auc", window="1d")])
 def test_without_a_champion_nothing_is_checked(store, part):
     store.records.put(store.new(EndpointRecord, name="e", model="m"))
     store.clock.set(OPENS + 9 * DAY)
-    assert check_windows(part, "m", "e", store) == []
+    assert check_windows(part, "m", "e", store) == ([], [])
     assert store.records.find(Finding) == []
 
 
 def test_something_else_is_not_a_watch(store):
-    with pytest.raises(UsageError, match="'1w' is not a watch"):
+    with pytest.raises(UsageError, match="not a watch: '1w'"):
         check_windows("1w", "m", "e", store)
 
 
@@ -270,8 +294,10 @@ def test_a_watch_that_fails_does_not_stop_the_others(released, monkeypatch):
         patch.setattr("everloop.monitoring.check_drift", broken)
         tick = reconcile(declared, released)
     assert [error.message for error in tick.errors] == ["the log is damaged"]
-    assert {finding.kind for finding in tick.findings} == {"performance"}
+    assert {finding.kind for finding in tick.findings} == {"performance", "quality"}
     assert tick.due.trigger == "Every", "retraining does not depend on the watch"
+    failed = next(finding for finding in tick.findings if finding.kind == "quality")
+    assert (failed.subject, failed.severity) == ("watch:drift", "warning")
     again = reconcile(declared, released)
     assert again.errors == []
     assert {finding.kind for finding in again.findings} == {"drift"}, "the failed watch tries again, the other is done"

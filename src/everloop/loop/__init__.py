@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         OnNewData as OnNewData,
         OnPerformance as OnPerformance,
         Performance as Performance,
+        Quality as Quality,
         Slices as Slices,
     )
     from everloop.loop.loop_definition import Loop as Loop
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         promote as promote,
         roll_back as roll_back,
     )
+    from everloop.loop.watch_protocol import Watch as Watch, WatchContext as WatchContext, load_watch as load_watch
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -51,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "OnNewData",
             "OnPerformance",
             "Performance",
+            "Quality",
             "Slices",
         ],
         "loop_definition": ["Loop"],
@@ -59,5 +62,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "project_features": ["backfill", "materialize"],
         "reconciler": ["Reconciliation", "reconcile"],
         "rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
+        "watch_protocol": ["Watch", "WatchContext", "load_watch"],
     },
 )

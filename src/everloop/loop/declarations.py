@@ -1,8 +1,8 @@
 """The parts of a loop's declaration: gates, an endpoint and its rollout, watches, and retraining triggers.
 
 Every part is a frozen dataclass of plain values, so a loop can be printed, compared, hashed and run over historical
-data. The code that acts on a part is in the module of its stage: `gates.py`, `rollout.py`, `watches.py` and
-`triggers.py`.
+data. The code that acts on a part is in the module of its stage: `gates.py`, `rollout.py` and `triggers.py`. Only
+watches have it in their method `check`, because anyone can write one; see `watch_protocol.py`.
 
 Durations are strings such as `90s`, `15m`, `12h`, `14d` or `1w`; `2d12h` is their sum.
 """
@@ -12,11 +12,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_duration, check_limit, check_name, check_number, check_text
 from everloop.training.metric_tasks import check_metric
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from everloop.loop.watch_protocol import WatchContext
+    from everloop.records import Finding, FindingKind
 
 # --- gates: what a candidate must pass before it gets traffic -----------------------------------------------
 
@@ -263,12 +269,22 @@ class Drift:
         `Drift(alarms_per_month=1, window="1d")`
     """
 
+    name: ClassVar[str] = "drift"
+    kind: ClassVar[FindingKind] = "drift"
+
     alarms_per_month: float = 1
     window: str = "1w"
 
     def __post_init__(self) -> None:
         check_number("Drift(alarms_per_month=)", self.alarms_per_month, above=0)
         check_duration("Drift(window=)", self.window, positive=True)
+
+    def check(self, context: WatchContext, since: datetime, until: datetime) -> list[Finding]:
+        from everloop.monitoring import check_drift
+
+        return check_drift(
+            context.store, context.endpoint, context.version, since, until, alarms_per_month=self.alarms_per_month
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +306,9 @@ class Performance:
         `Performance("roc_auc", labels_after="1d")`
     """
 
+    name: ClassVar[str] = "performance"
+    kind: ClassVar[FindingKind] = "performance"
+
     metric: str | None = None
     labels_after: str = "0s"
     alarms_per_month: float = 1
@@ -302,8 +321,82 @@ class Performance:
         check_number("Performance(alarms_per_month=)", self.alarms_per_month, above=0)
         check_duration("Performance(window=)", self.window, positive=True)
 
+    def check(self, context: WatchContext, since: datetime, until: datetime) -> list[Finding]:
+        from everloop.monitoring import check_performance
 
-Watch = Drift | Performance
+        return check_performance(
+            context.store,
+            context.endpoint,
+            self.metric,
+            since,
+            until,
+            version=context.version,
+            labels_after=self.labels_after,
+            alarms_per_month=self.alarms_per_month,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Watch: check the live data and the service in every time window.
+
+    Data: the contract of the training data, missing values, new categories, constant columns, repeated rows, and
+    features that differ from their feature view. Service: the number of predictions, silence, the age of the newest
+    label, the latency and the errors. Shares, counts and times are compared with earlier windows, so what is usual for
+    an endpoint is not reported.
+
+    Args:
+        latency_ms: at most 1 % of the requests may take longer than this many milliseconds. Default: no limit; the
+            latency is compared with earlier windows only.
+        views: feature views whose features clients send with their requests, such as `("weather",)`. The features are
+            compared with the view as it was known when the request arrived.
+        alarms_per_month: how many false alarms a month you tolerate, on average.
+        window: length of a time window, such as `"1h"` or `"1d"`.
+
+    Raises:
+        UsageError: a number is not above 0, or `window` is not a duration.
+
+    Example:
+        `Quality(latency_ms=50, window="1d")`
+    """
+
+    name: ClassVar[str] = "quality"
+    kind: ClassVar[FindingKind] = "quality"
+
+    latency_ms: float | None = None
+    views: tuple[str, ...] | list[str] = ()
+    alarms_per_month: float = 1
+    window: str = "1d"
+
+    def __post_init__(self) -> None:
+        if self.latency_ms is not None:
+            check_number("Quality(latency_ms=)", self.latency_ms, above=0)
+        given: object = self.views
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise UsageError(
+                f"Quality(views=) is {self.views!r}, but must be a list of names.",
+                help="For example: Quality(views=['weather'])",
+            )
+        for view in self.views:
+            check_text("A view of Quality(views=)", view, "Quality(views=['weather'])")
+        object.__setattr__(self, "views", tuple(self.views))
+        check_number("Quality(alarms_per_month=)", self.alarms_per_month, above=0)
+        check_duration("Quality(window=)", self.window, positive=True)
+
+    def check(self, context: WatchContext, since: datetime, until: datetime) -> list[Finding]:
+        from everloop.monitoring import check_quality
+
+        return check_quality(
+            context.store,
+            context.endpoint,
+            context.version,
+            since,
+            until,
+            latency_ms=self.latency_ms,
+            views=self.views,
+            alarms_per_month=self.alarms_per_month,
+        )
+
 
 # --- retraining -------------------------------------------------------------------------------------------
 

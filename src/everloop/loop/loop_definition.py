@@ -19,18 +19,21 @@ from everloop.loop.declarations import (
     OnNewData,
     OnPerformance,
     Performance,
+    Quality,
     Slices,
 )
+from everloop.loop.watch_protocol import check_watch, is_watch, watch_name
 from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 
 if TYPE_CHECKING:
     from everloop.data import Dataset
-    from everloop.loop.declarations import Gate, Trigger, Watch
+    from everloop.loop.declarations import Gate, Trigger
+    from everloop.loop.watch_protocol import Watch
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 
 _GATES = (AtLeast, NotWorseThan, Slices, Latency)
-_WATCHES = (Drift, Performance)
+_WATCHES = (Drift, Performance, Quality)
 _TRIGGERS = (OnDrift, OnPerformance, Every, OnNewData)
 
 
@@ -46,7 +49,7 @@ class Loop:
         gates: conditions that a candidate must pass: `AtLeast`, `NotWorseThan`, `Slices`, `Latency`. One failed gate
             rejects the candidate.
         serve: the endpoint that serves the model. Without one, the loop ends at the registry.
-        watch: what is monitored at the endpoint: `Drift`, `Performance`.
+        watch: what is monitored at the endpoint: `Drift`, `Performance`, `Quality`, or a `Watch` of your own.
         retrain: when the loop runs again: `OnDrift`, `OnPerformance`, `Every`, `OnNewData`.
         model: name of the model in the registry. Default: the endpoint's name, otherwise the loop's.
 
@@ -68,7 +71,7 @@ class Loop:
         check_name("a loop", self.name, "flight-delays")
         self._check_kinds()
         object.__setattr__(self, "gates", _all_of("gates", self.gates, _GATES, self.name))
-        object.__setattr__(self, "watch", _all_of("watch", self.watch, _WATCHES, self.name))
+        object.__setattr__(self, "watch", _all_watches(self.watch, self.name))
         object.__setattr__(self, "retrain", _all_of("retrain", self.retrain, _TRIGGERS, self.name))
         object.__setattr__(self, "model", self.model or (self.serve.name if self.serve else self.name))
         if self.watch and self.serve is None:
@@ -76,12 +79,7 @@ class Loop:
                 f"Loop '{self.name}' has watches but no endpoint that they could watch.",
                 help="Add serve=el.Endpoint('name').",
             )
-        for kind in _WATCHES:
-            if sum(isinstance(part, kind) for part in self.watch) > 1:
-                raise UsageError(
-                    f"Loop '{self.name}' has two el.{kind.__name__} watches, but an endpoint has one of a kind.",
-                    help=f"Keep one el.{kind.__name__}(...) in watch=[...].",
-                )
+        self._check_watches()
         self._check_metrics()
         self._needs(OnDrift, Drift)
         self._needs(OnPerformance, Performance)
@@ -94,7 +92,8 @@ class Loop:
         """
         parts = (self.train, *self.gates, *self.watch)
         metrics = (getattr(part, "metric", None) for part in parts)
-        return next((metric for metric in metrics if isinstance(metric, str)), None)
+        # A watch of another package may call something else a metric.
+        return next((metric for metric in metrics if isinstance(metric, str) and metric in METRIC_TASKS), None)
 
     @property
     def live_metric(self) -> str | None:
@@ -130,6 +129,26 @@ class Loop:
 
             check_model_name(self.model)
 
+    def _check_watches(self) -> None:
+        """Raise UsageError if two watches have the same name or kind, because they would share their windows."""
+        kinds = [type(part) for part in self.watch if isinstance(part, _WATCHES)]
+        for kind in _WATCHES:
+            if kinds.count(kind) > 1:
+                raise UsageError(
+                    f"Loop '{self.name}' has two el.{kind.__name__} watches, but an endpoint has one of a kind.",
+                    help=f"Keep one el.{kind.__name__}(...) in watch=[...].",
+                )
+        for what, keys in (
+            ("name", [watch_name(part) for part in self.watch]),
+            ("kind", [getattr(part, "kind", None) for part in self.watch]),
+        ):
+            for key in keys:
+                if key is not None and keys.count(key) > 1:
+                    raise UsageError(
+                        f"Loop '{self.name}' has two watches with the {what} '{key}'.",
+                        help=f"Give one of the two classes another attribute `{what}`.",
+                    )
+
     def _check_metrics(self) -> None:
         """Raise UsageError if no single task fits the metrics of all parts."""
         tasks: tuple[str, ...] = ("binary", "multiclass", "regression")
@@ -138,7 +157,8 @@ class Loop:
         if isinstance(declared_task, str):
             tasks, before = (declared_task,), f"train has task='{declared_task}'"
         metrics = [("train", getattr(self.train, "metric", None))]
-        metrics += [(f"el.{type(part).__name__}", getattr(part, "metric", None)) for part in (*self.gates, *self.watch)]
+        watches = (part for part in self.watch if isinstance(part, _WATCHES))
+        metrics += [(f"el.{type(part).__name__}", getattr(part, "metric", None)) for part in (*self.gates, *watches)]
         for part_name, metric in metrics:
             if not isinstance(metric, str):
                 continue
@@ -160,6 +180,19 @@ class Loop:
                 "so it would never fire.",
                 help=f"Add el.{watch.__name__}(...) to watch=[...].",
             )
+
+
+def _all_watches(parts: Any, loop: str) -> tuple[Watch, ...]:
+    if not isinstance(parts, Sequence) or isinstance(parts, str):
+        parts = (parts,)
+    for part in parts:
+        if not is_watch(part):
+            names = ", ".join(f"el.{cls.__name__}" for cls in _WATCHES)
+            raise UsageError(
+                f"Loop '{loop}': watch= does not accept {part!r}.",
+                help=f"It accepts: {names}, and objects with `window` and `check`, see el.Watch.",
+            )
+    return tuple(check_watch(part, f"Loop '{loop}': watch=") for part in parts)
 
 
 def _all_of(argument: str, parts: Any, allowed: tuple[type, ...], loop: str) -> tuple[Any, ...]:

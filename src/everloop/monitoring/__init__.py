@@ -48,6 +48,9 @@ if TYPE_CHECKING:
         performance_by as performance_by,
         usual_metric as usual_metric,
     )
+    from everloop.monitoring.quality.quality_checks import check_quality as check_quality
+    from everloop.monitoring.quality.quality_result import QualityResult as QualityResult
+    from everloop.monitoring.quality.table_quality import quality_of_table as quality_of_table
     from everloop.monitoring.subject_shift import SubjectShift as SubjectShift, measure_shifts as measure_shifts
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -83,6 +86,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "performance_by",
             "usual_metric",
         ],
+        "quality.quality_checks": ["check_quality"],
+        "quality.quality_result": ["QualityResult"],
+        "quality.table_quality": ["quality_of_table"],
         "subject_shift": ["SubjectShift", "measure_shifts"],
     },
 )

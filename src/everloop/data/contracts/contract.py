@@ -100,6 +100,12 @@ def infer_contract(
     return store.new(Contract, dataset=dataset, version=version, columns=columns, rules=tuple(rules))
 
 
+def describe_columns(frame: Frame) -> tuple[dict[str, Json], ...]:
+    """The columns of a contract that `frame` fulfils, without roles. A table without rows has none."""
+    rows = as_eager(frame)
+    return tuple(_column(rows[name], None, None, None) for name in rows.columns) if len(rows) else ()
+
+
 def find_contract(dataset: str, store: Store) -> Contract | None:
     """The newest contract of a dataset, or None if it has none."""
     found = store.records.find(Contract, ("dataset", "=", dataset), order="-version", limit=1)

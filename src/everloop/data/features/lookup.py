@@ -168,11 +168,20 @@ class Skew:
         return not any(self.different.values())
 
 
-def check_skew(store: Store, name: str, logged: Frame, *, time: str, tolerance: float = 1e-9) -> Skew:
+def check_skew(
+    store: Store,
+    name: str,
+    logged: Frame,
+    *,
+    time: str,
+    tolerance: float = 1e-9,
+    features: Sequence[str] | None = None,
+) -> Skew:
     """Compare logged online features with the offline join at the same times.
 
     Args:
         logged: a table with the entity columns, `time`, and the features that serving returned.
+        features: the features to compare. Default: all of the view.
         tolerance: the relative difference of numbers that is allowed.
 
     Raises:
@@ -182,7 +191,7 @@ def check_skew(store: Store, name: str, logged: Frame, *, time: str, tolerance: 
     view = load_view(store, record.key)
     rows = as_eager(logged)
     require_column(time, rows.columns, "time of the logged features")
-    features = view_features(record)
+    features = view_features(record) if features is None else features
     for feature in features:
         require_column(feature, rows.columns, f"feature of '{record.name}'")
     moments = rows.select(as_utc(time, rows.schema[time])).to_series().rename("__at")
