@@ -562,6 +562,28 @@ class Incident(Record):
     evidence: dict[str, Json] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationChannel(Record):
+    """A channel that receives messages about incidents, and what it has received. Its URL is not stored."""
+
+    name: str
+    announced: dict[str, IncidentSeverity] = field(default_factory=dict)
+    """Id of each ongoing incident that the channel has a message about, with its severity in that message."""
+    digest_from: datetime
+    """The moment from which the periods of digests are counted."""
+    messages: int = 0
+    """Number of messages sent so far."""
+    sent_at: datetime | None = None
+    failures: int = 0
+    """Failed attempts since the last message."""
+    retry_at: datetime | None = None
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
 Outcome = Literal["pass", "fail", "undecided"]
 
 
@@ -656,8 +678,8 @@ class Webhook(Record):
     name: str
     url: str
     verbs: tuple[str, ...] = ()
-    """The events to send, as `kind.verb`, such as `alias.alias_set`. Empty means all events that concern models. With
-    MLflow's form they have MLflow's names, such as `model_version_alias.created`."""
+    """The events to send, as `kind.verb`, such as `alias.alias_set`. Empty means all that concern models or their
+    incidents. With MLflow's form they have MLflow's names, such as `model_version_alias.created`."""
     form: Literal["everloop", "mlflow"] = "everloop"
     """Format of the messages: everloop's own, or MLflow's."""
     description: str = ""
@@ -773,6 +795,7 @@ KINDS: dict[str, type[Record]] = {
     "endpoint": EndpointRecord,
     "finding": Finding,
     "incident": Incident,
+    "notification_channel": NotificationChannel,
     "gate_result": GateResult,
     "release": Release,
     "user": User,

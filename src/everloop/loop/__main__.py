@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             while not stopping.is_set() and os.getppid() == parent:
                 for loop in project.loops.values():
                     _tick(loop, store, last_errors)
+                _notify(project.folder, store, last_errors)
                 stopping.wait(options.every)
     except KeyboardInterrupt:
         return 0
@@ -61,7 +62,7 @@ def _tick(loop: Loop, store: Store, last_errors: dict[str, set[str]]) -> None:
     """Reconcile one loop, and run it if a run is due.
 
     Args:
-        last_errors: the last errors by loop name, so that an error that persists is reported once.
+        last_errors: the last errors by kind and name, so that an error that persists is reported once.
     """
     from everloop.loop.loop_run import run_loop
     from everloop.loop.reconciler import reconcile
@@ -77,12 +78,35 @@ def _tick(loop: Loop, store: Store, last_errors: dict[str, set[str]]) -> None:
     except EverloopError as error:
         # The run's record holds the failure. The worker carries on and checks the triggers again at the next tick.
         failures.append(("turn_failed" if due is not None else "tick_failed", error))
-    reported = last_errors.get(loop.name, set())
-    last_errors[loop.name] = {str(failure) for _, failure in failures}
+    _report("loop", loop.name, failures, store, last_errors)
+
+
+def _notify(folder: Path, store: Store, last_errors: dict[str, set[str]]) -> None:
+    """Send messages about incidents. A channel that cannot be reached does not stop the loops."""
+    from everloop.monitoring.incidents.notification_channels import read_channels
+    from everloop.monitoring.incidents.notifications import send_notifications
+
+    errors: list[EverloopError] = []
+    try:
+        _, errors = send_notifications(store, read_channels(folder))
+    except EverloopError as error:
+        errors.append(error)
+    _report("notification_channel", "notify", [("notify_failed", error) for error in errors], store, last_errors)
+
+
+def _report(
+    kind: str,
+    name: str,
+    failures: list[tuple[str, EverloopError]],
+    store: Store,
+    last_errors: dict[str, set[str]],
+) -> None:
+    reported = last_errors.get(f"{kind} {name}", set())
+    last_errors[f"{kind} {name}"] = {str(failure) for _, failure in failures}
     for verb, failure in failures:
         if str(failure) not in reported:
             sys.stderr.write(f"{type(failure).__name__}: {failure}\n")
-            store.records.append_event(verb, "loop", loop.name, loop.name, {"error": str(failure)})
+            store.records.append_event(verb, kind, name, name, {"error": str(failure)})
 
 
 if __name__ == "__main__":

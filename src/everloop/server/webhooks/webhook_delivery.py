@@ -42,8 +42,8 @@ _log = logging.getLogger("everloop.server")
 
 POLL_EVERY_S = 0.5
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0)
-KINDS = ("alias", "alias_request", "model_version", "release")
-"""The kinds of events that a webhook without verbs receives."""
+KINDS = ("alias", "alias_request", "incident", "model_version", "release")
+"""The kinds of events that a webhook without verbs receives, except those in `webhook_payloads.ONLY_ON_REQUEST`."""
 NO_KEY_S = 60.0
 """How long to wait for the key of a webhook's secret before trying again."""
 AT_ONCE = 8

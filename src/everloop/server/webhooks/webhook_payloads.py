@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from everloop.records import Event, Webhook
     from everloop.stores import Store
 
+ONLY_ON_REQUEST = ("incident.joined",)
+"""Events that only webhooks that name them receive: an incident may be joined by new findings in every window."""
 PROMPT_TAG = "mlflow.prompt.is_prompt"
 PROMPT_TEXT = "mlflow.prompt.text"
 _PROMPT_TYPE = "_mlflow_prompt_type"
@@ -107,7 +109,7 @@ def messages_of(store: Store, hook: Webhook, event: Event) -> list[WebhookMessag
     """Return the messages of an event for a webhook; none if the webhook does not subscribe to it."""
     if hook.form == "everloop":
         name = f"{event.kind}.{event.verb}"
-        if hook.verbs and name not in hook.verbs:
+        if name not in hook.verbs if hook.verbs else name in ONLY_ON_REQUEST:
             return []
         body = msgspec.json.encode({"project": hook.for_project, "event": event})
         return [WebhookMessage(name, body, f"{hook.for_project}-{event.seq}")]

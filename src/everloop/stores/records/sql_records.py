@@ -35,7 +35,8 @@ _LIST_COMMANDS = {
     "snapshot": "data ls",
     "feature_view": "data ls",
     "endpoint": "endpoints ls",
-    "finding": "monitor ls",
+    "finding": "monitor findings",
+    "incident": "monitor ls",
     "gate_result": "release ls",
     "release": "release ls",
 }
