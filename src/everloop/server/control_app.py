@@ -2,6 +2,7 @@
 
     GET /status                   the status page; also at / unless MLflow's web page is served there
     GET /health                   200 while the process answers; needs no login
+    GET /metrics                  incidents and drift of all endpoints, for Prometheus
     GET /api/openapi.json         the OpenAPI description of /api/v1
     /api/v1/...                   records, registry, users and tokens: see the modules of `api/`
     /endpoints/NAME/...           forwarded to the endpoint's process: see `gateway/`
@@ -51,7 +52,14 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
         UsageError: an option cannot be used, such as a folder without MLflow's web page.
     """
     from everloop.server.access import Authenticator, UserStore
-    from everloop.server.api import access_routes, journal_routes, record_routes, registry_routes, webhook_routes
+    from everloop.server.api import (
+        access_routes,
+        journal_routes,
+        monitoring_routes,
+        record_routes,
+        registry_routes,
+        webhook_routes,
+    )
     from everloop.server.gateway.endpoint_addresses import EndpointAddresses
     from everloop.server.gateway.forwarding import Gateway
 
@@ -67,6 +75,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
         *registry_routes.routes(),
         *access_routes.routes(),
         *webhook_routes.routes(options),
+        *monitoring_routes.routes(),
         *gateway.routes(),
         *_integrations(store, options),
         *journal_routes.make_routes(store, options),
