@@ -8,7 +8,7 @@ import typer
 
 from everloop.cli import formatting
 from everloop.cli.models import Reason, app as app, split_alias
-from everloop.cli.output import AsJson, Home, emit, opened, say, short, table
+from everloop.cli.output import AsJson, Home, emit, opened, say, table, unique_prefixes
 
 if TYPE_CHECKING:
     from everloop.records import Alias, AliasRequest, GateResult, ModelVersion, Release
@@ -240,17 +240,9 @@ def policy(
 
 
 def _short_ids(store: Store) -> dict[str, str]:
-    """Shorten the id of each request as far as it stays unique: ids of one moment share a long prefix."""
     from everloop.registry import list_requests
 
-    ids = [one.id for one in list_requests(store)]
-    shortened = {}
-    for request in ids:
-        length = len(short(request))
-        while length < len(request) and sum(other.startswith(request[:length]) for other in ids) > 1:
-            length += 1
-        shortened[request] = request[:length]
-    return shortened
+    return unique_prefixes([one.id for one in list_requests(store)])
 
 
 def _failed_gates(store: Store, version: str) -> list[GateResult]:

@@ -114,7 +114,7 @@ def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
         (f"everloop release ls {endpoint}", "the releases"),
         (f"everloop monitor performance {endpoint} --labels-after 1d", "the live AUC"),
         (f"everloop monitor performance {endpoint} --labels-after 1d --as-if {first}", "the AUC without retraining"),
-        (f"everloop monitor ls {endpoint} --severity alarm", "the alarms"),
+        (f"everloop monitor findings {endpoint} --severity alarm", "the alarms"),
         (f"everloop lineage {outcome.sample}", "one prediction, back to its model, data and code"),
         ("everloop up", "endpoint, API and status page"),
     ]

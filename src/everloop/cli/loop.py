@@ -57,7 +57,7 @@ def run(
         raise UsageError(f"--on '{on}' is unknown.", help=f"Choose one of: {', '.join(executors)}")
     loaded = load_project(project)
     loop, step = _aim(loaded.loops, target)
-    with _store_of(loaded.folder, home) as store:
+    with store_of(loaded.folder, home) as store:
         params = _params(set_ or [])
         if explain:
             planned = explain_run(loop, store, target=step, params=params, force=force or ())
@@ -100,7 +100,7 @@ def up(
     from everloop.loop.project import find_folder
 
     folder = find_folder(project)
-    with _store_of(folder, home) as store:
+    with store_of(folder, home) as store:
         keep_up(store, folder, port=port, every=every)
 
 
@@ -132,7 +132,7 @@ def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float
     messages().print("Stopped. Nothing is lost: continue with everloop up")
 
 
-def _store_of(folder: Path, home: Path | None) -> Store:
+def store_of(folder: Path, home: Path | None) -> Store:
     """Open the store of a project, no matter which folder the command was called from."""
     import os
 

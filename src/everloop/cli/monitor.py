@@ -1,4 +1,4 @@
-"""`everloop monitor`: findings, performance and drift of endpoints."""
+"""`everloop monitor findings|performance|drift|baseline`: what was measured at endpoints."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Annotated, get_args
 
 import typer
 
+from everloop.cli.monitor_incidents import app as app
 from everloop.cli.output import AsJson, EndpointName, Home, OnlyEndpoint, count, emit, messages, opened, say, table
-
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Monitor endpoints: findings, performance, drift.")
 
 
 @app.command()
-def ls(
+def findings(
     endpoint: OnlyEndpoint = None,
     severity: Annotated[
         str | None, typer.Option(help="Show only this severity: info, warning or alarm. Default: all.")
@@ -38,11 +37,11 @@ def ls(
         if endpoint is not None:
             store.records.get(EndpointRecord, endpoint)
         where = [(name, "=", value) for name, value in filters.items() if value]
-        findings = store.records.find(Finding, *where, order="-id", limit=limit)  # type: ignore[arg-type]
-    rows = [(f.window_from, f.window_to, f.version, f.kind, f.severity, f.subject, f.message) for f in findings]
+        found = store.records.find(Finding, *where, order="-id", limit=limit)  # type: ignore[arg-type]
+    rows = [(f.window_from, f.window_to, f.version, f.kind, f.severity, f.subject, f.message) for f in found]
     columns = ("from", "to", "version", "kind", "severity", "subject", "what")
     empty = "No findings. Endpoints are monitored while this command runs: everloop up"
-    emit(findings, json, lambda: table("Findings", columns, rows, empty=empty))
+    emit(found, json, lambda: table("Findings", columns, rows, empty=empty))
 
 
 @app.command()

@@ -246,6 +246,17 @@ def short(id: str) -> str:
     return id[:18] if len(id) == 36 else id
 
 
+def unique_prefixes(ids: Sequence[str]) -> dict[str, str]:
+    """Shorten ids as far as they stay unique: ids of one moment share a long prefix."""
+    shortened = {}
+    for each in ids:
+        length = len(short(each))
+        while length < len(each) and sum(other.startswith(each[:length]) for other in ids) > 1:
+            length += 1
+        shortened[each] = each[:length]
+    return shortened
+
+
 def count(number: int, noun: str) -> str:
     """Format a count with its noun in the right number: `1 run`, `2,000 runs`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -262,9 +262,9 @@ def _footer(report: MonitoringReport) -> Iterator[str]:
         yield "</ul></details>"
     yield "<details><summary>How to read the figures</summary><p>The population stability index (PSI), "
     yield "Jensen-Shannon, KS and Wasserstein say how far a distribution is from the reference; 0 means equal. "
-    yield "The limit is the PSI that chance and the reference's own variation explain; it depends on the number of rows. An "
-    yield "incident needs a change that lasts, or one comparison with strong evidence. A notice changes nothing that "
-    yield "matters yet; an alarm harms predictions, or is expected to.</p></details>"
+    yield "The limit is the PSI that chance and the reference's own variation explain; it depends on the number of "
+    yield "rows. An incident needs a change that lasts, or one comparison with strong evidence. A notice "
+    yield "changes nothing that matters yet; an alarm harms predictions, or is expected to.</p></details>"
     yield "<p>Written by everloop.</p></footer>"
 
 

@@ -53,6 +53,7 @@ def monitor_tables(
     every: str = "1d",
     incidents_per_month: float = 1.0,
     columns: Sequence[str] | None = None,
+    names: tuple[str, str] | None = None,
 ) -> MonitoringReport:
     """Compare a current table with a reference.
 
@@ -66,7 +67,8 @@ def monitor_tables(
         time: column with the time of each row. Default: all rows of the current table are one window.
         every: length of a window, such as `1d` or `1w`.
         incidents_per_month: how many incidents a month you tolerate if nothing has changed.
-        columns: the columns to monitor, besides target and prediction. Default: all that both tables have.
+        columns: the columns to monitor, besides target and prediction. Default: all of the reference.
+        names: how reference and current table are called in messages. Default: their paths.
 
     Raises:
         EmptySampleError: a table has no rows.
@@ -77,7 +79,7 @@ def monitor_tables(
     span = parse_duration(every)
     if span <= timedelta(0):
         raise UsageError(f"A window cannot last '{every}'.", help="Pass a duration such as 1d.")
-    names = table_name(reference, "the reference"), table_name(current, "the current table")
+    names = names or (table_name(reference, "the reference"), table_name(current, "the current table"))
     before, now, remarks = _read_both(reference, current, names, time)
     _check_columns(before, now, names, target, prediction, columns)
     chosen = [name for name in (columns if columns is not None else before.columns) if name != time]
