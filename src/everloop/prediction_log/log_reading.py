@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("everloop.serving")
 
+_LAST_YEAR = 5000
+"""Times after it are not added to, because the sum may not exist."""
 _WHOLE = re.compile(r"-?\d+\.0+")
 
 
@@ -95,15 +97,29 @@ def read_predictions(
     return frame
 
 
-def read_labels(store: Store, endpoint: str) -> pl.LazyFrame:
-    """The labels: entity, value, text, event_at, arrived_at; only the newest for each entity and time."""
+def read_labels(
+    store: Store, endpoint: str, since: datetime | None = None, until: datetime | None = None
+) -> pl.LazyFrame:
+    """The labels: entity, value, text, event_at, arrived_at; only the newest for each entity and time.
+
+    Args:
+        since: only labels with `since <= event_at < until`.
+    """
+    fold_logs(store, endpoint)
+    return _newest_labels(_label_rows(store, endpoint, since, until))
+
+
+def _label_rows(store: Store, endpoint: str, since: datetime | None, until: datetime | None) -> pl.LazyFrame:
     import polars as pl
 
-    fold_logs(store, endpoint)
     table = table_name(store, LABELS, endpoint)
     if not store.tables.exists(table):
         return pl.LazyFrame(schema=_label_schema())
-    newest_last = store.tables.scan(table).sort("arrived_at", maintain_order=True)
+    return store.tables.scan(table, since=since, until=until)
+
+
+def _newest_labels(labels: pl.LazyFrame) -> pl.LazyFrame:
+    newest_last = labels.sort("arrived_at", maintain_order=True)
     return newest_last.unique(["entity", "event_at"], keep="last", maintain_order=True)
 
 
@@ -123,7 +139,8 @@ def read_labelled(
     label is a class that the version does not know, or not a number for a regression. Also adds `predicted` (the
     predicted class, encoded in the same way), `actual_text`, `label_event_at` and `label_arrived_at`.
 
-    A label counts for one prediction, the last one before it; see `label_matching`.
+    A label counts for one prediction, the last one before it; see `label_matching`. Only the labels and predictions of
+    times that can matter are read.
 
     Args:
         horizon: a label with a later event time than this after a prediction does not match it; default: the
@@ -131,23 +148,24 @@ def read_labelled(
     """
     import polars as pl
 
-    # Any prediction from `since` on may be nearer to a label, of any version and at any time.
-    made = read_predictions(store, endpoint, since)
-    labels = read_labels(store, endpoint).select(
+    within = horizon if horizon is not None else label_horizon(store, endpoint)
+    wanted = read_predictions(store, endpoint, since, until, version, roles=roles)
+    latest = until + within if until is not None and within is not None and until.year < _LAST_YEAR else None
+    # Only the labels and predictions with the keys of these rows concern them. The keys are far smaller than the rows.
+    keys = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming").lazy()
+    labels = _label_rows(store, endpoint, since, latest).join(keys, on="entity", how="semi").collect()
+    # Any later prediction may be nearer to a label, of any version.
+    last = pl.lit(labels["event_at"].max(), dtype=pl.Datetime("us", "UTC"))
+    made = read_predictions(store, endpoint, since).filter(pl.col("event_at") <= last)
+    labels_of_rows = _newest_labels(labels.lazy()).select(
         "entity",
         pl.col("event_at").alias("label_event_at"),
         pl.col("value").alias("_value"),
         pl.col("text").alias("actual_text"),
         pl.col("arrived_at").alias("label_arrived_at"),
     )
-    matched = match_labels(made, labels, horizon if horizon is not None else label_horizon(store, endpoint))
-    wanted = made
-    if until is not None:
-        wanted = wanted.filter(pl.col("event_at") < until)
-    if version is not None:
-        wanted = wanted.filter(pl.col("version") == version)
-    if roles is not None:
-        wanted = wanted.filter(pl.col("role").is_in(list(roles)))
+    labelled_keys = labels.lazy().select("entity").unique()
+    matched = match_labels(made.join(labelled_keys, on="entity", how="semi"), labels_of_rows, within)
     joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
     numbers = [_actual(store, wanted).alias("actual")]
     if "label" in joined.collect_schema().names():
