@@ -167,4 +167,4 @@ def same_plain(one: Any, other: Any) -> None:
         for a, b in zip(one, other, strict=True):
             same_plain(a, b)
     else:
-        assert one == pytest.approx(other, nan_ok=True, abs=1e-9)
+        assert one == pytest.approx(other, nan_ok=True, rel=1e-9, abs=1e-9)
