@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
-from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, judged_array
+from everloop.monitoring.baseline import ReferenceMetric, answered, find_baseline, score_array
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
 from everloop.monitoring.logged_windows import due_until, read_labels, read_window
 from everloop.monitoring.measures.tail_probabilities import normal_quantile, normal_tail
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.monitoring.performance.custom_metrics import RowMetric
     from everloop.stores import Store
+    from everloop.training.metrics import Metric
     from everloop.training.trained_model import Task
 
 _CONFIDENCE_Z = 1.959963984540054
@@ -272,24 +274,28 @@ def _baseline_metric(store: Store, endpoint: str, version: str | None) -> str:
     return usual_metric(store, endpoint, version=version)
 
 
-def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
+def measure_labelled(labelled: pl.DataFrame, metric: str | Metric | RowMetric) -> Measured:
     """Measure a metric on labelled predictions.
 
     Args:
         labelled: columns `score` (or `scores`, a list in each row, for several classes) and `actual` (0/1, the index of
             a class, or a number; null if the label is not a class of the model). Rows without a score or label are left
             out.
-        metric: a name in `everloop.training.METRICS`.
+        metric: a name in `everloop.training.METRICS`, or a metric such as `cost_metric(...)` or a `RowMetric`.
 
     Raises:
         EmptySampleError: there are no rows.
         DataError: the metric does not fit such scores.
     """
+    from everloop.monitoring.performance.custom_metrics import RowMetric
     from everloop.training.intervals import interval
+    from everloop.training.metric_tasks import METRIC_TASKS
+    from everloop.training.metrics import get_metric, scores_for
 
     if labelled.height == 0:
+        name = metric if isinstance(metric, str) else metric.name
         raise EmptySampleError(
-            f"'{metric}' cannot be measured without labelled predictions.",
+            f"'{name}' cannot be measured without labelled predictions.",
             help="Send labels, or choose a longer window.",
         )
     known = answered(labelled)
@@ -298,7 +304,13 @@ def measure_labelled(labelled: pl.DataFrame, metric: str) -> Measured:
     if known.height == 0:
         nan = float("nan")
         return Measured(nan, nan, nan, nan, 0, unknown.height, tuple(texts))
-    found = interval(known["actual"].cast(float).to_numpy(), judged_array(known, metric), metric)
+    bound = get_metric(metric.bind(known) if isinstance(metric, RowMetric) else metric)
+    decided = "predicted" in known.columns and known["predicted"].null_count() == 0
+    judged = scores_for(bound, score_array(known), known["predicted"].to_numpy() if decided else None)
+    found = interval(known["actual"].cast(float).to_numpy(), judged, bound)
+    if found.method == "agreement" and bound.name not in METRIC_TASKS:
+        # The range of a user's metric is unknown, so equal rows do not bound it.
+        found = replace(found, low=math.nan, high=math.nan, standard_error=math.nan)
     error = found.standard_error
     if not math.isnan(found.high - found.low):
         # For perfectly separated classes the standard error is 0, but there is an exact interval.

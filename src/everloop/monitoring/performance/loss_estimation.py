@@ -1,0 +1,401 @@
+"""Estimate the performance of a regression before labels arrive, with a second model that predicts the losses.
+
+The model learns from labelled reference rows how large the losses are for which inputs and predictions. The expected
+loss of a window is its mean prediction there. This holds as long as rows with equal inputs have equal expected losses.
+It cannot notice concept drift; see `LossEstimator.check`.
+
+Source: direct loss estimation (DLE) of NannyML; the mean absolute errors of both are compared in
+benchmarks/estimation.py. The model is an average over five fits, each without one fifth of the reference. Its standard
+error is that of the delete-a-group jackknife: Kott, "The delete-a-group jackknife", Journal of Official Statistics 17
+(2001). The variance of a single loss is taken to grow with the square of its mean, as for a scale family of errors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from everloop.errors import CorruptionError, DataError, EmptySampleError, UsageError
+from everloop.monitoring.baseline import spread_beyond_chance
+from everloop.monitoring.performance.boosted_trees import BoostedTrees, fit_trees
+from everloop.monitoring.performance.input_codes import InputCodes
+from everloop.monitoring.performance.performance_estimates import (
+    EstimateCheck,
+    PerformanceEstimate,
+    compare_with_labels,
+    new_estimate,
+)
+from everloop.training.metrics import get_metric, score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import polars as pl
+    from numpy.typing import ArrayLike, NDArray
+
+    from everloop.records import Json
+
+    Array = NDArray[np.float64]
+    Codes = NDArray[np.int32]
+
+FORMAT = 1
+_GROUPS = 5
+_RIDGE = 0.01
+"""Penalty of the trend for each row, in standardised units."""
+_TREES = 60
+_LEAST_ROWS = 50
+_MOST_ROWS = 20_000
+"""Larger references are sampled. More rows hardly improve the estimate."""
+_BLOCKS = 12
+_LEAST_BLOCK_ROWS = 50
+_PREDICTION = "__prediction__"
+_TINY = float(np.finfo(np.float64).eps)
+
+_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+    "absolute": lambda actual, predicted: np.abs(predicted - actual),
+    "squared": lambda actual, predicted: (predicted - actual) ** 2,
+    "relative": lambda actual, predicted: np.abs(predicted - actual) / np.maximum(np.abs(actual), _TINY),
+    "signed": lambda actual, predicted: predicted - actual,
+}
+_LOSSES_OF = {
+    "mae": ("absolute",),
+    "rmse": ("squared",),
+    "mape": ("relative",),
+    "r2": ("squared", "signed"),
+}
+ESTIMATED = tuple(_LOSSES_OF)
+"""The metrics of regressions that can be estimated. The median error is not a mean of losses."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrendAndTrees:
+    """A quadratic trend of the numeric inputs, and trees for what it leaves over."""
+
+    trend: tuple[float, ...]
+    trees: BoostedTrees
+
+    @classmethod
+    def fit(cls, columns: Array, codes: Codes, bins: int, target: Array, seed: int) -> TrendAndTrees:
+        """Fit both. `columns` and `codes` are those of `InputCodes`."""
+        penalty = np.full(columns.shape[1], _RIDGE * len(target))
+        penalty[0] = 1e-9
+        gram = np.einsum("ni,nj->ij", columns, columns) + np.diag(penalty)
+        trend = np.linalg.solve(gram, np.einsum("ni,n->i", columns, target))
+        rest = target - np.einsum("ni,i->n", columns, trend)
+        return cls(tuple(trend.tolist()), fit_trees(codes, bins, rest, trees=_TREES, seed=seed))
+
+    def predict(self, columns: Array, codes: Codes) -> Array:
+        """Return predictions of shape (n,)."""
+        return np.einsum("ni,i->n", columns, np.asarray(self.trend)) + self.trees.predict(codes)
+
+    def to_json(self) -> dict[str, Json]:
+        return {"trend": list(self.trend), "trees": self.trees.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> TrendAndTrees:
+        return cls(tuple(map(float, data["trend"])), BoostedTrees.from_json(data["trees"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossModel:
+    """Models of one loss, each fitted without one group of the reference.
+
+    `dispersion`: variance of a loss divided by the square of its expectation, over the reference; for the signed error,
+    its variance.
+    """
+
+    groups: tuple[TrendAndTrees, ...]
+    dispersion: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossEstimator:
+    """Predicts the losses of a regression. Immutable; `to_json` and `from_json` round-trip.
+
+    Attributes:
+        inputs: bins of the inputs and of the prediction.
+        losses: models by loss: absolute, squared, relative, signed.
+        rows: number of labelled reference rows.
+        measured: the metrics on the reference.
+        between_blocks: by metric, the standard deviation of the error of the estimate between blocks of time, beyond
+            chance. Empty if the reference had no times.
+    """
+
+    inputs: InputCodes
+    losses: dict[str, LossModel]
+    rows: int
+    measured: dict[str, float] = field(default_factory=dict)
+    between_blocks: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        inputs: pl.DataFrame,
+        predicted: ArrayLike,
+        actual: ArrayLike,
+        metrics: str | Sequence[str] = ("rmse", "mae"),
+        *,
+        times: ArrayLike | None = None,
+    ) -> LossEstimator:
+        """Learn the losses from labelled rows that the model was not fitted on.
+
+        Rows whose prediction or label is not a finite number are left out. Takes about a second for 10,000 rows of 10
+        inputs and each loss.
+
+        Args:
+            inputs: the inputs of the model, n rows; numbers and categories. Other columns are ignored.
+            predicted: shape (n,), what the model predicted.
+            actual: shape (n,), the label.
+            metrics: which of `ESTIMATED` will be estimated.
+            times: shape (n,), numbers or datetimes. With them, the error of the estimate between blocks of time counts
+                as noise. Without them, only chance does.
+
+        Raises:
+            EmptySampleError: fewer than 50 rows have a prediction and a label.
+            DataError: the lengths differ.
+            UsageError: a metric cannot be estimated.
+        """
+        names = _names(metrics, ESTIMATED)
+        values, labels, kept = _labelled(inputs, predicted, actual)
+        if len(labels) < _LEAST_ROWS:
+            raise EmptySampleError(
+                f"Only {len(labels)} rows have a prediction and a label, but a model of losses needs {_LEAST_ROWS}.",
+                help="Wait for labels, or choose a longer period.",
+            )
+        rows = inputs.filter(kept)
+        moments = None if times is None else np.asarray(times)[kept]
+        if len(labels) > _MOST_ROWS:
+            drawn = np.sort(np.random.default_rng(0).choice(len(labels), _MOST_ROWS, replace=False))
+            rows, values, labels = rows[drawn], values[drawn], labels[drawn]
+            moments = None if moments is None else moments[drawn]
+        frame = _with_prediction(rows, values)
+        codes_of = InputCodes.fit(frame, np.abs(values - labels))
+        encoded = codes_of.trend(frame), codes_of.encode(frame)
+        models, left_out = {}, {}
+        for loss in dict.fromkeys(loss for name in names for loss in _LOSSES_OF[name]):
+            target = _LOSSES[loss](labels, values)
+            models[loss], left_out[loss] = _fit_groups(*encoded, codes_of.most, target, signed=loss == "signed")
+        found = cls(codes_of, models, int(kept.sum()))
+        found.measured.update({name: score(name, labels, values) for name in names})
+        if moments is not None:
+            found.between_blocks.update(found._between_blocks(names, values, labels, left_out, moments))
+        return found
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that can be estimated."""
+        return [name for name, losses in _LOSSES_OF.items() if all(loss in self.losses for loss in losses)]
+
+    def estimate(
+        self, inputs: pl.DataFrame, predicted: ArrayLike, metrics: str | Sequence[str] | None = None
+    ) -> dict[str, PerformanceEstimate]:
+        """Estimate metrics of a window from its inputs and predictions.
+
+        Rows whose prediction is not a finite number are left out. An input that the window does not have, or that has
+        another type, counts as missing.
+
+        Args:
+            inputs: n rows.
+            predicted: shape (n,).
+            metrics: names. Default: all that the estimator was fitted for.
+
+        Returns:
+            Estimates by the name of the metric.
+
+        Raises:
+            EmptySampleError: no row has a prediction.
+            DataError: the lengths differ.
+            UsageError: the estimator was not fitted for a metric.
+        """
+        names = self.metrics if metrics is None else _names(metrics, self.metrics)
+        values = _numbers(predicted)
+        if values.shape != (inputs.height,):
+            raise DataError(
+                f"There are {inputs.height} rows of inputs, but predictions of shape {values.shape}.",
+                help="Pass one prediction for each row.",
+            )
+        kept = np.isfinite(values)
+        if not kept.any():
+            raise EmptySampleError("The window has no row with a prediction.", help="Choose a longer window.")
+        rows, values = inputs.filter(kept), values[kept]
+        frame = _with_prediction(rows, values)
+        encoded = self.inputs.trend(frame), self.inputs.encode(frame)
+        expected: dict[str, Array] = {}
+        for loss in {loss for name in names for loss in _LOSSES_OF[name]}:
+            found = np.stack([model.predict(*encoded) for model in self.losses[loss].groups])
+            expected[loss] = found if loss == "signed" else np.maximum(found, 0.0)
+        return {name: self._estimate(name, values, expected) for name in names}
+
+    def check(
+        self,
+        inputs: pl.DataFrame,
+        predicted: ArrayLike,
+        actual: ArrayLike,
+        metrics: str | Sequence[str] | None = None,
+    ) -> list[EstimateCheck]:
+        """Compare the estimates of labelled rows with their labels. The arguments are those of `fit` and `estimate`.
+
+        Raises:
+            EmptySampleError: no row has a prediction and a label.
+            DataError: the lengths differ.
+            UsageError: the estimator was not fitted for a metric.
+        """
+        values, labels, kept = _labelled(inputs, predicted, actual)
+        if len(labels) == 0:
+            raise EmptySampleError(
+                "No row has both a prediction and a label.", help="Wait for labels, or choose a longer period."
+            )
+        estimates = self.estimate(inputs.filter(kept), values, metrics)
+        return compare_with_labels([(estimate, score(name, labels, values)) for name, estimate in estimates.items()])
+
+    def to_json(self) -> dict[str, Json]:
+        """Return plain data for JSON."""
+        return {
+            "format": FORMAT,
+            "inputs": self.inputs.to_json(),
+            "losses": {
+                loss: {"groups": [one.to_json() for one in model.groups], "dispersion": model.dispersion}
+                for loss, model in self.losses.items()
+            },
+            "rows": self.rows,
+            "measured": {name: value if math.isfinite(value) else None for name, value in self.measured.items()},
+            "between_blocks": dict(self.between_blocks),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> LossEstimator:
+        """Read what `to_json` returned.
+
+        Raises:
+            CorruptionError: the data is not an estimator, or a newer version of everloop wrote it.
+        """
+        try:
+            if data["format"] > FORMAT:
+                raise ValueError(f"format {data['format']} is newer than {FORMAT}")
+            return cls(
+                InputCodes.from_json(data["inputs"]),
+                {
+                    loss: LossModel(tuple(map(TrendAndTrees.from_json, model["groups"])), float(model["dispersion"]))
+                    for loss, model in data["losses"].items()
+                },
+                int(data["rows"]),
+                {name: math.nan if value is None else float(value) for name, value in data["measured"].items()},
+                {name: float(value) for name, value in data["between_blocks"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptionError(f"The content is not a loss estimator: {error!r}.") from error
+
+    def _estimate(self, metric: str, predicted: Array, expected: Mapping[str, Array]) -> PerformanceEstimate:
+        rows = len(predicted)
+        main, *_ = _LOSSES_OF[metric]
+        by_row = expected[main].mean(axis=0)
+        # Variance of the mean loss from chance in the rows of the window.
+        variance = self.losses[main].dispersion * float((by_row**2).sum()) / rows**2
+        loss = float(by_row.mean())
+        by_group = [float(group.mean()) for group in expected[main]]
+        limits = (0.0, math.inf)
+        if metric == "rmse":
+            slope = 0.5 / math.sqrt(loss) if loss > 0 else 0.0
+            value, groups = math.sqrt(loss), [math.sqrt(one) for one in by_group]
+        elif metric == "r2":
+            signed = expected["signed"]
+            spread = _label_variance(predicted, by_row, signed.mean(axis=0))
+            slope, limits = (1 / spread if spread > 0 else math.nan), (-math.inf, 1.0)
+            value = 1 - loss / spread if spread > 0 else math.nan
+            spreads = [_label_variance(predicted, expected[main][k], signed[k]) for k in range(len(by_group))]
+            groups = [1 - one / by if by > 0 else math.nan for one, by in zip(by_group, spreads, strict=True)]
+        else:
+            slope, value, groups = 1.0, loss, by_group
+        jackknife = math.sqrt(max(0, len(groups) - 1) * float(np.var(groups)))
+        reference_error = math.hypot(jackknife, self.between_blocks.get(metric, 0.0))
+        return new_estimate(metric, value, rows, slope * math.sqrt(variance), reference_error, limits)
+
+    def _between_blocks(
+        self,
+        metrics: Sequence[str],
+        predicted: Array,
+        actual: Array,
+        left_out: Mapping[str, Array],
+        times: NDArray[np.generic],
+    ) -> dict[str, float]:
+        blocks = min(_BLOCKS, len(actual) // _LEAST_BLOCK_ROWS)
+        if blocks < 2:
+            return {}
+        pieces: dict[str, list[tuple[float, float]]] = {metric: [] for metric in metrics}
+        for rows in np.array_split(np.argsort(times, kind="stable"), blocks):
+            # Every row is predicted by the model that was fitted without it.
+            expected = {loss: found[rows][None, :] for loss, found in left_out.items()}
+            for metric in metrics:
+                estimate = self._estimate(metric, predicted[rows], expected)
+                gap = score(metric, actual[rows], predicted[rows]) - estimate.value
+                if estimate.window_error > 0 and math.isfinite(gap):
+                    pieces[metric].append((gap, estimate.window_error))
+        return {metric: spread_beyond_chance(found) for metric, found in pieces.items()}
+
+
+def _fit_groups(trend: Array, codes: Codes, bins: int, target: Array, *, signed: bool) -> tuple[LossModel, Array]:
+    """Return the models, and for each row the prediction of the model that was fitted without it."""
+    group = np.random.default_rng(0).permutation(len(target)) % _GROUPS
+    models = tuple(
+        TrendAndTrees.fit(trend[group != k], codes[group != k], bins, target[group != k], k) for k in range(_GROUPS)
+    )
+    left_out = np.empty(len(target))
+    for k, model in enumerate(models):
+        left_out[group == k] = model.predict(trend[group == k], codes[group == k])
+    if not signed:
+        left_out = np.maximum(left_out, 0.0)
+    scale = 1.0 if signed else float(np.mean(left_out**2))
+    dispersion = float(np.mean((target - left_out) ** 2)) / scale if scale > 0 else 0.0
+    return LossModel(models, dispersion), left_out
+
+
+def _label_variance(predicted: Array, squared: Array, signed: Array) -> float:
+    """Return the variance of labels from predictions and the expected squared and signed errors of each row.
+
+    With e = predicted - actual, E[actual] = predicted - E[e] and E[actual²] = predicted² - 2 predicted E[e] + E[e²].
+    """
+    centre = float((predicted - signed).mean())
+    shifted = predicted - centre
+    return max(0.0, float((shifted**2 - 2 * shifted * signed + squared).mean()))
+
+
+def _names(metrics: str | Sequence[str], available: Sequence[str]) -> list[str]:
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in names:
+        get_metric(name, "regression")
+        if name not in available:
+            raise UsageError(
+                f"{name} cannot be estimated by this model of losses.",
+                help=f"Use one of: {', '.join(available)}."
+                if name not in ESTIMATED
+                else f"Fit the estimator with metrics=['{name}', …]; it has: {', '.join(available)}.",
+            )
+    return list(dict.fromkeys(names))
+
+
+def _numbers(values: ArrayLike) -> Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Predictions and labels must be numbers: {error}.", help="Pass arrays of numbers.") from error
+
+
+def _labelled(inputs: pl.DataFrame, predicted: ArrayLike, actual: ArrayLike) -> tuple[Array, Array, NDArray[np.bool_]]:
+    values, labels = _numbers(predicted), _numbers(actual)
+    if values.shape != (inputs.height,) or labels.shape != values.shape:
+        raise DataError(
+            f"There are {inputs.height} rows of inputs, predictions of shape {values.shape} and labels of shape "
+            f"{labels.shape}.",
+            help="Pass one prediction and one label for each row.",
+        )
+    kept = np.isfinite(values) & np.isfinite(labels)
+    return values[kept], labels[kept], kept
+
+
+def _with_prediction(inputs: pl.DataFrame, predicted: Array) -> pl.DataFrame:
+    import polars as pl
+
+    return inputs.with_columns(pl.Series(_PREDICTION, predicted))
