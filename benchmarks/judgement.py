@@ -1,0 +1,326 @@
+"""Judge monitoring: how often it disturbs people while nothing happens, and how soon it sees what does happen.
+
+    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet power harm] [--peers …] [--json FILE]
+
+Three tables, with fixed seeds:
+
+- quiet: incidents opened in streams in which nothing happens, per month and in units of the budget. If the reference
+  shows what the stream is like, the ratio must be between 0.5 and 1.5. If it cannot, for instance because it is shorter
+  than the season, no seed may have more than three a month. The rule counts all incidents that are opened, alarms and
+  notices. `open` is the share of time with an open incident, so that nobody meets the budget with one that never ends.
+- power: a known drift begins four weeks after the reference. The probability that an incident opens within 14 days, and
+  that one opens that names a column that has drifted; the median delay in days. Peers are given the threshold at which
+  they disturb people as often as everloop does in the same stream without the drift. The line `by chance` is how often an
+  incident opens in those 14 days if there is no drift.
+- harm and estimated performance: printed by `benchmarks/estimation.py`.
+
+An incident of a peer, or of the stand-in that is used while everloop has no incidents, is a run of alarmed windows. It
+ends after three windows without an alarm.
+
+The standard error of a rate is the larger of that between seeds and that of a Poisson number. With the full number of
+seeds, streams are at least 45 months of budgeted incidents long, which gives 0.15 of the budget for independent
+incidents; very large streams are shorter. The table shows the error in each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# Two streams are judged at the same time, each by one thread. This must be set before Polars is imported.
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from judgement_streams import POWER, QUIET, TIME, Drift, Made, Stream, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import polars as pl
+
+MONTH = timedelta(days=365.25 / 12)
+WITHIN = 14.0
+"""Days within which a drift should be seen."""
+RESOLVED_AFTER = 3
+"""A run of alarmed windows ends after this many windows without an alarm."""
+LEAST, MOST, NEVER = 0.5, 1.5, 3.0
+OFTEN_OPEN = 0.33
+"""A quiet stream should not have an open incident for a larger share of the time. The rule of the count ignores this."""
+QUICK = (
+    "independent",
+    "independent, 200 rows",
+    "level 0.5",
+    "level 0.8",
+    "level 0.95",
+    "level 0.8, common",
+    "weekly season",
+    "heavy tails, t2",
+    "rare categories",
+    "rows of customers, 20 each",
+    "flights, weeks shuffled",
+)
+QUICK_DRIFTS = ("mean 0.25", "category mix, 10 points", "creeping nulls, 0.3 % a day")
+
+
+class Opened(NamedTuple):
+    """An incident as monitoring reported it."""
+
+    opened_at: datetime
+    resolved_at: datetime | None
+    subjects: tuple[str, ...]
+    severity: str
+
+
+# The subject under test
+
+
+def everloop_incidents(
+    reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
+) -> list[Opened]:
+    """Return the incidents that everloop opens while it watches the live table window by window."""
+    try:
+        from everloop.monitoring.stream_monitoring import watch_table
+    except ImportError:
+        return _stand_in(reference, current, time, every, incidents_per_month)
+    watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
+    return [Opened(item.opened_at, item.resolved_at, tuple(item.subjects), item.severity) for item in watched.incidents]
+
+
+def subject_name() -> str:
+    try:
+        import everloop.monitoring.stream_monitoring  # noqa: F401
+    except ImportError:
+        return "everloop's drift alarms as runs of windows (stand-in: everloop has no watch_table)"
+    return "everloop.monitoring.stream_monitoring.watch_table"
+
+
+def _stand_in(
+    reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
+) -> list[Opened]:
+    """Return runs of alarmed windows: what everloop's drift check says, one window after the other."""
+    from everloop.monitoring.alarm_budget import budget_for
+    from everloop.monitoring.baseline import build_baseline
+    from everloop.data.sketches.column_sketches import sketch_frame
+    from everloop.monitoring.subject_shift import measure_shifts
+
+    span = timedelta(hours=1) if every == "1h" else timedelta(days=1)
+    days = (reference[time].max() - reference[time].min()) / timedelta(days=1)  # type: ignore[operator]
+    baseline = build_baseline(reference, time=time, blocks=min(365, max(6, round(days))))
+    budget = budget_for(incidents_per_month, span)
+    ends: list[datetime] = []
+    flags: list[list[str]] = []
+    flagged: list[set[str]] = []
+    for (start,), rows in current.group_by_dynamic(time, every=every):
+        features = sketch_frame(rows, baseline.bins)
+        recent = frozenset().union(*flagged[-2:])
+        shifts = measure_shifts(baseline, features, span=span, budget=budget, recently_flagged=recent, draws=300)
+        flagged.append({shift.subject for shift in shifts if shift.verdict != "quiet"})
+        ends.append(start + span)
+        flags.append([shift.subject for shift in shifts if shift.verdict == "alarm"])
+    return runs(ends, flags)
+
+
+def runs(ends: Sequence[datetime], flags: Sequence[Sequence[str]]) -> list[Opened]:
+    """Return the runs of windows that have flagged subjects. `ends`: the ends of all windows, in order."""
+    found: list[Opened] = []
+    quiet = RESOLVED_AFTER
+    for end, subjects in zip(ends, flags, strict=True):
+        if subjects and quiet >= RESOLVED_AFTER:
+            found.append(Opened(end, None, tuple(subjects), "alarm"))
+        elif subjects:
+            found[-1] = found[-1]._replace(subjects=tuple(dict.fromkeys([*found[-1].subjects, *subjects])))
+        quiet = 0 if subjects else quiet + 1
+        if quiet == RESOLVED_AFTER and found:
+            found[-1] = found[-1]._replace(resolved_at=end)
+    return found
+
+
+# Quiet streams
+
+
+@dataclass(frozen=True)
+class QuietRun:
+    """What happened in one quiet stream with one seed. `error`: monitoring stopped with this."""
+
+    opened: int
+    alarms: int
+    months: float
+    open_share: float
+    subjects: int
+    seconds: float
+    error: str | None = None
+
+
+def run_quiet(job: tuple[Stream, int]) -> tuple[str, int, QuietRun]:
+    stream, seed = job
+    made = make(stream, seed)
+    months = (made.live_until - made.live_from) / MONTH
+    began = time.perf_counter()
+    try:
+        found = everloop_incidents(made.reference, made.current, TIME, stream.every, stream.budget)
+    except Exception as error:
+        return stream.name, seed, QuietRun(0, 0, months, 0.0, 0, time.perf_counter() - began, repr(error)[:300])
+    return (
+        stream.name,
+        seed,
+        QuietRun(
+            len(found),
+            sum(item.severity == "alarm" for item in found),
+            months,
+            _open_share(found, made),
+            max((len(item.subjects) for item in found), default=0),
+            time.perf_counter() - began,
+        ),
+    )
+
+
+def _open_share(found: Sequence[Opened], made: Made) -> float:
+    """Return the share of the live time in which at least one incident is open."""
+    spans = sorted((item.opened_at, min(item.resolved_at or made.live_until, made.live_until)) for item in found)
+    total, reached = timedelta(0), made.live_from
+    for start, end in spans:
+        total += max(timedelta(0), end - max(start, reached))
+        reached = max(reached, end)
+    return total / (made.live_until - made.live_from)
+
+
+def seeds_of(stream: Stream, quick: bool) -> range:
+    """Return the seeds of a quiet stream: enough for 45 months of budgeted incidents, fewer if it is very large."""
+    if stream.real in ("flights", "weather"):
+        return range(1)
+    months = timedelta(days=stream.live_days) / MONTH
+    values = stream.features * stream.rows * stream.per_day * (stream.reference_days + stream.live_days)
+    most = 24 if values < 3e7 else 8
+    return range(3 if quick else max(4, min(most, math.ceil(45 / (stream.budget * months)))))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate in units of the budget, with its standard error, and the largest of the seeds."""
+
+    ratio: float
+    error: float
+    worst: float
+
+    @classmethod
+    def of(cls, counts: Sequence[int], months: Sequence[float], budget: float) -> Rate:
+        rates = [count / span / budget for count, span in zip(counts, months, strict=True)]
+        total = sum(months) * budget
+        ratio = sum(counts) / total
+        size = len(rates)
+        between = math.sqrt(sum((rate - ratio) ** 2 for rate in rates) / (size - 1) / size) if size > 1 else 0.0
+        return cls(ratio, max(between, math.sqrt(max(1, sum(counts))) / total), max(rates))
+
+
+def verdict_on(stream: Stream, rate: Rate, failed: bool) -> str:
+    """Return whether the incidents of a quiet stream are within the rule."""
+    if failed:
+        return "NOT ok (error)"
+    if stream.real == "flights":
+        return "ok" if rate.ratio <= 2 else "NOT ok"
+    if not stream.shown:
+        return "ok" if rate.worst <= NEVER else "NOT ok"
+    if LEAST <= rate.ratio <= MOST:
+        return "ok"
+    near = LEAST - rate.error <= rate.ratio <= MOST + rate.error
+    return ("NOT ok (shy" if rate.ratio < LEAST else "NOT ok (loud") + (", within its error)" if near else ")")
+
+
+def quiet_table(streams: Sequence[Stream], quick: bool, processes: int) -> list[dict[str, object]]:
+    jobs = [(stream, seed) for stream in streams for seed in seeds_of(stream, quick)]
+    found: dict[str, dict[int, QuietRun]] = {stream.name: {} for stream in streams}
+    for name, seed, run in work(run_quiet, jobs, processes):
+        found[name][seed] = run
+    print(f"\nQuiet streams. Judged: {subject_name()}\n")
+    header = (
+        f"{'stream':45} {'seeds':>5} {'months':>6} {'a month':>7} {'ratio':>6} {'± se':>5} {'worst':>6} {'alarms':>6}"
+    )
+    print(f"{header} {'open':>5} {'s/run':>6}  verdict")
+    table: list[dict[str, object]] = []
+    for stream in streams:
+        seen = [run for _, run in sorted(found[stream.name].items())]
+        rate = Rate.of([run.opened for run in seen], [run.months for run in seen], stream.budget)
+        failed = [run.error for run in seen if run.error]
+        row: dict[str, object] = {
+            "stream": stream.name,
+            "seeds": len(seen),
+            "months": sum(run.months for run in seen),
+            "budget": stream.budget,
+            "shown": stream.shown,
+            "a_month": rate.ratio * stream.budget,
+            "ratio": rate.ratio,
+            "standard_error": rate.error,
+            "worst_seed": rate.worst,
+            "alarms_a_month": sum(run.alarms for run in seen) / sum(run.months for run in seen),
+            "open_share": sum(run.open_share for run in seen) / len(seen),
+            "often_open": stream.shown and sum(run.open_share for run in seen) / len(seen) > OFTEN_OPEN,
+            "most_subjects": max(run.subjects for run in seen),
+            "opened_by_seed": [run.opened for run in seen],
+            "seconds": sum(run.seconds for run in seen) / len(seen),
+            "errors": failed,
+            "verdict": verdict_on(stream, rate, bool(failed)),
+        }
+        table.append(row)
+        print(
+            f"{stream.name:45} {row['seeds']:5} {row['months']:6.0f} {row['a_month']:7.2f} {rate.ratio:6.2f} "
+            f"{rate.error:5.2f} {rate.worst:6.2f} {row['alarms_a_month']:6.2f} {row['open_share']:5.0%} "
+            f"{row['seconds']:6.1f}  {row['verdict']}{'' if stream.shown else ' (reference cannot show it)'}"
+            f"{', but often open' if row['often_open'] else ''}"
+        )
+        if failed:
+            print(f"    {failed[0]}")
+    good = sum(str(row["verdict"]) == "ok" for row in table)
+    print(f"\n{good} of {len(table)} quiet streams ok")
+    return table
+
+
+# Running
+
+
+def work(function: Callable[[Any], Any], jobs: Sequence[Any], processes: int) -> Iterator[Any]:
+    """Run jobs in processes of their own, as they are ready, and show progress on standard error."""
+    began = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for done, result in enumerate(pool.imap_unordered(function, jobs), start=1):
+            print(f"\r{done} of {len(jobs)} runs, {time.perf_counter() - began:.0f} s", end="", file=sys.stderr)
+            yield result
+    print(file=sys.stderr)
+
+
+def chosen(items: Sequence[Any], only: Sequence[str], quick_names: Sequence[str] | None) -> list[Any]:
+    """Return the items with one of the texts in their name; otherwise those of the quick selection, or all."""
+    if only:
+        return [item for item in items if any(text in item.name for text in only)]
+    return [item for item in items if quick_names is None or item.name in quick_names]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a selection with few seeds, in about three minutes")
+    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="streams with this text in their name")
+    parser.add_argument("--tables", nargs="+", default=["quiet"], choices=["quiet"])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
+    options = parser.parse_args()
+    result: dict[str, object] = {"judged": subject_name(), "quick": options.quick}
+    if "quiet" in options.tables:
+        streams = chosen(QUIET, options.only, QUICK if options.quick else None)
+        result["quiet"] = quiet_table(streams, options.quick, options.processes)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
