@@ -1,17 +1,19 @@
 """Judge monitoring: how often it disturbs people while nothing happens, and how soon it sees what does happen.
 
-    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet power harm] [--peers …] [--json FILE]
+    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet peers power harm] [--peers …] [--json FILE]
 
-Three tables, with fixed seeds:
+Four tables, with fixed seeds:
 
 - quiet: incidents opened in streams in which nothing happens, per month and in units of the budget. If the reference
   shows what the stream is like, the ratio must be between 0.5 and 1.5. If it cannot, for instance because it is shorter
   than the season, no seed may have more than three a month. The rule counts all incidents that are opened, alarms and
   notices. `open` is the share of time with an open incident, so that nobody meets the budget with one that never ends.
+- peers: what the peers report in quiet streams with their default thresholds.
 - power: a known drift begins four weeks after the reference. The probability that an incident opens within 14 days, and
   that one opens that names a column that has drifted; the median delay in days. Peers are given the threshold at which
-  they disturb people as often as everloop does in the same stream without the drift. The line `by chance` is how often an
-  incident opens in those 14 days if there is no drift.
+  they disturb people as often as everloop does in the same stream without the drift. The column `by chance` is how
+  often everloop opens an incident in those 14 days if there is no drift. An incident that was open before the drift
+  never counts, whoever opened it.
 - harm and estimated performance: printed by `benchmarks/estimation.py`.
 
 An incident of a peer, or of the stand-in that is used while everloop has no incidents, is a run of alarmed windows. It
@@ -29,35 +31,30 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 # Two streams are judged at the same time, each by one thread. This must be set before Polars is imported.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from judgement_streams import POWER, QUIET, TIME, Drift, Made, Stream, make
+from judgement_peers import METHODS, versions
+from judgement_power import peer_scores, power_rows, print_power, run_power
+from judgement_streams import POWER, QUIET, TIME, Made, Stream, make
+from judgement_subject import Opened, everloop_incidents, runs, subject_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    import polars as pl
+    from collections.abc import Callable, Iterator, Sequence
 
 MONTH = timedelta(days=365.25 / 12)
-WITHIN = 14.0
-"""Days within which a drift should be seen."""
-RESOLVED_AFTER = 3
-"""A run of alarmed windows ends after this many windows without an alarm."""
 LEAST, MOST, NEVER = 0.5, 1.5, 3.0
 OFTEN_OPEN = 0.33
-"""A quiet stream should not have an open incident for a larger share of the time. The rule of the count ignores this."""
+"""A quiet stream should not have an open incident for a larger share of the time. The rule itself ignores this."""
 QUICK = (
     "independent",
     "independent, 200 rows",
@@ -71,80 +68,17 @@ QUICK = (
     "rows of customers, 20 each",
     "flights, weeks shuffled",
 )
+PEERS_QUIET = (
+    "independent",
+    "independent, 200 rows",
+    "level 0.8",
+    "weekly season",
+    "heavy tails, t2",
+    "rare categories",
+    "flights, weeks shuffled",
+)
+TABLES = ("quiet", "peers", "power", "harm")
 QUICK_DRIFTS = ("mean 0.25", "category mix, 10 points", "creeping nulls, 0.3 % a day")
-
-
-class Opened(NamedTuple):
-    """An incident as monitoring reported it."""
-
-    opened_at: datetime
-    resolved_at: datetime | None
-    subjects: tuple[str, ...]
-    severity: str
-
-
-# The subject under test
-
-
-def everloop_incidents(
-    reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
-) -> list[Opened]:
-    """Return the incidents that everloop opens while it watches the live table window by window."""
-    try:
-        from everloop.monitoring.stream_monitoring import watch_table
-    except ImportError:
-        return _stand_in(reference, current, time, every, incidents_per_month)
-    watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
-    return [Opened(item.opened_at, item.resolved_at, tuple(item.subjects), item.severity) for item in watched.incidents]
-
-
-def subject_name() -> str:
-    try:
-        import everloop.monitoring.stream_monitoring  # noqa: F401
-    except ImportError:
-        return "everloop's drift alarms as runs of windows (stand-in: everloop has no watch_table)"
-    return "everloop.monitoring.stream_monitoring.watch_table"
-
-
-def _stand_in(
-    reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
-) -> list[Opened]:
-    """Return runs of alarmed windows: what everloop's drift check says, one window after the other."""
-    from everloop.monitoring.alarm_budget import budget_for
-    from everloop.monitoring.baseline import build_baseline
-    from everloop.data.sketches.column_sketches import sketch_frame
-    from everloop.monitoring.subject_shift import measure_shifts
-
-    span = timedelta(hours=1) if every == "1h" else timedelta(days=1)
-    days = (reference[time].max() - reference[time].min()) / timedelta(days=1)  # type: ignore[operator]
-    baseline = build_baseline(reference, time=time, blocks=min(365, max(6, round(days))))
-    budget = budget_for(incidents_per_month, span)
-    ends: list[datetime] = []
-    flags: list[list[str]] = []
-    flagged: list[set[str]] = []
-    for (start,), rows in current.group_by_dynamic(time, every=every):
-        features = sketch_frame(rows, baseline.bins)
-        recent = frozenset().union(*flagged[-2:])
-        shifts = measure_shifts(baseline, features, span=span, budget=budget, recently_flagged=recent, draws=300)
-        flagged.append({shift.subject for shift in shifts if shift.verdict != "quiet"})
-        ends.append(start + span)
-        flags.append([shift.subject for shift in shifts if shift.verdict == "alarm"])
-    return runs(ends, flags)
-
-
-def runs(ends: Sequence[datetime], flags: Sequence[Sequence[str]]) -> list[Opened]:
-    """Return the runs of windows that have flagged subjects. `ends`: the ends of all windows, in order."""
-    found: list[Opened] = []
-    quiet = RESOLVED_AFTER
-    for end, subjects in zip(ends, flags, strict=True):
-        if subjects and quiet >= RESOLVED_AFTER:
-            found.append(Opened(end, None, tuple(subjects), "alarm"))
-        elif subjects:
-            found[-1] = found[-1]._replace(subjects=tuple(dict.fromkeys([*found[-1].subjects, *subjects])))
-        quiet = 0 if subjects else quiet + 1
-        if quiet == RESOLVED_AFTER and found:
-            found[-1] = found[-1]._replace(resolved_at=end)
-    return found
 
 
 # Quiet streams
@@ -286,6 +220,74 @@ def quiet_table(streams: Sequence[Stream], quick: bool, processes: int) -> list[
     return table
 
 
+# Peers with their own thresholds
+
+
+def run_defaults(job: tuple[Stream, int, Sequence[str]]) -> tuple[str, dict[str, tuple[int, int, float]]]:
+    """Return, for each method with its defaults: incidents, flagged windows, and the months of the stream."""
+    stream, seed, peers = job
+    made = make(stream, seed)
+    ends = [made.live_from + stream.window * (1 + window) for window in range(stream.live_days * stream.per_day)]
+    months = (made.live_until - made.live_from) / MONTH
+    found: dict[str, tuple[int, int, float]] = {}
+    for method, scores in peer_scores(stream, made, peers).items():
+        flagged = [sum(flags) for flags in scores["flags"]]
+        rules = {method: [["x"] if count else [] for count in flagged]}
+        if method == "evidently":
+            half = len(scores["columns"]) / 2
+            rules["evidently data set"] = [["x"] if count >= half else [] for count in flagged]
+        for rule, flags in rules.items():
+            found[rule] = len(runs(ends[: len(flags)], flags)), sum(map(len, flags)), months
+    return stream.name, found
+
+
+def peers_table(streams: Sequence[Stream], peers: Sequence[str], seeds: int, processes: int) -> list[dict[str, object]]:
+    jobs = [(stream, seed, peers) for stream in streams for seed in range(seeds)]
+    total: dict[str, dict[str, tuple[int, int, float]]] = {stream.name: {} for stream in streams}
+    for name, found in work(run_defaults, jobs, processes):
+        for rule, counts in found.items():
+            before = total[name].get(rule, (0, 0, 0.0))
+            total[name][rule] = before[0] + counts[0], before[1] + counts[1], before[2] + counts[2]
+    rules = list(total[streams[0].name])
+    print(
+        f"\nPeers with their default thresholds in quiet streams, {seeds} seeds: incidents / flagged windows a month\n"
+    )
+    print(f"{'':45}" + " ".join(f"{rule:>18}" for rule in rules))
+    table: list[dict[str, object]] = []
+    for stream in streams:
+        cells = []
+        for rule in rules:
+            incidents, flagged, months = total[stream.name][rule]
+            cells.append(f"{incidents / months:.2f} / {flagged / months:.1f}".rjust(18))
+            table.append(
+                {
+                    "stream": stream.name,
+                    "method": rule,
+                    "incidents_a_month": incidents / months,
+                    "flagged_windows_a_month": flagged / months,
+                }
+            )
+        print(f"{stream.name:45}" + " ".join(cells))
+    return table
+
+
+def power_table(
+    only: Sequence[str], quick: bool, peers: Sequence[str], seeds: int, processes: int
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for stream, drifts in POWER[:1] if quick and not only else POWER:
+        wanted = chosen(drifts, only, QUICK_DRIFTS if quick else None)
+        if not wanted and any(text in stream.name for text in only):
+            wanted = drifts
+        if wanted:
+            jobs = [(stream, wanted, seed, peers) for seed in range(seeds)]
+            found = sorted(work(run_power, jobs, processes), key=lambda run: run.seed)
+            rows += power_rows(stream, wanted, found, peers)
+            print_power(rows[-len(wanted) :])
+    print(f"\n{sum(not row['behind'] for row in rows)} of {len(rows)} drifts seen at least as well as by every peer")
+    return rows
+
+
 # Running
 
 
@@ -310,14 +312,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a selection with few seeds, in about three minutes")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="streams with this text in their name")
-    parser.add_argument("--tables", nargs="+", default=["quiet"], choices=["quiet"])
+    parser.add_argument("--tables", nargs="+", default=[*TABLES], choices=TABLES)
+    parser.add_argument(
+        "--peers", nargs="*", default=None, choices=[*METHODS], help="default: all; with --quick, ks ewma"
+    )
+    parser.add_argument("--seeds", type=int, help="of each world in the power table; default 24, with --quick 8")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
+    peers = options.peers if options.peers is not None else ["ks", "ewma"] if options.quick else [*METHODS]
     result: dict[str, object] = {"judged": subject_name(), "quick": options.quick}
     if "quiet" in options.tables:
         streams = chosen(QUIET, options.only, QUICK if options.quick else None)
-        result["quiet"] = quiet_table(streams, options.quick, options.processes)
+        result["quiet"] = quiet_table(streams, options.quick, options.processes) if streams else []
+    if "peers" in options.tables and peers and not options.quick:
+        streams = chosen(QUIET, options.only, PEERS_QUIET)
+        result["peers"] = peers_table(streams, peers, 2, options.processes) if streams else []
+        result["versions"] = {name: version for name, version in versions().items() if name in peers}
+    if "power" in options.tables:
+        seeds = options.seeds or (8 if options.quick else 24)
+        result["power"] = power_table(options.only, options.quick, peers, seeds, options.processes)
+    estimation = Path(__file__).with_name("estimation.py")
+    if "harm" in options.tables and not options.only and estimation.exists():
+        print("\nHarm and estimated performance", flush=True)
+        subprocess.run([sys.executable, str(estimation)], check=True)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

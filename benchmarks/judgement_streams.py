@@ -1,8 +1,8 @@
-"""Streams for judging monitoring: tables by day or hour in which nothing happens, and the same with one known drift.
+"""Streams for judging monitoring: tables in which nothing happens, and the same tables with one known drift.
 
-A `Stream` describes the world: how daily levels move, which seasons there are, how values are distributed. `make(stream,
-seed)` gives a reference and a live table that both come from this world. `Drift` changes the live table, and only it,
-from a known day on. All randomness comes from the seed.
+A `Stream` describes the world: how daily levels move, which seasons there are, how values are distributed.
+`make(stream, seed)` gives a reference and a live table that both come from this world. `Drift` changes the live table,
+and only it, from a known day on. All randomness comes from the seed.
 
 A stream says whether its reference shows its nature (`shown`). If so, incidents must be as rare as the budget says. If
 not, for instance because the reference is shorter than the season, nobody can know, and a few incidents are right.
