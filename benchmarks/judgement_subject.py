@@ -32,7 +32,11 @@ def everloop_incidents(
     except ImportError:
         return _stand_in(reference, current, time, every, incidents_per_month)
     watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
-    return [Opened(item.opened_at, item.resolved_at, tuple(item.subjects), item.severity) for item in watched.incidents]
+    return [Opened(_naive(item.history[0].at), _naive(item.resolved_at), tuple(item.subjects), item.severity) for item in watched.incidents]
+
+
+def _naive(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=None) if moment is not None else None
 
 
 def subject_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -66,7 +67,10 @@ def _as_json(outcome: YearOutcome, seconds: float) -> dict[str, Any]:
         "snapshots": outcome.snapshots,
         "runs": outcome.runs,
         "versions": outcome.versions,
-        "alarms": outcome.alarms,
+        "incidents": [
+            {**asdict(one.incident), "expected": one.expected, "live": one.live, "hindsight": one.verdict}
+            for one in outcome.incidents
+        ],
         "retrainings": outcome.retrainings,
         "promotions": outcome.promotions,
         "rollbacks": outcome.rollbacks,
@@ -75,6 +79,24 @@ def _as_json(outcome: YearOutcome, seconds: float) -> dict[str, Any]:
         "prediction": outcome.sample,
         "seconds": round(seconds, 2),
     }
+
+
+def _draw_incidents(outcome: YearOutcome) -> None:
+    """Show each incident with what hindsight says about it: what the live AUC did meanwhile."""
+    rows = [
+        (
+            f"{one.incident.began_at:%Y-%m-%d}",
+            f"{one.incident.seen_at:%Y-%m-%d}",
+            one.incident.severity,
+            one.incident.title,
+            f"{one.expected:.3f}" if one.expected is not None else None,
+            f"{one.live:.3f}" if one.live is not None else None,
+            one.verdict,
+        )
+        for one in outcome.incidents
+    ]
+    columns = ("from", "to", "severity", "what", "AUC before", "AUC then", "hindsight")
+    table("Incidents, judged by the live AUC", columns, rows, empty="No incident.")
 
 
 def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
@@ -97,12 +119,10 @@ def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
     ]
     columns = ("month", "labels", "answered by", "live", "frozen", "gain")
     table("AUC by month: live, and if the first version had never been retrained", columns, months, empty="")
-    drift, performance = (
-        count(sum(alarm.kind == kind for alarm in outcome.alarms), f"{kind} alarm") for kind in ("drift", "performance")
-    )
+    _draw_incidents(outcome)
     console().print(
-        f"{count(len(outcome.snapshots), 'snapshot')}, {count(len(outcome.versions), 'version')}, {drift},"
-        f" {performance}, {count(len(outcome.retrainings), 'retraining')},"
+        f"{count(len(outcome.snapshots), 'snapshot')}, {count(len(outcome.versions), 'version')},"
+        f" {count(len(outcome.incidents), 'incident')}, {count(len(outcome.retrainings), 'retraining')},"
         f" {count(len(outcome.promotions), 'promotion')}, {count(len(outcome.rollbacks), 'rollback')};"
         f" {seconds:.0f} s."
     )
@@ -114,7 +134,7 @@ def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
         (f"everloop release ls {endpoint}", "the releases"),
         (f"everloop monitor performance {endpoint} --labels-after 1d", "the live AUC"),
         (f"everloop monitor performance {endpoint} --labels-after 1d --as-if {first}", "the AUC without retraining"),
-        (f"everloop monitor findings {endpoint} --severity alarm", "the alarms"),
+        (f"everloop monitor ls {endpoint} --all", "the incidents"),
         (f"everloop lineage {outcome.sample}", "one prediction, back to its model, data and code"),
         ("everloop up", "endpoint, API and status page"),
     ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from everloop.loop import LoopRun, Reconciliation
-    from everloop.records import Finding, StepRun
+    from everloop.records import Incident, StepRun
 
 
 class Timeline(SimulationListener):
@@ -68,12 +68,8 @@ class Timeline(SimulationListener):
                 who = f"[dim]{escape(finding.version or '')}[/dim]"
                 value = f"AUC [bold]{finding.value:.3f}[/bold] {_bar(finding.value)}"
                 self._line(finding.window_from, f"week        {who} {value}")
-        alarms = [finding for finding in reconciliation.findings if finding.severity == "alarm"]
-        for kind in ("drift", "performance"):
-            of_kind = sorted((alarm for alarm in alarms if alarm.kind == kind), key=_excess, reverse=True)
-            if of_kind:
-                more = f" [dim](and {len(of_kind) - 1} more)[/dim]" if len(of_kind) > 1 else ""
-                self._line(now, f"[red]alarm[/red]       {kind}: {escape(of_kind[0].message)}{more}")
+        for incident in reconciliation.incidents:
+            self._line(now, incident_line(incident))
         if reconciliation.release is not None and reconciliation.release.decisions:
             release, last = reconciliation.release, reconciliation.release.decisions[-1]
             colour = {"roll_back": "red", "complete": "green", "advance": "green"}.get(last.action, "yellow")
@@ -98,9 +94,12 @@ class Timeline(SimulationListener):
         messages().print(f"  {at:%d %b}  {text}", soft_wrap=not messages().is_terminal)
 
 
-def _excess(alarm: Finding) -> float:
-    """Return an alarm's value as a multiple of its threshold."""
-    return abs(alarm.value / alarm.threshold) if alarm.value and alarm.threshold else 0.0
+def incident_line(incident: Incident) -> str:
+    """Return an incident as one line of the timeline."""
+    if incident.state == "resolved":
+        return f"[green]resolved[/green]    {incident.kind}: {escape(incident.title)}"
+    colour = "red" if incident.severity == "alarm" else "yellow"
+    return f"[{colour}]{incident.severity:<11}[/{colour}] {incident.kind}: {escape(incident.title)}"
 
 
 def _bar(value: float) -> str:

@@ -125,7 +125,7 @@ def drift(
         "endpoint": endpoint, "version": report.version,
         "window_from": report.window_from, "window_to": report.window_to,
         "rows": report.rows, "reference_rows": report.reference_rows, "notice": report.notice,
-        "subjects": {shift.subject: {"psi": shift.psi, "limit": shift.limit, "verdict": shift.verdict}
+        "subjects": {shift.subject: {"psi": shift.psi, "p_value": shift.p_value, "verdict": shift.verdict}
                      for shift in report.shifts},
     }  # fmt: skip
     if report.notice is not None:

@@ -204,7 +204,7 @@ def _run_watches(name: str | None, project: Path | None, home: Path | None, as_j
             if loop.serve is not None:
                 with store.lock(f"tick-{loop.name}"):
                     fold_logs(store, loop.serve.name)
-                    more, failed = watch(loop, store)
+                    more, _, failed = watch(loop, store)
                 found += more
                 errors += failed
         sent, unsent = send_notifications(store, read_channels(loaded.folder))

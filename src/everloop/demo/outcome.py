@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from everloop.records import Finding, ModelVersion, Release, Run, Snapshot
+from everloop.records import Incident, ModelVersion, Release, Run, Snapshot
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,13 +43,37 @@ class Month:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedIncident:
+    """An incident, and what happened to the live metric meanwhile.
+
+    `expected` is the metric before the release; `live` the metric of the predictions during the incident, with its 95 %
+    interval. None if it cannot be measured.
+    """
+
+    incident: Incident
+    expected: float | None
+    live: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        """What hindsight says: `needed` if the metric was worse for certain, `not needed` if it was not worse."""
+        if self.expected is None or self.live is None or self.low is None or self.high is None:
+            return "unknown"
+        if self.high < self.expected:
+            return "needed"
+        return "not needed" if self.live >= self.expected else "open"
+
+
+@dataclass(frozen=True, slots=True)
 class YearOutcome:
     """Everything that happened in the simulated year."""
 
     snapshots: list[Snapshot]
     runs: list[Run]
     versions: list[ModelVersion]
-    alarms: list[Finding]
+    incidents: list[JudgedIncident]
     releases: list[Release]
     loop_runs: list[LoopRunOutcome]
     months: list[Month]
@@ -69,6 +93,23 @@ class YearOutcome:
     @property
     def rollbacks(self) -> list[Release]:
         return [release for release in self.releases if release.state == "rolled_back"]
+
+
+def judge_incident(store: Store, incident: Incident) -> JudgedIncident:
+    """Compare the live metric during an incident with the metric before the release of the version that answered."""
+    from everloop.errors import EmptySampleError
+    from everloop.monitoring import find_baseline, measure_labelled
+    from everloop.monitoring.logged_windows import read_labels
+
+    version = incident.versions[0] if incident.versions else None
+    baseline = find_baseline(store, version) if version is not None else None
+    expected = baseline.metric.value if baseline is not None and baseline.metric is not None else None
+    try:
+        labelled = read_labels(store, incident.endpoint, incident.began_at, incident.seen_at, version=version)
+        measured = measure_labelled(labelled, METRIC)
+    except EmptySampleError:
+        return JudgedIncident(incident, expected, None, None, None)
+    return JudgedIncident(incident, expected, measured.value, measured.low, measured.high)
 
 
 def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
@@ -121,7 +162,7 @@ def read_outcome(store: Store, loop: str, endpoint: str) -> YearOutcome:
         snapshots=store.records.find(Snapshot, order="id"),
         runs=runs,
         versions=versions,
-        alarms=store.records.find(Finding, ("severity", "=", "alarm"), order="id"),
+        incidents=[judge_incident(store, one) for one in store.records.find(Incident, order="id")],
         releases=releases,
         loop_runs=loop_runs,
         months=months,

@@ -76,6 +76,19 @@ def check_limit(argument: str, metric: str, value: object) -> None:
         raise UsageError(f"{argument} is {value!r}, but r2 is never above 1.", help="Choose a limit of at most 1.")
 
 
+def check_severity(argument: str, value: object) -> None:
+    """Check the severity of an incident.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if value not in ("notice", "alarm"):
+        raise UsageError(
+            f"{argument} is {value!r}, but must be 'notice' or 'alarm'.",
+            help=f"For example: {argument.rstrip(')')}'alarm')",
+        )
+
+
 def check_duration(argument: str, value: object, *, positive: bool = False) -> timedelta:
     """Check that a value is a duration; returns it.
 

@@ -15,14 +15,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from everloop.errors import UsageError
-from everloop.loop.declaration_checks import check_duration, check_limit, check_name, check_number, check_text
+from everloop.loop.declaration_checks import (
+    check_duration,
+    check_limit,
+    check_name,
+    check_number,
+    check_severity,
+    check_text,
+)
 from everloop.training.metric_tasks import check_metric
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from everloop.loop.watch_protocol import WatchContext
-    from everloop.records import Finding, FindingKind
+    from everloop.records import Finding, FindingKind, IncidentSeverity
 
 # --- gates: what a candidate must pass before it gets traffic -----------------------------------------------
 
@@ -282,9 +289,19 @@ class Drift:
     def check(self, context: WatchContext, since: datetime, until: datetime) -> list[Finding]:
         from everloop.monitoring import check_drift
 
-        return check_drift(
-            context.store, context.endpoint, context.version, since, until, alarms_per_month=self.alarms_per_month
-        )
+        versions = context.answering(since, until)
+        findings: list[Finding] = []
+        for version in versions:
+            findings += check_drift(
+                context.store,
+                context.endpoint,
+                version,
+                since,
+                until,
+                alarms_per_month=self.alarms_per_month,
+                versions=len(versions),
+            )
+        return findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,42 +420,48 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class OnDrift:
-    """Trigger: retrain after a drift alarm about the current champion. Needs a `Drift` watch.
+    """Trigger: retrain if there is a drift incident about the current champion. Needs a `Drift` watch.
 
     Args:
         cooldown: shortest time between the start of the last run and a run that this trigger starts.
+        at_least: `"alarm"` for incidents that harm predictions, or are expected to; `"notice"` for all incidents.
 
     Raises:
-        UsageError: `cooldown` is not a duration.
+        UsageError: `cooldown` is not a duration, or `at_least` is not a severity.
 
     Example:
         `OnDrift(cooldown="8w")`
     """
 
     cooldown: str = "2w"
+    at_least: IncidentSeverity = "alarm"
 
     def __post_init__(self) -> None:
         check_duration("OnDrift(cooldown=)", self.cooldown)
+        check_severity("OnDrift(at_least=)", self.at_least)
 
 
 @dataclass(frozen=True, slots=True)
 class OnPerformance:
-    """Trigger: retrain after a performance alarm about the current champion. Needs a `Performance` watch.
+    """Trigger: retrain if there is a performance incident about the current champion. Needs a `Performance` watch.
 
     Args:
         cooldown: shortest time between the start of the last run and a run that this trigger starts.
+        at_least: `"alarm"` for incidents that harm predictions, or are expected to; `"notice"` for all incidents.
 
     Raises:
-        UsageError: `cooldown` is not a duration.
+        UsageError: `cooldown` is not a duration, or `at_least` is not a severity.
 
     Example:
         `OnPerformance(cooldown="6w")`
     """
 
     cooldown: str = "1w"
+    at_least: IncidentSeverity = "alarm"
 
     def __post_init__(self) -> None:
         check_duration("OnPerformance(cooldown=)", self.cooldown)
+        check_severity("OnPerformance(at_least=)", self.at_least)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everloop.loop.declarations import Due, Endpoint
     from everloop.loop.gates import GateOutcome
     from everloop.loop.loop_definition import Loop
-    from everloop.records import Finding, Release
+    from everloop.records import Finding, Incident, Release
     from everloop.stores import Store
 
 
@@ -39,6 +39,8 @@ class Reconciliation:
     """Why a run is due; None if none is."""
     errors: list[EverloopError] = field(default_factory=list)
     """Errors of watches that could not check their windows. They did not stop the rest of the tick."""
+    incidents: list[Incident] = field(default_factory=list)
+    """Incidents that were opened, joined, escalated or resolved."""
 
 
 def reconcile(loop: Loop, store: Store) -> Reconciliation:
@@ -54,10 +56,10 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
         if folded + fold_labels(store, loop.serve.name):
             for log in (PREDICTIONS, LABELS):
                 store.tables.tidy(table_name(store, log, loop.serve.name))
-        findings, errors = watch(loop, store)
+        findings, incidents, errors = watch(loop, store)
         findings += watch_freshness(store)
         release = _move_rollout(loop, loop.serve, store)
-        return Reconciliation(folded, findings, release, find_due(loop, store), errors)
+        return Reconciliation(folded, findings, release, find_due(loop, store), errors, incidents)
 
 
 def _move_rollout(loop: Loop, endpoint: Endpoint, store: Store) -> Release | None:

@@ -273,8 +273,16 @@ def register(
     times = [time] if time is not None else []
     scored = test.select(times).with_columns(*columns) if times else pl.DataFrame(columns)
     inputs = list(trained.features)
-    reference = pl.concat([train, valid]).select(*inputs, *times)
-    baseline = build_baseline(reference, inputs, time=time, scored=scored, metric=metric or evaluation["metric"])
+    # The held-out rows belong to the reference of the inputs: they are the newest rows that are known to be right.
+    reference = pl.concat([train, valid, test]).select(*inputs, *times)
+    baseline = build_baseline(
+        reference,
+        inputs,
+        time=time,
+        scored=scored,
+        scored_inputs=test.select(inputs),
+        metric=metric or evaluation["metric"],
+    )
     keep_baseline(here.store, version.key, baseline)
     return version.key
 

@@ -1,24 +1,26 @@
 """Decide from a loop's triggers whether a new run is due.
 
-Triggers read records only: findings since the last run, the time, and whether the sources of the steps have changed.
+Triggers read records only: incidents since the last run, the time, and whether the sources of the steps have changed.
 While a candidate is being rolled out no run is due, because its evidence is still coming in.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
 from everloop.loop.declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.loop.rollout import champion_of, find_rolling
-from everloop.records import Finding, Run
+from everloop.monitoring.incidents.incident_engine import ongoing_incident
+from everloop.records import Run
 from everloop.stores.durations import format_duration, parse_duration
 from everloop.stores.verify import mark_lost
 
 if TYPE_CHECKING:
     from everloop.loop.loop_definition import Loop
+    from everloop.records import FindingKind
     from everloop.stores import Store
 
 MOST_LOST = 3
@@ -68,12 +70,12 @@ def check_trigger(trigger: Trigger, loop: Loop, store: Store, last: Run) -> Due 
 
 @check_trigger.register(OnDrift)
 def _(trigger: OnDrift, loop: Loop, store: Store, last: Run) -> Due | None:
-    return _on_alarm("OnDrift", "drift", trigger.cooldown, loop, store, last)
+    return _on_incident("OnDrift", "drift", trigger, loop, store, last)
 
 
 @check_trigger.register(OnPerformance)
 def _(trigger: OnPerformance, loop: Loop, store: Store, last: Run) -> Due | None:
-    return _on_alarm("OnPerformance", "performance", trigger.cooldown, loop, store, last)
+    return _on_incident("OnPerformance", "performance", trigger, loop, store, last)
 
 
 @check_trigger.register(Every)
@@ -103,35 +105,24 @@ def _(trigger: OnNewData, loop: Loop, store: Store, last: Run) -> Due | None:
     return Due("OnNewData", "; ".join(step.reason for step in changed), {"steps": [step.name for step in changed]})
 
 
-def _on_alarm(name: str, kind: str, cooldown: str, loop: Loop, store: Store, last: Run) -> Due | None:
-    if loop.serve is None or store.now() - last.started_at < parse_duration(cooldown):
+def _on_incident(
+    name: str, kind: FindingKind, trigger: OnDrift | OnPerformance, loop: Loop, store: Store, last: Run
+) -> Due | None:
+    if loop.serve is None or store.now() - last.started_at < parse_duration(trigger.cooldown):
         return None
-    alarms = store.records.find(
-        Finding,
-        ("endpoint", "=", loop.serve.name),
-        ("kind", "=", kind),
-        ("severity", "=", "alarm"),
-        ("created_at", ">", last.started_at),
-        order="-created_at",
-    )
-    # An alarm about a version that has been replaced needs no further run.
+    incident = ongoing_incident(store, loop.serve.name, kind)
+    # What was seen before the last run began is answered by that run.
+    if incident is None or incident.state == "muted" or incident.seen_at <= last.started_at:
+        return None
+    if incident.severity != "alarm" and trigger.at_least == "alarm":
+        return None
     champion = champion_of(store, loop.model)
-    alarms = [alarm for alarm in alarms if alarm.version in (None, champion)]
-    if not alarms:
+    # An incident of a version that has been replaced needs no further run.
+    if incident.versions and champion not in incident.versions:
         return None
-    newest = max(alarms, key=lambda alarm: (alarm.window_to, _excess(alarm)))
-    subjects = list(dict.fromkeys(alarm.subject for alarm in alarms))
-    waited = format_duration(store.now() - newest.created_at)
-    others = f" (and {len(subjects) - 1} more)" if len(subjects) > 1 else ""
+    waited = format_duration(max(timedelta(0), store.now() - incident.seen_at))
     return Due(
         name,
-        f"{newest.message.rstrip('.')}{others}",
-        {"findings": [alarm.id for alarm in alarms], "subjects": subjects, "waited": waited},
+        incident.title.rstrip("."),
+        {"incident": incident.id, "subjects": list(incident.subjects), "waited": waited},
     )
-
-
-def _excess(alarm: Finding) -> float:
-    """How far the value of an alarm is beyond its threshold, as a share of the threshold."""
-    if alarm.value is None or not alarm.threshold:
-        return 0.0
-    return abs(alarm.value - alarm.threshold) / abs(alarm.threshold)

@@ -81,6 +81,19 @@ class WatchContext:
 
         return read_window(self.store, self.endpoint, since, until)
 
+    def answering(self, since: datetime, until: datetime) -> list[str]:
+        """Return the keys of the versions with a baseline that answered clients in a window, most predictions first.
+
+        The version of the context is left out if it did not answer.
+
+        Raises:
+            EmptySampleError: no client received a prediction in the window.
+            NotFoundError: none of the versions that answered has a baseline.
+        """
+        from everloop.monitoring.logged_windows import answering_versions
+
+        return answering_versions(self.store, self.endpoint, since, until)
+
     def finding(
         self,
         since: datetime,

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         psi as psi,
         wasserstein as wasserstein,
     )
-    from everloop.monitoring.noise import NoiseFloor as NoiseFloor, noise_floor as noise_floor
     from everloop.monitoring.performance.attribution_over_time import (
         attribution_over_time as attribution_over_time,
         permutation_importance as permutation_importance,
@@ -107,7 +106,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ],
         "drift": ["check_drift", "compare_window"],
         "drift_report": ["DriftReport", "baseline_of", "report_drift"],
-        "noise": ["NoiseFloor", "noise_floor"],
         "performance.attribution_over_time": ["attribution_over_time", "permutation_importance"],
         "performance.challenger_comparison": ["VersionComparison", "compare_versions"],
         "performance.confidence_estimation": ["ConfidenceEstimator"],

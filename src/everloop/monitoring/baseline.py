@@ -10,13 +10,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import zlib
+from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from everloop.data.sketches.bins import BINS, CATEGORIES, Bins, choose_bins
-from everloop.data.sketches.column_sketches import Sketch, add_all, sketch_frame
+from everloop.data.sketches.block_counts import count_blocks
+from everloop.data.sketches.column_sketches import Sketch, sketch_frame
+from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
+from everloop.monitoring.score_effects import ScoreEffects, fit_score_effects
 from everloop.records import Artifact, Json, ModelVersion
 
 if TYPE_CHECKING:
@@ -28,8 +33,7 @@ if TYPE_CHECKING:
 
     from everloop.stores import Store
 
-FORMAT = 1
-BLOCKS = 64
+FORMAT = 2
 PREDICTION = "prediction"
 """Name of the score among the monitored subjects."""
 
@@ -44,25 +48,22 @@ class Blocks:
     """Counts by cell in consecutive blocks of the reference, all of the same length in time.
 
     Attributes:
-        span: length of a block.
-        counts: by subject, one tuple of counts for each block, oldest first. Blocks without rows are all zero.
+        start: start of the first block.
+        span: length of a block: an hour or a day, or a part of the reference if it is short.
+        number: how many blocks there are; some may have no rows.
+        counts: by subject, counts of shape (number, cells) as little-endian 32-bit integers.
     """
 
+    start: datetime
     span: timedelta
-    counts: dict[str, tuple[tuple[int, ...], ...]]
+    number: int
+    counts: dict[str, bytes]
 
-    def counts_over(self, subject: str, window: timedelta) -> npt.NDArray[np.float64]:
-        """Return the counts of blocks about as long as `window`, shape (blocks, cells), by adding neighbours.
-
-        There are at least six blocks. For a window longer than a sixth of the reference they are shorter than the
-        window and so vary more, which overestimates the noise instead of underestimating it.
-        """
+    def counts_of(self, subject: str) -> npt.NDArray[np.float64]:
+        """Return the counts of a subject, shape (blocks, cells)."""
         import numpy as np
 
-        counts = np.asarray(self.counts[subject], dtype=np.float64)
-        merged = max(1, min(round(window / self.span), len(counts) // _LEAST_BLOCKS))
-        used = len(counts) // merged * merged
-        return np.asarray(counts[:used].reshape(-1, merged, counts.shape[1]).sum(axis=1))
+        return np.frombuffer(self.counts[subject], dtype="<i4").reshape(self.number, -1).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ class Baseline:
     score: Reference | None = None
     metric: ReferenceMetric | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    score_effects: ScoreEffects | None = None
+    """How the score depends on each feature; None if the scored rows came without their inputs."""
 
     @property
     def bins(self) -> dict[str, Bins]:
@@ -123,6 +126,7 @@ class Baseline:
             "score": _reference_to_json(self.score) if self.score else None,
             "metric": self.metric.to_json() if self.metric else None,
             "skipped": self.skipped,
+            "score_effects": self.score_effects.to_json() if self.score_effects else None,
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -147,6 +151,7 @@ class Baseline:
                 score=_reference_from_json(data["score"]) if data["score"] else None,
                 metric=ReferenceMetric.from_json(data["metric"]) if data["metric"] else None,
                 skipped=data["skipped"],
+                score_effects=ScoreEffects.from_json(data["score_effects"]) if data.get("score_effects") else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptionError(f"The content is not a baseline: {error!r}.") from error
@@ -158,10 +163,10 @@ def build_baseline(
     *,
     time: str | None = None,
     scored: pl.DataFrame | None = None,
+    scored_inputs: pl.DataFrame | None = None,
     metric: str | None = None,
     bins: int = BINS,
     categories: int = CATEGORIES,
-    blocks: int = BLOCKS,
 ) -> Baseline:
     """Build a baseline from reference data.
 
@@ -173,10 +178,11 @@ def build_baseline(
         scored: rows that the model was not fitted on, with its `score` (number or class) and, for `metric`, the label
             as `actual` (0/1, class index or number). Metrics of several classes take the class probabilities from a
             list column `scores`. If it has the column `time`, it is divided into blocks as well.
+        scored_inputs: the features of the rows of `scored`, in the same order. With them, a later report can say which
+            inputs moved the score.
         metric: a metric to measure on `scored`, by its name in `everloop.training.METRICS`.
         bins: how many quantile bins a numeric feature has.
         categories: how many categories get their own cell.
-        blocks: how many blocks of time there are.
 
     Raises:
         EmptySampleError: the reference has no rows.
@@ -187,8 +193,10 @@ def build_baseline(
     reference = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
     names = [name for name in (features if features is not None else reference.columns) if name != time]
     cells, skipped = choose_bins(reference, names, bins=bins, categories=categories)
+    grid = choose_grid(reference, time, len(cells)) if time is not None else None
     score: Reference | None = None
     measured: ReferenceMetric | None = None
+    effects: ScoreEffects | None = None
     if scored is not None:
         if "score" not in scored.columns:
             raise UsageError("Scored rows need a column 'score'.", help=f"Columns: {', '.join(scored.columns)}")
@@ -196,7 +204,9 @@ def build_baseline(
         score_bins, reason = choose_bins(scored, ["score"], bins=bins, categories=categories)
         if "score" in score_bins:
             cells_of_score = {PREDICTION: score_bins["score"]}
-            score = _sketch_reference(scored, cells_of_score, score_time, blocks, {PREDICTION: "score"})
+            score = _sketch_reference(scored, cells_of_score, score_time, grid, {PREDICTION: "score"})
+            if scored_inputs is not None:
+                effects = fit_score_effects(scored_inputs, cells, scored["score"])
         else:
             skipped[PREDICTION] = reason["score"]
         if metric is not None:
@@ -205,10 +215,11 @@ def build_baseline(
         raise UsageError(f"The reference value of '{metric}' needs scored rows.", help="Pass them as `scored`.")
     return Baseline(
         rows=reference.height,
-        features=_sketch_reference(reference, cells, time, blocks),
+        features=_sketch_reference(reference, cells, time, grid),
         score=score,
         metric=measured,
         skipped=skipped,
+        score_effects=effects,
     )
 
 
@@ -270,21 +281,18 @@ def _sketch_reference(
     frame: pl.DataFrame,
     bins: Mapping[str, Bins],
     time: str | None,
-    blocks: int,
+    grid: TimeGrid | None,
     columns: Mapping[str, str] | None = None,
 ) -> Reference:
-    cut = cut_by_time(frame, time, blocks) if time is not None else None
-    if cut is None:
-        return Reference(sketch_frame(frame, bins, columns=columns))
-    span, parts, undated = cut
-    sketched = [sketch_frame(part, bins, columns=columns) if part.height else None for part in parts]
-    rest = [sketch_frame(undated, bins, columns=columns)] if undated.height else []
-    total = add_all([*(part for part in sketched if part is not None), *rest])
-    counts = {
-        name: tuple(part[name].counts if part else (0,) * cells.cells for part in sketched)
-        for name, cells in bins.items()
-    }
-    return Reference(total, Blocks(span, counts))
+    import numpy as np
+
+    sketches = sketch_frame(frame, bins, columns=columns)
+    if grid is None or time is None:
+        return Reference(sketches)
+    number = grid.number_of(moments_of(frame, time))
+    counts = count_blocks(frame, bins, number, grid.number, columns=columns)
+    packed = {name: np.ascontiguousarray(cells, dtype="<i4").tobytes() for name, cells in counts.items()}
+    return Reference(sketches, Blocks(grid.start, grid.span, grid.number, packed))
 
 
 def cut_by_time(
@@ -301,12 +309,7 @@ def cut_by_time(
     """
     import polars as pl
 
-    if time not in frame.columns:
-        raise UsageError(f"The reference has no column '{time}'.", help=f"Columns: {', '.join(frame.columns)}")
-    dtype = frame.schema[time]
-    if dtype not in (pl.Datetime, pl.Date):
-        raise UsageError(f"'{time}' is {dtype}, not a date or a time.", help="Name a column of type Date or Datetime.")
-    moments = frame[time].cast(pl.Datetime("us")).cast(pl.Int64)
+    moments = moments_of(frame, time)
     low, high = moments.min(), moments.max()
     if not isinstance(low, int) or not isinstance(high, int) or low == high:
         return None
@@ -400,7 +403,14 @@ def _reference_to_json(reference: Reference) -> dict[str, Json]:
     blocks = reference.blocks
     return {
         "sketches": {name: sketch.to_json() for name, sketch in reference.sketches.items()},
-        "blocks": {"span_s": blocks.span.total_seconds(), "counts": blocks.counts} if blocks else None,
+        "blocks": {
+            "start": blocks.start.isoformat(),
+            "span_s": blocks.span.total_seconds(),
+            "number": blocks.number,
+            "counts": {name: b64encode(zlib.compress(counts)).decode() for name, counts in blocks.counts.items()},
+        }
+        if blocks
+        else None,
     }
 
 
@@ -408,10 +418,17 @@ def _reference_from_json(data: dict[str, Any]) -> Reference:
     blocks = data["blocks"]
     return Reference(
         {name: Sketch.from_json(sketch) for name, sketch in data["sketches"].items()},
-        Blocks(
-            timedelta(seconds=blocks["span_s"]),
-            {name: tuple(tuple(counts) for counts in parts) for name, parts in blocks["counts"].items()},
-        )
-        if blocks
-        else None,
+        _blocks_from_json(blocks) if blocks else None,
+    )
+
+
+def _blocks_from_json(data: dict[str, Any]) -> Blocks | None:
+    if "start" not in data:
+        # Blocks of format 1 were parts of the reference without a time of day, of which no season can be learned.
+        return None
+    return Blocks(
+        datetime.fromisoformat(data["start"]),
+        timedelta(seconds=data["span_s"]),
+        int(data["number"]),
+        {name: zlib.decompress(b64decode(counts)) for name, counts in data["counts"].items()},
     )

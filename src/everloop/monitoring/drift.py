@@ -1,21 +1,23 @@
-"""Check for drift: compare the inputs and scores of a window with a version's baseline."""
+"""Check for drift: compare the inputs and scores of a window with the baseline of the version that answered in it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.errors import EmptySampleError
-from everloop.monitoring.alarm_budget import AlarmBudget, budget_for
-from everloop.monitoring.baseline import PREDICTION, Baseline, load_baseline
-from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
-from everloop.monitoring.logged_windows import INPUT, read_inputs_and_score
-from everloop.monitoring.subject_shift import LEAST_PSI, SubjectShift, measure_shifts
+from everloop.monitoring.baseline import Baseline, load_baseline
+from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_for
+from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, new_finding
+from everloop.monitoring.incidents.drift_harm import DriftHarm, measure_harm
+from everloop.monitoring.logged_windows import read_sketches, sketch_window
+from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
+from everloop.monitoring.window_counts import stack_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
     import polars as pl
 
@@ -31,68 +33,73 @@ def check_drift(
     until: datetime,
     *,
     alarms_per_month: float = 1.0,
-    windows_per_month: float | None = None,
+    versions: int = 1,
     baseline: Baseline | None = None,
-    least_psi: float = LEAST_PSI,
 ) -> list[Finding]:
     """Compare one window of a version's predictions with its baseline, and store the findings.
 
-    There is one finding for each warning and alarm. One more summarises the window: its subject is `window`, its
-    severity `info`, and its evidence has the PSI of every subject. A subject can only become an alarm if it was a
-    warning or an alarm in one of the two windows checked before. Checking a window again returns the earlier findings,
-    unless more predictions have arrived in the meantime.
+    The window is judged alone, and together with the two and the six windows before it. There is one finding for each
+    subject (an input or `prediction`) that is a reason to open an incident. One more summarises the window: its subject
+    is `window`, its severity `info`, and its evidence has the state of every subject and what the drift does to the
+    predictions. Checking a window again returns the earlier findings, unless more predictions have arrived meanwhile.
 
     Args:
         since: start of the window, by `event_at` of the predictions.
         until: end of the window, exclusive.
-        alarms_per_month: how many false alarms a month are tolerated, over all subjects together.
-        windows_per_month: how many windows a month are checked. Default: as many as fit into a month.
+        alarms_per_month: how many incidents a month may open without need, over all subjects together.
+        versions: how many versions answered in the window; they share the budget.
         baseline: default: the stored baseline of the version.
-        least_psi: a smaller PSI is never a finding.
 
     Returns:
-        The findings: alarms first, the summary of the window last.
+        The findings about subjects, the most surprising first, and the summary of the window last.
 
     Raises:
         EmptySampleError: the version has no predictions in the window.
         NotFoundError: the version has no baseline.
         UsageError: the window has no length or the budget is not above 0.
     """
-    budget = budget_for(alarms_per_month, until - since, windows_per_month)
     known = baseline if baseline is not None else load_baseline(store, version)
-    rows = read_inputs_and_score(store, endpoint, version, since, until, list(known.bins))
+    span = until - since
+    rate = incidents_per_window(alarms_per_month, span, versions)
+    starts = [since - step * span for step in range(MEMORY, -1, -1)]
+    windows = [read_sketches(store, endpoint, version, start, start + span, known) for start in starts]
+    last = windows[-1]
+    if last is None:
+        raise EmptySampleError(
+            f"'{endpoint}' has no predictions of {version} between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M}.",
+            help="Choose another window.",
+        )
     check = CheckedSeries(endpoint, version, "drift")
-    earlier = find_checked(store, check, since, until, {"rows": rows.height, **asdict(budget)})
+    earlier = find_checked(store, check, since, until, {"rows": last.rows, "incidents_per_window": rate})
     if earlier:
         return earlier
-    recently_flagged = find_recently_flagged(store, check, since, until)
-    features, score = sketch_window(known, rows)
-    shifts = measure_shifts(
+    typical = sorted(window.rows for window in windows if window is not None)
+    judge = judge_for(known, span, typical[len(typical) // 2], rate)
+    stacked = stack_windows(
         known,
-        features,
-        score,
-        span=until - since,
-        budget=budget,
-        recently_flagged=recently_flagged,
-        least_psi=least_psi,
+        starts,
+        span,
+        [window.features if window is not None else None for window in windows],
+        [window.score if window is not None else None for window in windows],
     )
+    shifts = measure_shifts(known, judge.judge(stacked)[-1], last.features, last.score)
+    flagged = [shift for shift in shifts if shift.verdict != "quiet"]
+    harm = measure_harm(known, flagged, last.features, last.score)
     found = [
         new_finding(
             store,
             endpoint=endpoint,
             version=version,
             kind="drift",
-            severity=shift.verdict,
+            severity="alarm" if harm.severity == "alarm" and shift.verdict == "alarm" else "warning",
             subject=shift.subject,
             window_from=since,
             window_to=until,
             value=shift.psi,
-            threshold=shift.limit,
-            message=f"{_named(shift)} has drifted: {shift.message()}.",
+            message=shift.message(),
             evidence=shift.evidence(),
         )
-        for shift in sorted(shifts, key=lambda shift: shift.verdict)
-        if shift.verdict != "quiet"
+        for shift in flagged
     ]
     found.append(
         new_finding(
@@ -104,11 +111,12 @@ def check_drift(
             subject=WINDOW,
             window_from=since,
             window_to=until,
-            value=shifts[0].adjusted_p_value if shifts else None,
-            threshold=budget.level(max(1, len(shifts))),
-            message=_summary(shifts, rows.height),
+            value=max((shift.strength for shift in shifts), default=None),
+            threshold=1.0,
+            message=_summary(flagged, len(shifts), last.rows),
             evidence={
-                **_overview(shifts, rows.height, budget, recently_flagged, known),
+                **_overview(shifts, last.rows, rate, known, harm if flagged else None),
+                "opens": [shift.subject for shift in flagged],
                 "told": [item.id for item in found],
             },
         )
@@ -117,71 +125,56 @@ def check_drift(
     return found
 
 
-def sketch_window(baseline: Baseline, predictions: pl.DataFrame) -> tuple[dict[str, Sketch], Sketch | None]:
-    """Sketch logged predictions with the bins of the baseline: the features, and the score if both sides have one.
-
-    Raises:
-        EmptySampleError: there are no predictions.
-    """
-    if predictions.height == 0:
-        raise EmptySampleError("A window without predictions cannot be compared.", help="Choose a longer window.")
-    bins = baseline.bins
-    # One pass for features and score together. The prefix keeps a feature called `score` apart from the score.
-    keyed = {f"{INPUT}{name}": cells for name, cells in bins.items()}
-    if baseline.score is not None and "score" in predictions.columns:
-        keyed["score"] = baseline.score.sketches[PREDICTION].bins
-    sketches = sketch_frame(predictions, keyed)
-    score = sketches.pop("score", None)
-    return {key.removeprefix(INPUT): sketch for key, sketch in sketches.items()}, score
-
-
 def compare_window(
     baseline: Baseline,
     predictions: pl.DataFrame,
     *,
     span: timedelta,
-    budget: AlarmBudget,
-    recently_flagged: Sequence[str] = (),
-    least_psi: float = LEAST_PSI,
+    since: datetime | None = None,
+    alarms_per_month: float = 1.0,
 ) -> list[SubjectShift]:
-    """Compare a frame of predictions with a baseline, without a store. The arguments are those of `measure_shifts`."""
+    """Compare a frame of predictions with a baseline as one window, without a store.
+
+    Args:
+        predictions: columns `input_<feature>` and, if scores are compared, `score`.
+        span: length of the window.
+        since: its start, for seasons. Default: unknown, so seasons are not taken into account.
+        alarms_per_month: how many incidents a month may open without need.
+
+    Raises:
+        EmptySampleError: there are no predictions.
+    """
     features, score = sketch_window(baseline, predictions)
-    return measure_shifts(
-        baseline,
-        features,
-        score,
-        span=span,
-        budget=budget,
-        recently_flagged=frozenset(recently_flagged),
-        least_psi=least_psi,
-    )
+    judge = judge_for(baseline, span, predictions.height, incidents_per_window(alarms_per_month, span))
+    if since is None:
+        since, judge = datetime(1970, 1, 1, tzinfo=UTC), replace(judge, model=replace(judge.model, seasons=[]))
+    stacked = stack_windows(baseline, [since], span, [features], [score])
+    return measure_shifts(baseline, judge.judge(stacked)[-1], features, score)
 
 
-def _named(shift: SubjectShift) -> str:
-    return "The score" if shift.subject == PREDICTION else f"'{shift.subject}'"
-
-
-def _summary(shifts: Sequence[SubjectShift], rows: int) -> str:
-    counts = {verdict: sum(shift.verdict == verdict for shift in shifts) for verdict in ("alarm", "warning")}
-    flagged = [f"{count} {verdict}{'s' if count > 1 else ''}" for verdict, count in counts.items() if count]
-    return f"{' and '.join(flagged) or 'No drift'} among {len(shifts)} subjects in {rows} predictions."
+def _summary(flagged: Sequence[SubjectShift], subjects: int, rows: int) -> str:
+    count = f"{rows:,} prediction{'' if rows == 1 else 's'}"
+    if not flagged:
+        return f"No drift among {subjects} subjects in {count}."
+    return f"{len(flagged)} of {subjects} subjects {'has' if len(flagged) == 1 else 'have'} drifted in {count}."
 
 
 def _overview(
-    shifts: Sequence[SubjectShift], rows: int, budget: AlarmBudget, recently_flagged: set[str], baseline: Baseline
-) -> dict[str, Json]:
+    shifts: Sequence[SubjectShift], rows: int, rate: float, baseline: Baseline, harm: DriftHarm | None
+) -> Mapping[str, Json]:
     return {
         "rows": rows,
         "reference_rows": baseline.rows,
-        **asdict(budget),
-        "suspects": sorted(recently_flagged),
+        "incidents_per_window": rate,
         "skipped": dict(baseline.skipped),
+        "harm": harm.to_json() if harm is not None else None,
         "subjects": {
             shift.subject: {
                 "psi": shift.psi,
-                "limit": shift.limit,
                 "p_value": shift.p_value,
+                "strength": shift.strength,
                 "verdict": shift.verdict,
+                "calm": shift.calm,
             }
             for shift in shifts
         },

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError
-from everloop.monitoring.alarm_budget import budget_for
 from everloop.monitoring.baseline import Baseline, build_baseline, find_baseline
 from everloop.monitoring.drift import compare_window
 from everloop.monitoring.logged_windows import read_inputs_and_score, read_window
@@ -79,7 +78,7 @@ def report_drift(
     baseline, notice = baseline_of(store, version)
     rows = read_inputs_and_score(store, endpoint, version, since, until, list(baseline.bins))
     span = max(until - since, _LEAST_SPAN)
-    shifts = compare_window(baseline, rows, span=span, budget=budget_for(alarms_per_month, span))
+    shifts = compare_window(baseline, rows, span=span, since=since, alarms_per_month=alarms_per_month)
     return DriftReport(
         endpoint=endpoint,
         version=version,

@@ -6,6 +6,7 @@ written, so no other process has to run.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.data.sketches.column_sketches import Sketch
+    from everloop.monitoring.baseline import Baseline
     from everloop.stores import Store
 
+_LEAST_SHARE = 0.01
 INPUT = "input_"
 """Prefix of a feature's name in the columns of a window."""
 
@@ -60,6 +64,85 @@ def read_window(
             else "It has no predictions yet. Send a request first.",
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedWindow:
+    """The sketches of one window of a version's predictions, with the cells of its baseline."""
+
+    rows: int
+    features: dict[str, Sketch]
+    score: Sketch | None
+
+
+def read_sketches(
+    store: Store, endpoint: str, version: str, since: datetime, until: datetime, baseline: Baseline
+) -> LoggedWindow | None:
+    """Return the sketches of a version's predictions in a window; None if there are none.
+
+    They come from the hourly aggregates of the log. If the aggregates were counted with other cells than those of
+    `baseline`, the rows are read.
+
+    Raises:
+        NotFoundError: the endpoint does not exist.
+    """
+    from everloop.prediction_log.aggregates import read_aggregates
+
+    for window in read_aggregates(store, endpoint, since, until, version):
+        if window.version != version or not window.rows:
+            continue
+        same = {name: sketch.bins for name, sketch in window.inputs.items()} == baseline.bins
+        if same and (baseline.score is None) == (window.score is None):
+            return LoggedWindow(window.rows, window.inputs, window.score)
+        rows = read_inputs_and_score(store, endpoint, version, since, until, list(baseline.bins))
+        features, score = sketch_window(baseline, rows)
+        return LoggedWindow(rows.height, features, score)
+    return None
+
+
+def answering_versions(store: Store, endpoint: str, since: datetime, until: datetime) -> list[str]:
+    """Return the versions that answered clients in a window and have a baseline, most predictions first.
+
+    Versions with less than a hundredth of the predictions are left out, unless they are alone.
+
+    Raises:
+        EmptySampleError: no client received a prediction in the window.
+        NotFoundError: the endpoint does not exist, or none of the versions that answered has a baseline.
+    """
+    from everloop.monitoring.baseline import find_baseline, load_baseline
+    from everloop.prediction_log.aggregates import read_aggregates
+
+    windows = [window for window in read_aggregates(store, endpoint, since, until) if window.rows]
+    if not windows:
+        raise EmptySampleError(
+            f"'{endpoint}' has no predictions between {_text(since)} and {_text(until)}.", help="Choose another window."
+        )
+    total = sum(window.rows for window in windows)
+    ordered = [w.version for w in sorted(windows, key=lambda w: -w.rows) if w.rows >= _LEAST_SHARE * total]
+    known = [version for version in ordered if find_baseline(store, version) is not None]
+    if not known:
+        load_baseline(store, ordered[0])
+    return known
+
+
+def sketch_window(baseline: Baseline, predictions: pl.DataFrame) -> tuple[dict[str, Sketch], Sketch | None]:
+    """Sketch logged predictions with the bins of the baseline: the features, and the score if both sides have one.
+
+    Raises:
+        EmptySampleError: there are no predictions.
+    """
+    from everloop.data.sketches.column_sketches import sketch_frame
+    from everloop.monitoring.baseline import PREDICTION
+
+    if predictions.height == 0:
+        raise EmptySampleError("A window without predictions cannot be compared.", help="Choose a longer window.")
+    # One pass for features and score together. The prefix keeps a feature called `score` apart from the score.
+    keyed = {f"{INPUT}{name}": cells for name, cells in baseline.bins.items()}
+    if baseline.score is not None and "score" in predictions.columns:
+        keyed["score"] = baseline.score.sketches[PREDICTION].bins
+    sketches = sketch_frame(predictions, keyed)
+    score = sketches.pop("score", None)
+    return {key.removeprefix(INPUT): sketch for key, sketch in sketches.items()}, score
 
 
 def read_inputs_and_score(

@@ -1,40 +1,39 @@
-"""Measure how far each subject of a window is from its baseline, and whether that is more than noise.
+"""How far each subject of a window is from its baseline, in numbers and words for people.
 
-The input is sketches and the output is shifts. Nothing here reads or writes a store.
+The input is sketches and a judgement, the output is shifts. Nothing here reads or writes a store.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from everloop.data.sketches.bins import NumericBins
-from everloop.monitoring.alarm_budget import AlarmBudget, Verdict, adjusted
-from everloop.monitoring.baseline import PREDICTION, Baseline, Reference
+from everloop.monitoring.baseline import PREDICTION, Baseline
 from everloop.monitoring.measures.distances import (
     DistanceName,
     distance_between,
-    distance_function,
     live_shares,
     smoothed_shares,
 )
-from everloop.monitoring.noise import DRAWS, NoiseFloor, noise_floor
+from everloop.monitoring.reports.change_sentences import change_sentence
+from everloop.monitoring.window_counts import subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set
-    from datetime import timedelta
+    from collections.abc import Mapping
 
     from everloop.data.sketches.column_sketches import Sketch
+    from everloop.monitoring.drift_judge import SubjectJudgement, WindowJudgement
     from everloop.records import Json
 
-LEAST_PSI = 0.01
-"""A smaller PSI is never a finding, even if it is significant. For a normally distributed feature, a PSI of 0.01 means
-that the mean has moved by a tenth of the standard deviation."""
-
+SMALL_PSI = 0.02
+"""A shift with a smaller PSI is called small, however certain it is. For a normally distributed feature, a PSI of 0.02
+means that the mean has moved by a seventh of the standard deviation."""
 MOVED_CELLS = 5
+
+Verdict = Literal["quiet", "warning", "alarm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +42,34 @@ class SubjectShift:
 
     Attributes:
         psi: population stability index against the baseline, in nats.
-        expected_psi: mean PSI of windows of this size if nothing changes.
-        p_value: probability of at least this PSI if nothing changes.
-        adjusted_p_value: the p-value after Benjamini-Hochberg over all subjects of the window.
-        limit: PSI above which the subject would be flagged.
+        judgement: how surprising the window is in the subject's most surprising direction.
+        strength: surprise as a share of the limit; from 1 on it is a reason to open an incident.
+        verdict: `quiet` below the limit, `warning` if the shift is small, else `alarm`.
+        calm: whether an open incident about the subject may be over: this window alone is not surprising.
     """
 
     subject: str
     psi: float
-    expected_psi: float
-    p_value: float
-    adjusted_p_value: float
-    limit: float
+    judgement: SubjectJudgement
+    strength: float
     verdict: Verdict
+    calm: bool
     reference: Sketch
     live: Sketch
+
+    @property
+    def p_value(self) -> float:
+        """Probability of such a surprise in any direction of the subject if nothing has changed."""
+        return self.judgement.p_value
 
     def evidence(self) -> dict[str, Json]:
         """Return the details of the shift, for the evidence of a finding."""
         data: dict[str, Json] = {
             "psi": self.psi,
-            "expected_psi": self.expected_psi,
             "p_value": self.p_value,
-            "adjusted_p_value": self.adjusted_p_value,
+            "strength": self.strength,
+            "direction": self.judgement.direction,
+            "deviation_in_direction": self.judgement.value,
             "rows": self.live.rows,
             "missing": [_share(self.reference, 0), _share(self.live, 0)],
             "cells": self.moved_cells(),
@@ -96,84 +100,44 @@ class SubjectShift:
         ]
 
     def message(self) -> str:
-        """Describe the shift in one line: PSI and limit, and what has changed most."""
-        parts = [f"PSI {self.psi:.3g}, limit {self.limit:.3g}"]
-        if self.reference.moments and self.live.moments:
-            parts.append(f"mean {self.reference.moments.mean:.4g} → {self.live.moments.mean:.4g}")
-        before, now = _share(self.reference, 0), _share(self.live, 0)
-        if abs(now - before) >= 0.01:
-            parts.append(f"missing {before:.1%} → {now:.1%}")
-        if self.live.unseen:
-            parts.append("new: " + ", ".join(repr(value) for value in self.live.unseen))
-        elif not isinstance(self.reference.bins, NumericBins) and (moved := self.moved_cells()):
-            parts.append(f"{moved[0]['cell']!r} {moved[0]['before']:.1%} → {moved[0]['now']:.1%}")
-        return "; ".join(parts)
+        """Describe the shift in one sentence."""
+        return change_sentence(self.subject, self.reference, self.live, self.judgement.direction)
 
 
 def measure_shifts(
     baseline: Baseline,
+    judgement: WindowJudgement,
     features: Mapping[str, Sketch],
     score: Sketch | None = None,
-    *,
-    span: timedelta,
-    budget: AlarmBudget,
-    recently_flagged: Set[str] = frozenset(),
-    least_psi: float = LEAST_PSI,
-    draws: int = DRAWS,
 ) -> list[SubjectShift]:
     """Compare all subjects of one window with the baseline.
 
     Args:
+        judgement: the judgement on the window.
         features: the window's sketches, with the bins of the baseline.
         score: the sketch of the window's scores; its subject is `prediction`.
-        span: length of the window. It is compared with blocks of the reference of about this length.
-        budget: how many false alarms are tolerated.
-        recently_flagged: subjects that were a warning or an alarm in one of the two windows before.
-        least_psi: a smaller PSI is never flagged, whatever its p-value.
-        draws: how many simulations are run for each subject.
 
     Returns:
-        One shift for each subject that both sides have, the smallest p-value first.
-
-    Raises:
-        EmptySampleError: the window has no rows.
+        One shift for each subject that both sides have, the most surprising first.
     """
-    pairs = [(baseline.features, name, live) for name, live in features.items() if name in baseline.features.sketches]
+    pairs = {
+        subject_of(name, baseline): (baseline.features.sketches[name], live)
+        for name, live in features.items()
+        if name in baseline.features.sketches
+    }
     if baseline.score is not None and score is not None:
-        pairs.append((baseline.score, PREDICTION, score))
-    found: dict[str, tuple[Sketch, Sketch, float, NoiseFloor]] = {}
-    for reference, name, live in pairs:
-        known = reference.sketches[name]
-        distance = distance_between("psi", known, live)
-        # A feature may have the same name as the score.
-        subject = f"input_{name}" if name == PREDICTION and reference is baseline.features else name
-        found[subject] = known, live, distance, floor_of(reference, name, live.rows, span, draws)
-    p_values = {name: floor.p_value(distance) for name, (_, _, distance, floor) in found.items()}
-    verdicts = budget.judge(p_values, recently_flagged)
-    corrected = adjusted(p_values)
+        pairs[PREDICTION] = (baseline.score.sketches[PREDICTION], score)
     shifts = []
-    for name, (known, live, distance, floor) in found.items():
-        limit = max(least_psi, floor.limit(budget.limit_of(p_values, name, recently_flagged)))
-        verdict: Verdict = verdicts[name] if distance >= least_psi else "quiet"
-        shifts.append(
-            SubjectShift(name, distance, floor.mean, p_values[name], corrected[name], limit, verdict, known, live)
-        )
-    return sorted(shifts, key=lambda shift: (shift.p_value, -shift.psi, shift.subject))
-
-
-def floor_of(reference: Reference, subject: str, rows: int, span: timedelta, draws: int = DRAWS) -> NoiseFloor:
-    """Return the noise floor of a subject's PSI for windows of `rows` rows and of the length `span`."""
-    sketch = reference.sketches[subject]
-    blocks = reference.blocks.counts_over(subject, span) if reference.blocks is not None else None
-    return noise_floor(
-        distance_function("psi", sketch, sketch),
-        sketch.array(),
-        rows,
-        blocks=blocks,
-        draws=draws,
-        # Each subject has its own random numbers, and the same ones each time.
-        seed=zlib.crc32(subject.encode()),
-    )
+    for subject, found in judgement.subjects().items():
+        if subject not in pairs:
+            continue
+        known, live = pairs[subject]
+        distance = distance_between("psi", known, live) if live.rows else 0.0
+        strength = max(0.0, found.surprise) / judgement.limit
+        verdict: Verdict = "quiet" if strength < 1 else ("warning" if distance < SMALL_PSI else "alarm")
+        calm = strength < 1 and judgement.calm(subject)
+        shifts.append(SubjectShift(subject, distance, found, strength, verdict, calm, known, live))
+    return shifts
 
 
 def _share(sketch: Sketch, cell: int) -> float:

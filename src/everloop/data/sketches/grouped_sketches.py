@@ -43,9 +43,7 @@ def sketch_groups(frame: pl.DataFrame, sizes: Sequence[int], bins: Mapping[str, 
         if name not in frame.columns or column_kind(frame.schema[name]) is None:
             sketches = [Sketch(cells, (size, *[0] * (cells.cells - 1))) for size in sizes]
         elif isinstance(cells, NumericBins):
-            # The name could be read as a pattern in an expression.
-            column = frame[name].rename("x")
-            numbers = column.to_frame().select(as_numbers("x", column.dtype))["x"].fill_null(float("nan"))
+            numbers = as_numbers(frame[name]).fill_null(float("nan"))
             sketches = _numeric(numbers.to_numpy(), cells, group, starts)
         else:
             sketches = _categorical(frame[name].rename("x"), cells, group, len(heights))

@@ -123,9 +123,7 @@ def _numbers(inputs: pl.DataFrame, name: str) -> Array:
     dtype = inputs.schema.get(name)
     if dtype is None or (column_kind(dtype) is None and dtype != pl.Null):
         return np.full(inputs.height, np.nan)
-    # Polars would read some column names as a pattern.
-    column = inputs[name].rename("x").to_frame()
-    return column.select(as_numbers("x", dtype)).to_series().to_numpy().astype(np.float64)
+    return as_numbers(inputs[name]).to_numpy().astype(np.float64)
 
 
 def _scale(values: Array, bins: NumericBins) -> tuple[float, float]:

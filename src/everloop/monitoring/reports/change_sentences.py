@@ -17,14 +17,19 @@ _SPREAD_STEP = 0.1
 _LONGEST_VALUE = 40
 
 
-def change_sentence(name: str, reference: Sketch, current: Sketch) -> str:
+def change_sentence(name: str, reference: Sketch, current: Sketch, direction: str | None = None) -> str:
     """Return the most important change of a column, as a sentence with its name.
 
     Args:
         reference: its distribution before.
         current: its distribution now, with the same cells.
+        direction: the direction in which it has moved, as `noise/directions.py` names them. Default: chosen by size.
     """
-    subject = f"'{_short(name)}'"
+    subject = "The prediction" if name == "prediction" else f"'{_short(name)}'"
+    if direction is not None:
+        found = _directed_sentence(subject, reference, current, direction)
+        if found is not None:
+            return found
     before, now = _share(reference, 0), _share(current, 0)
     if now >= 1 > before:
         return f"{subject} has no values any more."
@@ -33,6 +38,34 @@ def change_sentence(name: str, reference: Sketch, current: Sketch) -> str:
     if isinstance(reference.bins, NumericBins):
         return _numeric_sentence(subject, reference, current, reference.bins.edges)
     return _category_sentence(subject, reference, current)
+
+
+def _directed_sentence(subject: str, reference: Sketch, current: Sketch, direction: str) -> str | None:
+    """Return a sentence about one direction; None if it does not show in the numbers."""
+    before, now = reference.moments, current.moments
+    if direction == "missing" and reference.counts[0] != current.counts[0]:
+        if _share(current, 0) >= 1 > _share(reference, 0):
+            return f"{subject} has no values any more."
+        return f"{subject} is missing in {_percents(reference, current, 0)}."
+    if direction == "location" and before is not None and now is not None and now.mean != before.mean:
+        verb = "risen" if now.mean > before.mean else "fallen"
+        return f"{subject} has {verb} from {_number(before.mean)} to {_number(now.mean)} on average."
+    if direction == "scale" and before is not None and now is not None and now.deviation != before.deviation:
+        verb = "more" if now.deviation > before.deviation else "less"
+        return (
+            f"{subject} varies {verb} than before: its standard deviation is {_number(now.deviation)}, "
+            f"before it was {_number(before.deviation)}."
+        )
+    if direction == "outside" and isinstance(reference.bins, NumericBins):
+        low, high = reference.bins.edges[0], reference.bins.edges[-1]
+        share = _share(current, 1) + _share(current, len(current.counts) - 1)
+        known = f"{_number(low)} to {_number(high)}"
+        return f"{subject} is outside its known range, {known}, in {_percent(share)} of the rows."
+    if direction in reference.bins.labels and not isinstance(reference.bins, NumericBins):
+        cell = reference.bins.labels.index(direction)
+        if cell not in (0, len(reference.counts) - 1):
+            return f"{subject} has the value '{_short(direction)}' in {_percents(reference, current, cell)}."
+    return None
 
 
 def _numeric_sentence(subject: str, reference: Sketch, current: Sketch, edges: tuple[float, ...]) -> str:

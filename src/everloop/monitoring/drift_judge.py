@@ -1,0 +1,176 @@
+"""Judge windows: how surprising they are under the noise model of a baseline, and whether that opens an incident.
+
+Learning the noise and its limit takes a second for many features, so both are kept for the next window.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop.errors import UsageError
+from everloop.monitoring.baseline import PREDICTION, Baseline
+from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, IncidentRule, find_limit
+from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts
+from everloop.monitoring.noise.reference_seasons import seconds_of
+from everloop.monitoring.window_counts import WindowCounts, subject_of
+
+Array = npt.NDArray[np.float64]
+
+MONTH = timedelta(days=365.25 / 12)
+MEMORY = max(SCALES) - 1
+"""How many windows before the one that is judged are needed."""
+
+_MOST_JUDGES = 16
+_judges: OrderedDict[tuple[str, timedelta, int, float], DriftJudge] = OrderedDict()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectJudgement:
+    """What a window says about one subject.
+
+    Attributes:
+        direction: the most surprising direction, such as `location`, `scale`, `missing`, `new` or `rest`.
+        value: the deviation in that direction: standard deviations for a location, otherwise see `directions`.
+        surprise: −ln of its p-value, the strongest over one, three and seven windows.
+        alone: the same for this window alone.
+        p_value: probability of such a surprise in any direction of the subject if nothing has changed.
+    """
+
+    subject: str
+    direction: str
+    value: float
+    surprise: float
+    alone: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowJudgement:
+    """What a window says about all directions; see `NoiseModel.strongest`."""
+
+    strongest: Array
+    alone: Array
+    values: Array
+    limit: float
+    model: NoiseModel
+
+    def calm(self, subject: str) -> bool:
+        """Whether nothing about a subject is surprising in this window alone."""
+        own = [index for index, (name, _) in enumerate(self.model.names) if name == subject]
+        return all(self.alone[index] <= CALM_SURPRISE for index in own)
+
+    def subjects(self) -> dict[str, SubjectJudgement]:
+        """Return the judgement on each subject, the most surprising one first."""
+        best: dict[str, int] = {}
+        directions: dict[str, int] = {}
+        for index, (subject, _) in enumerate(self.model.names):
+            directions[subject] = directions.get(subject, 0) + 1
+            if subject not in best or self.strongest[index] > self.strongest[best[subject]]:
+                best[subject] = index
+        found = {}
+        for subject, index in sorted(best.items(), key=lambda item: -self.strongest[item[1]]):
+            surprise = float(self.strongest[index] + self.model.handicap[index])
+            trials = directions[subject] * len(SCALES)
+            found[subject] = SubjectJudgement(
+                subject=subject,
+                direction=self.model.names[index][1],
+                value=float(self.values[index]),
+                surprise=float(self.strongest[index]),
+                alone=float(self.alone[index]),
+                p_value=min(1.0, trials * math.exp(-max(0.0, surprise))),
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class DriftJudge:
+    """Judges windows of one length against one baseline.
+
+    `limit`: surprise above which an incident opens.
+    """
+
+    model: NoiseModel
+    limit: float
+
+    def judge(self, windows: WindowCounts) -> list[WindowJudgement]:
+        """Judge each window, together with those before it. The first ones have fewer before them."""
+        values, variances = self.model.deviations(windows.counts, windows.seconds())
+        strongest, alone = self.model.strongest(values, variances)
+        return [
+            WindowJudgement(strongest[index], alone[index], values[index], self.limit, self.model)
+            for index in range(len(windows.starts))
+        ]
+
+    def new_rule(self) -> IncidentRule:
+        return IncidentRule(1, len(self.model.names))
+
+
+def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_window: float) -> DriftJudge:
+    """Return the judge of a baseline, learned once for windows of about as many rows.
+
+    Args:
+        window: length of a window.
+        rows: rows of a typical window.
+        incidents_per_window: how many incidents may open per window if nothing changes.
+
+    Raises:
+        UsageError: the window has no length, or the rate is not above 0.
+    """
+    if window <= timedelta(0):
+        raise UsageError(
+            f"A window must end after it starts, but this one lasts {window}.", help="Pass a later end of the window."
+        )
+    if not (incidents_per_window > 0 and math.isfinite(incidents_per_window)):
+        raise UsageError(f"The budget of incidents must be a number above 0, not {incidents_per_window}.")
+    # Windows of similar size share a judge: chance is part of each window's own variance.
+    size = round(math.log(max(rows, 1.0), 4))
+    key = (sha256(baseline.to_json()).hexdigest(), window, size, incidents_per_window)
+    with _lock:
+        found = _judges.get(key)
+        if found is not None:
+            _judges.move_to_end(key)
+            return found
+    model = NoiseModel.learn(reference_counts(baseline), window, 4.0**size)
+    judge = DriftJudge(model, find_limit(model, min(0.5, incidents_per_window)))
+    with _lock:
+        _judges[key] = judge
+        while len(_judges) > _MOST_JUDGES:
+            _judges.popitem(last=False)
+    return judge
+
+
+def reference_counts(baseline: Baseline) -> ReferenceCounts:
+    """Return what the noise model learns from a baseline."""
+    features = baseline.features
+    sketches = {subject_of(name, baseline): sketch for name, sketch in features.sketches.items()}
+    blocks: dict[str, Array] = {}
+    starts = np.zeros(0)
+    span = timedelta(0)
+    if features.blocks is not None:
+        blocks = {subject_of(name, baseline): features.blocks.counts_of(name) for name in features.sketches}
+        first = seconds_of(features.blocks.start)
+        span = features.blocks.span
+        starts = np.asarray(first + span.total_seconds() * np.arange(features.blocks.number), dtype=np.float64)
+    score = None
+    if baseline.score is not None:
+        score = PREDICTION
+        sketches[PREDICTION] = baseline.score.sketches[PREDICTION]
+        if features.blocks is not None:
+            own = baseline.score.blocks
+            cells = sketches[PREDICTION].bins.cells
+            blocks[PREDICTION] = own.counts_of(PREDICTION) if own is not None else np.zeros((len(starts), cells))
+    return ReferenceCounts(sketches, blocks, starts, span, score)
+
+
+def incidents_per_window(incidents_per_month: float, window: timedelta, versions: int = 1) -> float:
+    """Return the budget of one window, shared by the versions that answered in it."""
+    return incidents_per_month * (window / MONTH) / max(1, versions)

@@ -1,0 +1,247 @@
+"""Measure in which direction a window has moved: location, scale, missing values, new values, shares, and the rest.
+
+A window's counts by cell are turned into a few deviations from the reference, each with the variance that chance gives
+it. They are chosen so that what happens in one direction does not show in another:
+
+- *location* and *scale* of a numeric feature are the natural parameters of an exponential family around the reference,
+  p(cell) · exp(θ₁ a₁ + θ₂ a₂), where a₁ and a₂ are orthonormal polynomials of the normal scores of the cells. For a
+  normal feature that moves by δ standard deviations, θ₁ = δ and θ₂ = 0. They are estimated by Newton's method.
+- *missing*, *outside* (beyond the reference's range), *new* (a category that the reference lacks) and the shares of the
+  most frequent categories are differences of arcsine-transformed shares, whose variance is 1/rows.
+- *rest* is a chi-square over the cells: for a numeric feature, what location and scale do not explain.
+
+Sources: F. J. Anscombe, The transformation of Poisson, binomial and negative-binomial data, Biometrika 35 (1948);
+J. Neyman, Smooth test for goodness of fit (1937); E. B. Wilson, M. M. Hilferty, The distribution of chi-square (1931).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop.data.sketches.bins import NumericBins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from everloop.data.sketches.column_sketches import Sketch
+
+Array = npt.NDArray[np.float64]
+
+LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST = "location", "scale", "missing", "outside", "new", "rest"
+
+_NEWTON_STEPS = 3
+_LARGEST_PARAMETER = 4.0
+_FREQUENT = 8
+"""How many categories have a direction of their own."""
+_LEAST_EXPECTED = 5.0
+"""Cells in which a typical window has fewer rows are counted together."""
+_MISFIT = 0.1
+"""The exponential family describes a shift of location by δ only roughly. Other directions are not trusted below a
+tenth of δ² (scale) or δ (shares)."""
+_ROOT = 3 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Deviations:
+    """Deviations of several windows from the reference, for one subject.
+
+    Attributes:
+        values: shape (windows, directions), 0 if a window equals the reference.
+        variances: the part of their variance that is chance, same shape.
+        chi_square: the rest, shape (windows,); all 0 if there are too few cells.
+        rows: rows that the chi-square is based on.
+        misfit: how much of chi-square/rows is expected only because the location has moved.
+    """
+
+    values: Array
+    variances: Array
+    chi_square: Array
+    rows: Array
+    misfit: Array
+
+
+class Directions:
+    """The directions of one subject, from the reference's counts."""
+
+    def __init__(self, subject: str, reference: Sketch, typical_rows: float) -> None:
+        """Choose the directions.
+
+        Args:
+            typical_rows: rows of a typical window, which decides what cells are too rare to stand alone.
+        """
+        counts = reference.array()
+        self.subject = subject
+        self.rows = float(counts.sum())
+        self.numeric = isinstance(reference.bins, NumericBins)
+        self.present_share = float(1 - counts[0] / max(counts.sum(), 1.0))
+        self._shares = np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum()
+        self._scores = np.zeros((len(counts), 0))
+        self._present = self._shares.copy()
+        if self.numeric:
+            self._present[0] = 0.0
+            self._present /= self._present.sum()
+            self._scores = _orthonormal_scores(self._present)
+            self._groups = [[0], [1, len(counts) - 1]]
+            names = [MISSING, OUTSIDE]
+            cells = np.arange(2, len(counts) - 1)
+        else:
+            frequent = [int(cell) + 1 for cell in np.argsort(-counts[1:-1], kind="stable")[:_FREQUENT]]
+            frequent = [cell for cell in frequent if counts[cell] > 0]
+            # Of two categories, the share of one says everything.
+            frequent = frequent[:1] if np.count_nonzero(counts[1:-1]) <= 2 else frequent
+            self._groups = [[0], [len(counts) - 1], *([cell] for cell in frequent)]
+            names = [MISSING, NEW, *(reference.bins.labels[cell] for cell in frequent)]
+            cells = np.arange(1, len(counts))
+        self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
+        self._cells, self._merged = _merge_rare(cells, self._shares, typical_rows)
+        self.freedom = max(0, len(self._merged) - 1 - self._scores.shape[1])
+
+    def measure(self, counts: Array) -> Deviations:
+        """Return the deviations of windows from the reference.
+
+        Args:
+            counts: shape (windows, cells). A window without rows has the deviation 0 and infinite variance.
+        """
+        rows = counts.sum(axis=1)
+        some = np.maximum(rows, 1.0)
+        present = np.maximum(rows - counts[:, 0], 0.0) if self.numeric else rows
+        values: list[Array] = []
+        variances: list[Array] = []
+        shares = np.broadcast_to(self._present, counts.shape)
+        misfit = np.zeros(len(counts))
+        parameters = np.zeros((len(counts), 0))
+        if self._scores.shape[1]:
+            means = (counts[:, 1:] @ self._scores[1:]) / np.maximum(present, 1.0)[:, None]
+            parameters, shares = _tilt(means, self._scores, self._present)
+            misfit = (_MISFIT * parameters[:, 0] ** 2) ** 2
+            chance = _inverse(present)
+            values += list(parameters.T)
+            variances += [chance, chance + misfit][: self._scores.shape[1]]
+        chance = _inverse(rows)
+        for group, name in zip(self._groups, self.names[self._scores.shape[1] :], strict=True):
+            found = counts[:, group].sum(axis=1)
+            expected, extra = rows * self._shares[group].sum(), 0.0
+            if name == OUTSIDE and parameters.shape[1]:
+                share = shares[:, group].sum(axis=1)
+                expected, extra = present * share, (_MISFIT * parameters[:, 0]) ** 2 * 4 * share
+            values.append(_root(found, some) - _root(expected, some))
+            variances.append(chance + extra)
+        chi_square = self._chi_square(counts, shares)
+        used = counts[:, self._cells].sum(axis=1)
+        return Deviations(np.stack(values, axis=1), np.stack(variances, axis=1), chi_square, used, misfit)
+
+    def _chi_square(self, counts: Array, shares: Array) -> Array:
+        if self.freedom < 1:
+            return np.zeros(len(counts))
+        starts = self._merged
+        found = np.add.reduceat(counts[:, self._cells], starts, axis=1)
+        expected = np.add.reduceat(shares[:, self._cells], starts, axis=1)
+        expected = expected / expected.sum(axis=1, keepdims=True)
+        rows = found.sum(axis=1, keepdims=True)
+        gaps = found / np.maximum(rows, 1.0) - expected
+        chi_square = (rows * gaps * gaps / np.maximum(expected, 1e-3 / expected.shape[1])).sum(axis=1)
+        return np.asarray(np.where(rows[:, 0] > 0, chi_square, self.freedom))
+
+
+def cube_root_score(ratio: Array, freedom: float) -> Array:
+    """Return chi-square/freedom as a standard normal score, by the cube root of Wilson and Hilferty."""
+    spread = 2 / (9 * freedom)
+    return np.asarray((np.cbrt(ratio) - (1 - spread)) / math.sqrt(spread))
+
+
+def _orthonormal_scores(shares: Array) -> Array:
+    """Return the polynomials of degree 1 and 2 of the cells' normal scores, orthonormal under the shares.
+
+    There are fewer columns if too few cells hold rows.
+    """
+    normal = NormalDist()
+    middle = np.cumsum(shares) - shares / 2
+    scores = np.array([normal.inv_cdf(min(max(value, 1e-6), 1 - 1e-6)) for value in middle])
+    scores[0] = 0.0
+    occupied = int((shares[2:-1] > 0.01).sum())
+    columns: list[Array] = []
+    for degree in (1, 2):
+        if occupied <= degree:
+            break
+        column = scores**degree
+        column = column - (column * shares).sum()
+        for earlier in columns:
+            column = column - (column * earlier * shares).sum() * earlier
+        column[0] = 0.0
+        length = math.sqrt((column * column * shares).sum())
+        if length < 1e-6:
+            break
+        columns.append(column / length)
+    return np.stack(columns, axis=1) if columns else np.zeros((len(shares), 0))
+
+
+def _tilt(means: Array, scores: Array, shares: Array) -> tuple[Array, Array]:
+    """Return the parameters θ for which p · exp(θ · scores) has these mean scores, and its shares.
+
+    Args:
+        means: mean scores of the windows, shape (windows, 1 or 2).
+    """
+    theta = means.copy()
+    if scores.shape[1] == 2:
+        # Second-order expansion: a shift of location moves the mean of the second polynomial as well.
+        theta[:, 1] -= 0.5 * (scores[:, 0] ** 2 * scores[:, 1] * shares).sum() * means[:, 0] ** 2
+    squares = scores * scores
+    for _ in range(_NEWTON_STEPS):
+        tilted = _tilted(theta, scores, shares)
+        mean = tilted @ scores
+        gap = means - mean
+        variance = np.maximum(tilted @ squares - mean * mean, 0.02)
+        if scores.shape[1] == 1:
+            step = gap / variance
+        else:
+            mixed = tilted @ (scores[:, 0] * scores[:, 1]) - mean[:, 0] * mean[:, 1]
+            both = variance[:, 0] * variance[:, 1]
+            determinant = np.maximum(both - mixed * mixed, 0.1 * both)
+            step = np.stack(
+                [
+                    (variance[:, 1] * gap[:, 0] - mixed * gap[:, 1]) / determinant,
+                    (variance[:, 0] * gap[:, 1] - mixed * gap[:, 0]) / determinant,
+                ],
+                axis=1,
+            )
+        theta = np.clip(theta + np.clip(step, -0.5, 0.5), -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
+    return theta, _tilted(theta, scores, shares)
+
+
+def _tilted(theta: Array, scores: Array, shares: Array) -> Array:
+    exponents = theta @ scores.T
+    weights = np.exp(exponents - exponents.max(axis=1, keepdims=True)) * shares
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _merge_rare(cells: npt.NDArray[np.int64], shares: Array, rows: float) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Order the cells so that rare ones are last, and return them with the index at which each merged cell starts."""
+    expected = shares[cells] / shares[cells].sum() * rows
+    order = np.argsort(-expected, kind="stable")
+    frequent = int((expected >= _LEAST_EXPECTED).sum())
+    starts = list(range(frequent))
+    if frequent < len(cells):
+        left = expected[order[frequent:]].sum()
+        # What is too rare even together joins the rarest frequent cell.
+        if left >= _LEAST_EXPECTED or not starts:
+            starts.append(frequent)
+    return cells[order], starts
+
+
+def _root(count: Array, rows: Array) -> Array:
+    return np.asarray(2 * np.arcsin(np.sqrt((count + _ROOT) / (rows + 2 * _ROOT))))
+
+
+def _inverse(rows: Array) -> Array:
+    return np.asarray(np.divide(1.0, rows, out=np.full(len(rows), np.inf), where=rows > 0))
+
+
+def stack_counts(sketches: Sequence[Sketch]) -> Array:
+    """Return the counts of several sketches with the same cells, shape (sketches, cells)."""
+    return np.array([sketch.counts for sketch in sketches], dtype=np.float64)

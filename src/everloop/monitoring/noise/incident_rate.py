@@ -1,0 +1,152 @@
+"""Find the limit of surprise at which incidents are opened without need as often as the user tolerates.
+
+Streams in which nothing changes are simulated from the noise model: levels wander as the reference's may, chance is
+that of a typical window, and both are driven by the reference's own residuals, all directions of a block together, so
+that correlated features stay correlated. The very rule that opens and closes incidents is applied to them. A part of
+each residual is drawn from the blocks as they are, and the rest is Gaussian with the same correlations, because a short
+reference has few blocks.
+
+Source of the resampling: P. Bühlmann, Sieve bootstrap for time series, Bernoulli 3 (1997).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop.monitoring.noise.level_process import CORRELATIONS, variance_of_mean
+
+if TYPE_CHECKING:
+    from everloop.monitoring.noise.noise_model import NoiseModel
+
+Array = npt.NDArray[np.floating]
+Flags = npt.NDArray[np.bool_]
+
+CALM_WINDOWS = 3
+"""An incident is over after so many windows in which nothing that belongs to it is surprising."""
+CALM_SURPRISE = 3.0
+"""−ln of the p-value below which a direction is calm: p above 0.05."""
+
+_STREAMS = 60
+_WINDOWS = 90
+_MOST_VALUES = 6_000_000
+_LEAST_STREAMS = 12
+_GAUSSIAN = 0.8
+_LIMITS = 40
+
+
+class IncidentRule:
+    """Opens, extends and closes the incident of each of several streams, one window at a time.
+
+    `members`: directions that belong to the open incident, shape (streams, m).
+    """
+
+    def __init__(self, streams: int, directions: int) -> None:
+        self.open: Flags = np.zeros(streams, dtype=bool)
+        self.members: Flags = np.zeros((streams, directions), dtype=bool)
+        self._calm = np.zeros(streams, dtype=np.int64)
+
+    def advance(self, strongest: Array, alone: Array, limit: float) -> tuple[Flags, Flags]:
+        """Process one window; return which streams open an incident, and which close theirs.
+
+        Args:
+            strongest: largest surprise over all scales, shape (streams, m).
+            alone: surprise of this window, shape (streams, m).
+            limit: surprise above which a direction is a reason to open an incident or to join the open one.
+        """
+        beyond = strongest > limit
+        reason = beyond.any(axis=1)
+        opening = reason & ~self.open
+        self.members |= beyond
+        self.open |= opening
+        lasting = reason | (self.members & (alone > CALM_SURPRISE)).any(axis=1)
+        self._calm = np.where(lasting, 0, self._calm + 1)
+        closing = self.open & (self._calm >= CALM_WINDOWS)
+        self.open &= ~closing
+        self.members[closing] = False
+        return opening, closing
+
+
+def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0) -> float:
+    """Return the limit of surprise at which this many incidents open per window if nothing changes."""
+    generator = np.random.default_rng(seed)
+    m = len(model.names)
+    streams = int(np.clip(_MOST_VALUES // (_WINDOWS * max(m, 1)), _LEAST_STREAMS, _STREAMS))
+    strongest, alone = _simulate(model, streams, generator)
+    highest = strongest.max(axis=2).ravel()
+    shares = np.geomspace(2 / len(highest), 0.7, _LIMITS)
+    limits = np.unique(np.quantile(highest, 1 - shares))[::-1]
+    strongest, alone = _only_candidates(strongest, alone, float(limits[-1]))
+    before: tuple[float, float] | None = None
+    for limit in map(float, limits):
+        rate = count_incidents(strongest, alone, limit) / (streams * _WINDOWS)
+        if rate >= incidents_per_window:
+            if before is None:
+                # The budget is below what the simulation can show. The tail of a p-value is exponential.
+                return limit + math.log(rate / incidents_per_window)
+            weight = (incidents_per_window - before[1]) / (rate - before[1])
+            return before[0] + (limit - before[0]) * weight
+        before = limit, rate
+    return float(limits[-1])
+
+
+def count_incidents(strongest: Array, alone: Array, limit: float) -> int:
+    """Return how many incidents open in streams of windows, shape (streams, windows, m)."""
+    rule = IncidentRule(strongest.shape[0], strongest.shape[2])
+    opened = 0
+    for window in range(strongest.shape[1]):
+        opening, _ = rule.advance(strongest[:, window], alone[:, window], limit)
+        opened += int(opening.sum())
+    return opened
+
+
+def _simulate(model: NoiseModel, streams: int, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Return the strongest and the single surprises of simulated streams, shape (streams, windows, m)."""
+    levels = model.levels
+    m = len(model.names)
+    cumulative = levels.weights.cumsum(axis=1)
+    strongest = np.empty((streams, _WINDOWS, m), dtype=np.float32)
+    alone = np.empty_like(strongest)
+    step = model.blocks_per_window
+    in_window = variance_of_mean(step, CORRELATIONS)
+    chance = model.chance + model.season_variance
+    variances = np.broadcast_to(model.chance, (_WINDOWS, m))
+    every = np.arange(m)
+    for stream in range(streams):
+        chosen = np.minimum((generator.random((m, 1)) > cumulative).sum(axis=1), cumulative.shape[1] - 1)
+        correlation = CORRELATIONS[chosen] ** step
+        deviation = np.sqrt(levels.level_variances[every, chosen] * in_window[chosen])
+        innovation = _innovations(model, generator) * np.sqrt(1 - correlation**2)
+        level = np.empty((_WINDOWS, m))
+        level[0] = _innovations(model, generator, 1)[0]
+        for window in range(1, _WINDOWS):
+            level[window] = correlation * level[window - 1] + innovation[window]
+        offset = generator.normal(size=m) * np.sqrt(levels.mean_variances[every, chosen])
+        values = level * deviation + _innovations(model, generator) * np.sqrt(chance) + offset
+        values *= model.alive
+        strongest[stream], alone[stream] = model.strongest(values, variances)
+    return strongest, alone
+
+
+def _innovations(model: NoiseModel, generator: np.random.Generator, windows: int = _WINDOWS) -> Array:
+    """Return standardised residuals of as many windows, shape (windows, m), correlated as those of the reference."""
+    residuals = model.residuals
+    blocks, m = residuals.shape
+    if blocks < 2:
+        return generator.standard_normal((windows, m))
+    gaussian = generator.standard_normal((windows, blocks)) @ residuals / math.sqrt(blocks)
+    drawn = residuals[generator.integers(blocks, size=windows)]
+    return np.asarray(_GAUSSIAN * gaussian + math.sqrt(1 - _GAUSSIAN**2) * drawn)
+
+
+def _only_candidates(strongest: Array, alone: Array, lowest: float) -> tuple[Array, Array]:
+    """Leave out directions that never reach the lowest limit; they can neither open nor prolong an incident."""
+    # Each stream keeps as many of its directions as the stream with the most candidates has.
+    peaks = strongest.max(axis=1)
+    most = max(1, int((peaks > lowest).sum(axis=1).max()))
+    chosen = np.argsort(-peaks, axis=1)[:, :most]
+    index = chosen[:, None, :]
+    return np.take_along_axis(strongest, index, axis=2), np.take_along_axis(alone, index, axis=2)

@@ -1,0 +1,189 @@
+"""Learn how the level of a direction wanders from one block of the reference to the next.
+
+A deviation is modelled as y = μ + level + chance. The level is a stationary first-order autoregression with standard
+deviation τ and correlation ρ between neighbouring blocks. The likelihood of each pair (τ, ρ) of a grid comes from a
+Kalman filter, with μ unknown. The prior of the pairs is learned from all directions together (empirical Bayes), because
+features of a stream wander alike. A short reference says little about ρ, so slow processes keep some weight, and the
+variance that windows are expected to have is larger than the reference's own: this is the inflation for long memory.
+
+Sources: J. Durbin, S. J. Koopman, Time Series Analysis by State Space Methods (2012), ch. 4 and section 5.7 (diffuse
+mean); H. Robbins, An empirical Bayes approach to statistics (1956).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+_CORRELATIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+_RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
+"""τ² in units of the variance by chance of a typical block."""
+RATIOS: Array = np.array([0.0, *(ratio for ratio in _RATIOS for _ in _CORRELATIONS)])
+CORRELATIONS: Array = np.array([0.0, *(rho for _ in _RATIOS for rho in _CORRELATIONS)])
+_GUESS = 1 + _CORRELATIONS.index(0.8)
+"""Index of a pair with ρ = 0.8, for levels that are assumed."""
+_NO_LEVEL = 0.25
+"""Prior probability that the level does not wander, before the data."""
+_EM_STEPS = 20
+_LEAST_WEIGHT = 4.0
+_SHARE_OF_PRIOR = 0.25
+"""The prior before the data weighs as much as a quarter of the directions, and at least as much as four."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelProcess:
+    """What the reference says about each of m directions, on a grid of g pairs (τ, ρ).
+
+    Attributes:
+        weights: posterior probability of each pair, shape (m, g).
+        level_variances: τ² of each pair, shape (m, g), in squared units of the direction.
+        mean: the mean of the direction over the reference, shape (m,).
+        mean_variances: variance of the estimated mean, given each pair, shape (m, g).
+    """
+
+    weights: Array
+    level_variances: Array
+    mean: Array
+    mean_variances: Array
+    mean_spread: Array
+    """Variance of the estimated mean over all pairs, shape (m,)."""
+
+    def variance(self, blocks: float) -> Array:
+        """Return the variance of the mean of that many consecutive blocks, without chance, shape (m,).
+
+        It includes that the reference's mean is known only roughly.
+        """
+        level = (self.weights * self.level_variances * variance_of_mean(blocks, CORRELATIONS)).sum(axis=1)
+        return np.asarray(level + self.mean_spread)
+
+    @property
+    def steady(self) -> Array:
+        """Posterior probability that the level does not wander, shape (m,)."""
+        return np.asarray(self.weights[:, 0])
+
+    def correlation(self) -> Array:
+        """Return the expected correlation of neighbouring blocks, shape (m,)."""
+        level = self.weights * self.level_variances
+        total = level.sum(axis=1)
+        return np.asarray(np.divide(level @ CORRELATIONS, total, out=np.zeros(len(total)), where=total > 0))
+
+
+def variance_of_mean(blocks: float, correlations: Array) -> Array:
+    """Return the variance of the mean of n consecutive values of an autoregression with variance 1, by correlation.
+
+    For n below 1 it is 1. Source: any textbook, e.g. Brockwell and Davis, Time Series (1991), section 7.1.
+    """
+    n = max(1, round(blocks))
+    lags = np.arange(1, n)
+    return np.asarray((1 + 2 * ((1 - lags / n) * correlations[:, None] ** lags).sum(axis=1)) / n)
+
+
+def learn_levels(values: Array, variances: Array, groups: Array, guess: Array) -> LevelProcess:
+    """Learn the level process of each direction from the reference's blocks.
+
+    Args:
+        values: deviations by block and direction, shape (blocks, m).
+        variances: their variances by chance, same shape; infinite for a block without rows.
+        groups: directions with the same number share a prior, shape (m,).
+        guess: τ² of directions that have fewer than two blocks with rows, shape (m,).
+    """
+    typical = _typical(variances)
+    level = typical[:, None] * RATIOS
+    log_likelihood, mean, mean_variances = _filter(values, variances, level)
+    weights = _posterior(log_likelihood, groups)
+    centre = (weights * mean).sum(axis=1)
+    spread = (weights * (mean_variances + (mean - centre[:, None]) ** 2)).sum(axis=1)
+    guessed = assume_levels(guess)
+    blind = np.isfinite(variances).sum(axis=0) < 2
+    for own, assumed in (
+        (weights, guessed.weights),
+        (level, guessed.level_variances),
+        (mean_variances, guessed.mean_variances),
+        (centre, guessed.mean),
+        (spread, guessed.mean_spread),
+    ):
+        own[blind] = assumed[blind]
+    return LevelProcess(weights, level, centre, mean_variances, spread)
+
+
+def assume_levels(level_variances: Array) -> LevelProcess:
+    """Return a level process for directions about which nothing is known but a guess of τ², shape (m,)."""
+    shape = (len(level_variances), len(RATIOS))
+    weights = np.zeros(shape)
+    weights[:, _GUESS] = 1.0
+    levels = np.broadcast_to(level_variances[:, None], shape).copy()
+    zero = np.zeros(len(level_variances))
+    return LevelProcess(weights, levels, zero, np.zeros(shape), zero)
+
+
+def log_evidence(values: Array, variances: Array) -> Array:
+    """Return the logarithm of the likelihood of each direction's blocks, averaged over the prior, shape (m,)."""
+    log_likelihood, _, _ = _filter(values, variances, _typical(variances)[:, None] * RATIOS)
+    highest = log_likelihood.max(axis=1, keepdims=True)
+    return np.asarray(highest[:, 0] + np.log(np.exp(log_likelihood - highest) @ _prior()))
+
+
+def _typical(variances: Array) -> Array:
+    known = np.isfinite(variances)
+    totals: Array = np.where(known, variances, 0.0).sum(axis=0)
+    counts: Array = np.maximum(known.sum(axis=0), 1).astype(np.float64)
+    return totals / counts
+
+
+def _filter(values: Array, variances: Array, level: Array) -> tuple[Array, Array, Array]:
+    """Run the Kalman filter for every direction and every pair of the grid at once.
+
+    The same filter is applied to the values and to a constant 1, which gives the estimate of the mean and the
+    likelihood with the mean integrated out.
+    """
+    shape = level.shape
+    state, unit = np.zeros(shape), np.zeros(shape)
+    uncertainty = level.copy()
+    squares, products, units, logs = (np.zeros(shape) for _ in range(4))
+    innovation = level * (1 - CORRELATIONS**2)
+    squared = CORRELATIONS**2
+    for value, variance in zip(values, variances, strict=True):
+        known = np.isfinite(variance)[:, None]
+        total = np.where(known, uncertainty + variance[:, None], 1.0)
+        inverse = known / total
+        error, one = np.where(known, value[:, None], 0.0) - state, 1.0 - unit
+        weighted = one * inverse
+        squares += error * error * inverse
+        products += error * weighted
+        units += one * weighted
+        logs += np.log(total)
+        gain = uncertainty * inverse
+        state = CORRELATIONS * (state + gain * error)
+        unit = CORRELATIONS * (unit + gain * one)
+        uncertainty = squared * uncertainty * (1 - gain) + innovation
+    units = np.maximum(units, 1e-300)
+    mean = products / units
+    return -0.5 * (logs + np.log(units) + squares - products * mean), mean, 1 / units
+
+
+def _prior() -> Array:
+    weights = np.full(len(RATIOS), (1 - _NO_LEVEL) / (len(RATIOS) - 1))
+    weights[0] = _NO_LEVEL
+    return weights
+
+
+def _posterior(log_likelihood: Array, groups: Array) -> Array:
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
+    before = _prior()
+    weights = np.empty_like(likelihood)
+    for group in np.unique(groups):
+        members = groups == group
+        own = likelihood[members]
+        strength = max(_LEAST_WEIGHT, _SHARE_OF_PRIOR * len(own))
+        prior = before
+        for _ in range(_EM_STEPS):
+            posterior = own * prior
+            posterior /= posterior.sum(axis=1, keepdims=True)
+            prior = (posterior.sum(axis=0) + strength * before) / (len(own) + strength)
+        posterior = own * prior
+        weights[members] = posterior / posterior.sum(axis=1, keepdims=True)
+    return weights

@@ -1,0 +1,370 @@
+"""The noise model of a reference: what its directions do by chance, by wandering levels and by season.
+
+Everything is learned once for a baseline, a length of windows and a rough number of rows. After that, any number of
+windows is measured with array operations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop.monitoring.noise.directions import LOCATION, REST, SCALE, Deviations, Directions, cube_root_score
+from everloop.monitoring.noise.level_process import LevelProcess, assume_levels, learn_levels
+from everloop.monitoring.noise.reference_seasons import Season, effect_of, learn_seasons
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
+
+    from everloop.data.sketches.column_sketches import Sketch
+
+Array = npt.NDArray[np.float64]
+
+CORRELATION = "correlation"
+SCALES = (1, 3, 7)
+"""How many consecutive windows are also judged together, so that a small shift is found if it lasts."""
+
+_ASSUMED_LEVEL = 0.05
+"""Standard deviation of the level if the reference has no times: a twentieth of the feature's own."""
+_ASSUMED_REST = 0.5
+_LEAST_WINDOWS = 20
+"""Blocks of the reference are merged into windows if there are at least as many windows."""
+_LARGEST_INFLATION = 5.0
+_LEAST_FREEDOM = 0.5
+_SHARE_FOR_PAIRS = 0.2
+_SHARE_FOR_SCORE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCounts:
+    """What the noise model learns from: sketches by subject, and counts by block.
+
+    Attributes:
+        sketches: the whole reference, by subject.
+        blocks: counts by block, shape (blocks, cells), by subject; empty if the reference has no times.
+        starts: start of each block, in seconds as `seconds_of` gives them, shape (blocks,).
+        span: length of a block.
+        correlations: Fisher-transformed correlations of pairs of features by block, shape (blocks, pairs), and of the
+            whole reference, shape (pairs,); None if they are not monitored.
+    """
+
+    sketches: Mapping[str, Sketch]
+    blocks: Mapping[str, Array]
+    starts: Array
+    span: timedelta
+    score: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    block_correlations: Array | None = None
+    reference_correlations: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """Moments of the chi-square of the cells: expected overdispersion by row, and effective degrees of freedom."""
+
+    freedom: int
+    overdispersion: float
+    effective: float
+    inflation: float = 1.0
+
+
+@dataclass(slots=True)
+class NoiseModel:
+    """The noise of all directions of a reference; m directions in all, in a fixed order.
+
+    Attributes:
+        names: subject and direction of each, m of them. A pair of features has the subject `a × b`.
+        handicap: by how much the surprise of a direction is lowered, because it belongs to a large family.
+        one_sided: directions in which only large values are surprising, shape (m,).
+        alive: directions that vary at all in the reference, shape (m,).
+        residuals: standardised residuals of the reference's blocks, shape (blocks, m), for simulations.
+        chance: variance by chance in a typical window, shape (m,).
+    """
+
+    names: list[tuple[str, str]]
+    one_sided: npt.NDArray[np.bool_]
+    handicap: Array
+    levels: LevelProcess
+    seasons: list[Season]
+    season_variance: Array
+    span: timedelta
+    blocks_per_window: float
+    residuals: Array
+    alive: npt.NDArray[np.bool_]
+    chance: Array
+    _directions: list[Directions]
+    _rests: dict[str, _Rest]
+    _pairs: tuple[tuple[str, str], ...] = ()
+    _reference_correlations: Array | None = None
+    _variances: dict[int, Array] = field(default_factory=dict)
+
+    @classmethod
+    def learn(cls, reference: ReferenceCounts, window: timedelta, rows: float) -> NoiseModel:
+        """Learn the noise from a reference.
+
+        Args:
+            window: length of the windows that will be judged. If it is shorter than a block of the reference, the
+                model is that of windows as long as a block.
+            rows: rows of a typical window.
+        """
+        blocks, starts, span, correlations = _merge_blocks(reference, window)
+        per_window = max(1.0, window / span) if len(starts) else 1.0
+        directions = [Directions(name, sketch, rows) for name, sketch in reference.sketches.items()]
+        measured = {item.subject: item.measure(blocks[item.subject]) for item in directions} if len(starts) else {}
+        rests = {item.subject: _rest_of(item, measured.get(item.subject)) for item in directions}
+        names = _names(directions, reference.pairs)
+        chance = _chance(directions, rows, len(reference.pairs))
+        one_sided = np.array([direction == REST for _, direction in names])
+        model = cls(
+            names=names,
+            one_sided=one_sided,
+            handicap=_handicaps(names, reference.score),
+            levels=assume_levels(np.zeros(len(names))),
+            seasons=[],
+            season_variance=np.zeros(len(names)),
+            span=max(window, span) if len(starts) else window,
+            blocks_per_window=per_window,
+            residuals=np.zeros((0, len(names))),
+            alive=np.ones(len(names), dtype=bool),
+            chance=chance,
+            _directions=directions,
+            _rests=rests,
+            _pairs=reference.pairs,
+            _reference_correlations=reference.reference_correlations,
+        )
+        if len(starts):
+            model._learn_blocks(measured, correlations, starts, span)
+        else:
+            # A reference without times says nothing about wandering levels, so a small one is assumed.
+            model.levels = assume_levels(np.where(one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2))
+        return model
+
+    def deviations(
+        self, counts: Mapping[str, Array], starts: Array, correlations: Array | None = None, rows: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the deviations of windows and their variances by chance, both of shape (windows, m).
+
+        Args:
+            counts: counts by subject, shape (windows, cells). A subject that is absent deviates in nothing.
+            starts: start of each window, in seconds as `seconds_of` gives them.
+            correlations: Fisher-transformed correlations of the pairs, shape (windows, pairs); None: not known.
+            rows: rows of each window, for the variance of correlations.
+        """
+        measured = {
+            item.subject: item.measure(counts[item.subject]) for item in self._directions if item.subject in counts
+        }
+        values, variances = self._stack(measured, len(starts), correlations, rows, reference=False)
+        effect, _ = effect_of(self.seasons, starts, self.span, len(self.names))
+        return values - effect - self.levels.mean, variances
+
+    def z_scores(self, values: Array, variances: Array, scale: int = 1) -> Array:
+        """Return standardised deviations, shape (windows, m), of the mean of `scale` windows up to each one.
+
+        The first windows, which have too few before them, get 0.
+        """
+        total, chance = _rolling(values, variances, scale)
+        spread = np.sqrt(self._variance(scale) + chance)
+        return np.asarray(np.divide(total, spread, out=np.zeros_like(total), where=np.isfinite(spread) & (spread > 0)))
+
+    def surprise(self, z_scores: Array) -> Array:
+        """Return −ln of the p-value of standardised deviations, less the handicap of their family."""
+        size = np.where(self.one_sided, np.maximum(z_scores, 0.0), np.abs(z_scores))
+        # ln of the tail of the normal distribution by Birnbaum's bound, which is within 0.23 at 0 and exact far out.
+        tail = 0.5 * size * size + 0.5 * math.log(2 * math.pi) + np.log((size + np.sqrt(size * size + 4)) / 2)
+        return np.asarray(tail - np.where(self.one_sided, 0.0, math.log(2)) - self.handicap)
+
+    def strongest(self, values: Array, variances: Array) -> tuple[Array, Array]:
+        """Return the largest surprise over all scales, and the surprise of each window alone, of shape (windows, m)."""
+        alone = self.surprise(self.z_scores(values, variances))
+        best = alone
+        for scale in SCALES[1:]:
+            best = np.maximum(best, self.surprise(self.z_scores(values, variances, scale)))
+        return best, alone
+
+    def _variance(self, scale: int) -> Array:
+        if scale not in self._variances:
+            self._variances[scale] = self.levels.variance(self.blocks_per_window * scale) + self.season_variance / scale
+        return self._variances[scale]
+
+    def _stack(
+        self,
+        measured: Mapping[str, Deviations],
+        windows: int,
+        correlations: Array | None,
+        rows: Array | None,
+        *,
+        reference: bool,
+    ) -> tuple[Array, Array]:
+        values: list[Array] = []
+        variances: list[Array] = []
+        for item in self._directions:
+            found = measured.get(item.subject)
+            count = len(item.names) + (item.freedom > 0)
+            if found is None:
+                values.append(np.zeros((windows, count)))
+                variances.append(np.full((windows, count), np.inf))
+                continue
+            values.append(found.values)
+            variances.append(found.variances)
+            if item.freedom > 0:
+                rest = self._rests[item.subject]
+                # The reference's own windows are closer to its shares than new ones are.
+                share = found.rows / max(item.rows, 1.0)
+                own = np.maximum(1 - share, 0.1) if reference else 1 + share
+                overdispersion = rest.overdispersion * (1.0 if reference else rest.inflation)
+                expected = own * (1 + found.rows * (overdispersion + found.misfit / item.freedom)) * item.freedom
+                values.append(cube_root_score(found.chi_square / expected, rest.effective)[:, None])
+                variances.append(np.where(found.rows > 0, 1.0, np.inf)[:, None])
+        if self._pairs:
+            shape = (windows, len(self._pairs))
+            if correlations is None or rows is None or self._reference_correlations is None:
+                values.append(np.zeros(shape))
+                variances.append(np.full(shape, np.inf))
+            else:
+                values.append(np.where(np.isfinite(correlations), correlations - self._reference_correlations, 0.0))
+                chance = 1 / np.maximum(rows[:, None] - 3, 1e-9)
+                variances.append(np.where(np.isfinite(correlations) & (rows[:, None] > 10), chance, np.inf))
+        return np.concatenate(values, axis=1), np.concatenate(variances, axis=1)
+
+    def _learn_blocks(
+        self, measured: Mapping[str, Deviations], correlations: Array | None, starts: Array, span: timedelta
+    ) -> None:
+        rows = np.max([found.rows for found in measured.values()], axis=0) if measured else np.zeros(len(starts))
+        values, variances = self._stack(measured, len(starts), correlations, rows, reference=True)
+        self.seasons = learn_seasons(values, variances, starts, span)
+        effect, self.season_variance = effect_of(self.seasons, starts, span, len(self.names))
+        residual = values - effect
+        guess = np.where(self.one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2)
+        self.levels = learn_levels(residual, variances, self.one_sided.astype(np.float64), guess)
+        known = np.isfinite(variances)
+        own = np.maximum(_variance_of(residual, known) - _mean_of(variances, known), 0.0)
+        self._inflate_rests(own, _mean_of(variances, known))
+        spread = np.sqrt((self.levels.weights * self.levels.level_variances).sum(axis=1) + variances)
+        standard = np.where(known & (spread > 0), (residual - self.levels.mean) / np.where(known, spread, 1.0), 0.0)
+        standard = np.where(known, standard - _mean_of(standard, known), 0.0)
+        deviation = np.sqrt(_variance_of(standard, known))
+        blind = known.sum(axis=0) < 2
+        self.alive = (deviation > 1e-9) | blind
+        # Rare counts vary less than the normal approximation says; the others are brought to variance 1. Blocks
+        # without rows have the residual 0, so the others stand for them.
+        share = np.sqrt(np.maximum(known.mean(axis=0), 1 / len(starts)))
+        self.residuals = standard / np.where(deviation > 0.7, deviation, 1.0) / share
+
+    def _inflate_rests(self, own: Array, chance: Array) -> None:
+        """Expect more of the rest, as the levels of the same subject will wander further than in the reference."""
+        expected = self.levels.variance(1)
+        wandering = self.levels.steady < 0.5
+        for subject, rest in self._rests.items():
+            chosen = [
+                index
+                for index, (name, direction) in enumerate(self.names)
+                if name == subject and direction != REST and wandering[index]
+            ]
+            if chosen:
+                ratios = expected[chosen] / np.maximum(own[chosen], 0.1 * chance[chosen])
+                inflation = float(np.clip(np.median(ratios), 1.0, _LARGEST_INFLATION))
+                self._rests[subject] = _Rest(rest.freedom, rest.overdispersion, rest.effective, inflation)
+
+
+def _merge_blocks(
+    reference: ReferenceCounts, window: timedelta
+) -> tuple[dict[str, Array], Array, timedelta, Array | None]:
+    """Merge blocks of the reference into windows if that leaves enough of them.
+
+    Returns:
+        Counts by subject, starts, the length of a block, and the correlations by block.
+    """
+    blocks = {name: np.asarray(counts, dtype=np.float64) for name, counts in reference.blocks.items()}
+    starts, span = reference.starts, reference.span
+    size = round(window / span) if span else 1
+    if size <= 1 or len(starts) // size < _LEAST_WINDOWS:
+        return blocks, starts, span, reference.block_correlations
+    # Blocks are merged as windows are cut: a window of a day starts at midnight.
+    offset = int((-round(starts[0] / span.total_seconds())) % size)
+    used = (len(starts) - offset) // size * size
+    cut = slice(offset, offset + used)
+    merged = {name: counts[cut].reshape(-1, size, counts.shape[1]).sum(axis=1) for name, counts in blocks.items()}
+    correlations = reference.block_correlations
+    if correlations is not None:
+        correlations = correlations[cut].reshape(-1, size, correlations.shape[1]).mean(axis=1)
+    return merged, starts[cut][::size], span * size, correlations
+
+
+def _rest_of(item: Directions, measured: Deviations | None) -> _Rest:
+    freedom = item.freedom
+    if measured is None or freedom < 1:
+        return _Rest(freedom, 0.0, float(max(freedom, 1)))
+    known = measured.rows > 0
+    rows, chi_square = measured.rows[known], measured.chi_square[known]
+    if len(rows) < 2:
+        return _Rest(freedom, 0.0, float(freedom))
+    own = np.maximum(1 - rows / max(item.rows, 1.0), 0.1)
+    overdispersion = max(0.0, float((chi_square / own / freedom - 1).mean() / rows.mean()))
+    expected = own * (1 + rows * (overdispersion + measured.misfit[known] / freedom))
+    spread = float((chi_square / expected).var())
+    # A chi-square with f degrees of freedom has variance 2 f. More variance means that fewer directions vary.
+    effective = 2 * freedom * freedom / spread if spread > 0 else freedom
+    return _Rest(freedom, overdispersion, float(np.clip(effective, _LEAST_FREEDOM, freedom)))
+
+
+def _names(directions: Sequence[Directions], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    names: list[tuple[str, str]] = []
+    for item in directions:
+        names += [(item.subject, direction) for direction in item.names]
+        names += [(item.subject, REST)] if item.freedom > 0 else []
+    return [*names, *((f"{one} \u00d7 {other}", CORRELATION) for one, other in pairs)]
+
+
+def _chance(directions: Sequence[Directions], rows: float, pairs: int) -> Array:
+    """Return the variance by chance in a typical window, shape (m,)."""
+    values: list[float] = []
+    for item in directions:
+        present = rows * item.present_share if item.numeric else rows
+        values += [1 / max(present, 1.0) if name in (LOCATION, SCALE) else 1 / max(rows, 1.0) for name in item.names]
+        values += [1.0] if item.freedom > 0 else []
+    return np.array([*values, *[1 / max(rows - 3, 1.0)] * pairs])
+
+
+def _handicaps(names: Sequence[tuple[str, str]], score: str | None) -> Array:
+    """Return the handicap of each direction: pairs and the score have fixed shares of the needless incidents."""
+    family = np.array([2 if direction == CORRELATION else int(subject == score) for subject, direction in names])
+    shares = {1: _SHARE_FOR_SCORE, 2: _SHARE_FOR_PAIRS}
+    sizes = {number: int((family == number).sum()) for number in (0, 1, 2)}
+    used = {number: share for number, share in shares.items() if sizes[number]}
+    if not sizes[0] or not used:
+        return np.zeros(len(names))
+    used[0] = 1 - sum(used.values())
+    each = np.array([math.log(sizes[number] / used.get(number, 1.0)) if sizes[number] else 0.0 for number in (0, 1, 2)])
+    return np.asarray((each - each[0])[family])
+
+
+def _rolling(values: Array, variances: Array, scale: int) -> tuple[Array, Array]:
+    """Return the means of `scale` windows in a row, weighted by their precision, and their variances by chance."""
+    if scale == 1:
+        return values, variances
+    weights = np.divide(1.0, variances, out=np.zeros_like(variances), where=variances > 0)
+    sums = np.cumsum(np.concatenate([np.zeros((1, values.shape[1])), weights]), axis=0)
+    totals = np.cumsum(np.concatenate([np.zeros((1, values.shape[1])), weights * values]), axis=0)
+    mean, chance = np.zeros_like(values), np.full_like(variances, np.inf)
+    if len(values) >= scale:
+        precision = sums[scale:] - sums[:-scale]
+        precision = np.where(precision > 1e-12 * np.maximum(sums[-1], 1e-300), precision, 0.0)
+        some = precision > 0
+        chance[scale - 1 :] = np.divide(1.0, precision, out=np.full_like(precision, np.inf), where=some)
+        summed = totals[scale:] - totals[:-scale]
+        mean[scale - 1 :] = np.divide(summed, precision, out=np.zeros_like(precision), where=some)
+    return mean, chance
+
+
+def _mean_of(values: Array, known: npt.NDArray[np.bool_]) -> Array:
+    return np.asarray(np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+
+
+def _variance_of(values: Array, known: npt.NDArray[np.bool_]) -> Array:
+    centre = _mean_of(values, known)
+    return _mean_of((np.where(known, values, 0.0) - centre) ** 2, known)

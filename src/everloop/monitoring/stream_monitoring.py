@@ -1,0 +1,178 @@
+"""Watch a table as if it had been a stream: window by window, with the incidents that would have been opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from everloop.data.sketches.column_sketches import Sketch, sketch_frame
+from everloop.data.sketches.time_blocks import aligned_grid, moments_of
+from everloop.errors import EmptySampleError
+from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
+from everloop.monitoring.drift_judge import DriftJudge, WindowJudgement, incidents_per_window, judge_for
+from everloop.monitoring.incidents.drift_harm import measure_harm
+from everloop.monitoring.incidents.incident_rules import WindowNews, advance
+from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
+from everloop.monitoring.window_counts import WindowCounts, count_frame
+from everloop.records import Incident
+from everloop.stores.clock import new_id
+from everloop.stores.durations import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import polars as pl
+
+    WindowSketches = tuple[dict[str, Sketch], Sketch | None]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReport:
+    """What watching a table found.
+
+    Attributes:
+        incidents: oldest first; those that are not over are open.
+        windows: counts of all windows.
+        judgements: one for each window.
+    """
+
+    baseline: Baseline
+    judge: DriftJudge
+    windows: WindowCounts
+    judgements: list[WindowJudgement]
+    incidents: list[Incident]
+    sketches: Callable[[int], WindowSketches]
+
+    def shifts(self, index: int) -> list[SubjectShift]:
+        """Return the shifts of one window, the most surprising first."""
+        return measure_shifts(self.baseline, self.judgements[index], *self.sketches(index))
+
+
+def watch_table(
+    reference: pl.DataFrame,
+    current: pl.DataFrame,
+    *,
+    time: str,
+    every: str | timedelta = "1d",
+    incidents_per_month: float = 1.0,
+    prediction: str | None = None,
+) -> StreamReport:
+    """Watch a table against a reference, window by window.
+
+    Args:
+        reference: rows that are known to be right, with the column `time` if it has one; its variation over time is
+            learned from it.
+        current: the rows to watch, with the column `time`.
+        every: length of a window.
+        incidents_per_month: how many incidents a month may open if nothing changes.
+        prediction: column with the score of a model.
+
+    Raises:
+        EmptySampleError: a table has no rows, or the current table no time.
+        UsageError: `time` is not a column of dates or times.
+    """
+    known = time if time in reference.columns else None
+    scored = None
+    if prediction is not None:
+        scored = reference.select([prediction, *([known] if known else [])]).rename({prediction: "score"})
+    features = [name for name in reference.columns if name not in (time, prediction)]
+    baseline = build_baseline(
+        reference,
+        features,
+        time=known,
+        scored=scored,
+        scored_inputs=reference.select(features) if scored is not None else None,
+    )
+    return watch_stream(
+        baseline, current, time=time, every=every, incidents_per_month=incidents_per_month, score=prediction
+    )
+
+
+def watch_stream(
+    baseline: Baseline,
+    current: pl.DataFrame,
+    *,
+    time: str,
+    every: str | timedelta,
+    incidents_per_month: float,
+    score: str | None = None,
+) -> StreamReport:
+    """Watch a table against a baseline; see `watch_table`."""
+    span = parse_duration(every) if isinstance(every, str) else every
+    moments = moments_of(current, time)
+    low, high = moments.min(), moments.max()
+    if not isinstance(low, int) or not isinstance(high, int):
+        raise EmptySampleError(f"No row has a time in '{time}'.", help="Choose another column.")
+    first, last = (_EPOCH + timedelta(microseconds=moment) for moment in (low, high))
+    grid = aligned_grid(first, last, span)
+    windows = count_frame(baseline, current, moments, grid, score=score)
+    number = grid.number_of(moments)
+    order = np.argsort(number, kind="stable")
+    borders = np.searchsorted(number[order], np.arange(grid.number + 1))
+
+    def sketches(index: int) -> WindowSketches:
+        rows = current[order[borders[index] : borders[index + 1]]]
+        features = sketch_frame(rows, baseline.bins)
+        if baseline.score is None or score is None or score not in rows.columns:
+            return features, None
+        cells = {PREDICTION: baseline.score.sketches[PREDICTION].bins}
+        return features, sketch_frame(rows, cells, columns={PREDICTION: score})[PREDICTION]
+
+    return watch_windows(baseline, windows, incidents_per_month, sketches)
+
+
+def watch_windows(
+    baseline: Baseline, windows: WindowCounts, incidents_per_month: float, sketches: Callable[[int], WindowSketches]
+) -> StreamReport:
+    """Judge windows in a row, and open and resolve incidents as they come.
+
+    Args:
+        sketches: returns the sketches of a window that has rows, by its index.
+    """
+    filled = windows.rows[windows.rows > 0]
+    typical = float(np.median(filled)) if len(filled) else 0.0
+    judge = judge_for(baseline, windows.span, typical, incidents_per_window(incidents_per_month, windows.span))
+    judgements = judge.judge(windows)
+    incidents: list[Incident] = []
+    ongoing: Incident | None = None
+    for index, judgement in enumerate(judgements):
+        if not windows.rows[index] or (ongoing is None and not (judgement.strongest > judge.limit).any()):
+            continue
+        until = windows.starts[index] + windows.span
+        news = _news(baseline, judgement, windows.starts[index], until, sketches(index))
+        after, action = advance(ongoing, news, until, lambda until=until, **fields: _new(until, fields))
+        if ongoing is None and after is not None:
+            incidents.append(after)
+        elif after is not None:
+            incidents[-1] = after
+        ongoing = None if action == "resolve" else after
+    return StreamReport(baseline, judge, windows, judgements, incidents, sketches)
+
+
+def _news(
+    baseline: Baseline, judgement: WindowJudgement, since: datetime, until: datetime, sketches: WindowSketches
+) -> WindowNews:
+    features, score = sketches
+    shifts = measure_shifts(baseline, judgement, features, score)
+    flagged = [shift for shift in shifts if shift.verdict != "quiet"]
+    harm = measure_harm(baseline, flagged, features, score)
+    return WindowNews(
+        kind="drift",
+        since=since,
+        until=until,
+        reasons={shift.subject: shift.message() for shift in flagged},
+        weights={shift.subject: harm.importance.get(shift.subject, 0.0) + 1e-3 * shift.psi for shift in flagged},
+        restless=frozenset(shift.subject for shift in shifts if not shift.calm),
+        severity=harm.severity,
+        harm=" ".join(harm.sentences()),
+        evidence={"harm": harm.to_json()},
+    )
+
+
+def _new(moment: datetime, fields: dict[str, Any]) -> Incident:
+    return Incident(id=new_id(moment), project="", created_at=moment, **fields)
