@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import CorruptionError, NotFoundError
+from everloop.prediction_log.failure_log import FAILURES, fold_failures
+from everloop.prediction_log.prediction_log import table_name
 from everloop.records import EndpointRecord, Route
 from everloop.serving import reloader
 from everloop.testing.models import sample_rows
@@ -45,6 +47,27 @@ def test_a_change_of_routes_is_taken_over(release: Any, route: Any, local: Any) 
     route(one.key)
     app.reloader.reload()
     assert version_of(app) == one.key
+
+
+def count(app: Any, status: int) -> None:
+    """Count a response, as the event loop does once it is sent."""
+    app.app.metrics.count_response("/predict", status)
+
+
+def test_failed_requests_are_logged(release: Any, route: Any, local: Any, store: Store) -> None:
+    route(release().key)
+    app = local()
+    for _ in range(3):
+        for row in (ROW, {"distance": "far"}):
+            count(app, app.post("/predict", {"rows": [row]})[0])
+    app.app.service.log_failures()
+    count(app, app.post("/predict", b"{")[0])
+    app.close()
+    assert fold_failures(store, "delays") >= 1
+    rows = store.tables.scan(table_name(store, FAILURES, "delays")).collect()
+    assert rows["status"].min() >= 400
+    assert rows["requests"].sum() == 4, "also what failed just before the end"
+    assert rows["instance"].null_count() == 0
 
 
 def test_versions_in_use_are_not_loaded_again(release: Any, route: Any, local: Any) -> None:

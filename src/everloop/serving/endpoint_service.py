@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, NotFoundError, TrustError, UnavailableError
+from everloop.prediction_log.failure_log import FailureLog
 from everloop.prediction_log.labels import GivenLabel, LabelLog, unmatched_of
 from everloop.prediction_log.log_sinks import grace_s
 from everloop.prediction_log.prediction_log import PredictionLog
@@ -75,6 +76,7 @@ class EndpointService:
         self._loaded: LoadedEndpoint | None = None
         self._log = PredictionLog(store, endpoint)
         self._labels = LabelLog(store, endpoint)
+        self._failures = FailureLog(store, endpoint)
         self.metrics.log = self.log_kind
         self.metrics.sinks = (self._log.sink, self._labels.sink)
         # If an answer waits for a store, many wait at the same time, and one segment serves them all.
@@ -85,9 +87,22 @@ class EndpointService:
         until = None if self._log.sink.kind != "store" else monotonic() + grace_s()
         self._log.close(until)
         self._labels.close(until)
+        try:
+            self.log_failures(last=True)
+            self._failures.close(until)
+        except (EverloopError, OSError) as error:
+            logger.warning("Cannot log the last failed requests of '%s': %s", self.endpoint, error)
         self.metrics.read_log_state()
         if self.aggregation is not None:
             self.aggregation.close()
+
+    def log_failures(self, *, last: bool = False) -> None:
+        """Log the requests that have failed since the last call. Costs nothing if there are none.
+
+        Args:
+            last: the process is about to stop.
+        """
+        self._failures.write(self.metrics.failed_responses(), last=last)
 
     # -- what the endpoint has in use; called by the thread that follows its record
 

@@ -97,6 +97,7 @@ class EndpointReloader:
                 self._log_state_at = monotonic() + LOG_STATE_S
             try:
                 self.reload()
+                self._service.log_failures()
             except EverloopError as error:
                 # The endpoint keeps serving while the store does not answer. The next poll tries again.
                 if not self._failed:

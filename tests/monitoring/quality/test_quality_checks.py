@@ -15,6 +15,7 @@ from everloop.errors import EmptySampleError, NotFoundError, UsageError
 from everloop.monitoring import check_quality
 from everloop.monitoring.quality.quality_checks import find_contract_of
 from everloop.monitoring.quality.service_quality import comparable_windows
+from everloop.prediction_log.failure_log import FailureLog
 from everloop.records import Contract, EndpointRecord, Finding, ModelVersion, Snapshot
 
 START = datetime(2024, 3, 4, tzinfo=UTC)
@@ -397,3 +398,40 @@ def test_the_window_in_which_the_endpoint_was_created_is_not_usual(store):
     for number in range(5):
         since = start + number * span
         check_quality(store, "delays", "delays@1", since, since + span)
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+def fail(store, at, counts):
+    """Log failed requests, as an endpoint does."""
+    failures = FailureLog(store, "delays")
+    store.clock.set(at)
+    failures.write(counts, last=True)
+    failures.close()
+
+
+def test_requests_that_fail_more_often_than_usual_are_found(store):
+    for day in range(6):
+        log(store, flights(400, day, START + day * DAY))
+        counts = {500: 2, 404: 900} if day < 5 else {500: 30, 503: 20, 404: 900, 422: 2}
+        fail(store, START + day * DAY + timedelta(hours=3), counts)
+        findings = check(store, day)
+    assert loud(findings) == {"errors: server": "warning"}
+    assert findings[0].message.startswith("50 of 452 requests failed with a server error; usually 0.50%")
+
+
+def test_requests_with_unfit_content_are_found(store):
+    for day in range(6):
+        log(store, flights(400, day, START + day * DAY))
+        if day == 5:
+            fail(store, START + day * DAY + timedelta(hours=3), {422: 200})
+        findings = check(store, day)
+    assert loud(findings) == {"errors: refused": "warning"}
+    assert "200 of 600 requests were refused" in findings[0].message
+
+
+def test_an_endpoint_that_answers_with_errors_only_is_not_an_empty_window(store):
+    fail(store, START + timedelta(hours=3), {500: 7})
+    (summary,) = check(store, 0)
+    assert summary.evidence["subjects"]["errors: server"]["counts"] == [7, 7]

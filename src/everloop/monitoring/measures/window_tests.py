@@ -3,13 +3,17 @@
 Shares of rows are compared by an exact conditional test of two counts, with both counts divided by the dispersion that
 the earlier windows show beyond chance (a quasi-likelihood, as in McCullagh and Nelder, Generalized Linear Models,
 section 4.5). Amounts, such as rows and latencies, are compared on a logarithmic scale with the t distribution of a new
-observation. Both are wide if there are few earlier windows.
+observation, and so are shares that vary more than by chance. All are wide if there are few earlier windows.
+
+If neighbouring windows resemble each other, they show less of the variation than their number suggests. The variance of
+a first-order autoregressive series corrects for that (Bayley and Hammersley, J. R. Statist. Soc. Suppl. 8, 1946).
 
 SciPy is not needed. The tests check the tail probabilities against scipy.special and scipy.stats.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +29,9 @@ LEAST_WINDOWS = 3
 
 _TINY = 1e-300
 _LEAST_DISPERSION = 0.05
+_OVERDISPERSED = 1.5
+"""From this dispersion on, shares are compared on a logarithmic scale as well, because they vary by factors."""
+_MOST_CORRELATION = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +55,8 @@ def share_increase(count: int, rows: int, earlier: Sequence[tuple[float, float]]
     Args:
         count: rows that have the property, in this window.
         rows: all rows of this window.
-        earlier: `(count, rows)` of each earlier window. With fewer than three windows, all rows are treated as
-            independent, because the variation between windows is not known.
+        earlier: `(count, rows)` of each earlier window, in the order of time. With fewer than three windows, all rows
+            are treated as independent, because the variation between windows is not known.
 
     Raises:
         UsageError: a count is below 0 or above its number of rows.
@@ -76,6 +83,10 @@ def share_increase(count: int, rows: int, earlier: Sequence[tuple[float, float]]
     tail = beta_cdf(count / dispersion, before / dispersion + 1, rows / (rows + size))
     if math.isfinite(freedom):
         tail = student_tail(normal_quantile(min(max(tail, _TINY), 1 - 1e-12)), freedom)
+        if dispersion > _OVERDISPERSED:
+            logs = [math.log((hits + 0.5) / (total + 1)) for hits, total in windows]
+            now = math.log((count + 0.5) / (rows + 1))
+            tail = max(tail, _new_observation(now, logs, least_spread=1 / math.sqrt(count + 0.5))[0])
     return ShareTest(tail, share, dispersion)
 
 
@@ -103,18 +114,31 @@ def level_shift(amount: float, earlier: Sequence[float], *, least_spread: float)
 
     Args:
         amount: above 0, in any unit.
-        earlier: amounts of earlier windows, above 0, in the same unit.
+        earlier: amounts of earlier windows in the order of time, above 0, in the same unit.
         least_spread: smallest standard deviation of the logarithms that is assumed.
     """
     if len(earlier) < LEAST_WINDOWS:
         return None
     logs = [math.log(max(value, _TINY)) for value in earlier]
-    freedom = len(logs) - 1
-    mean = math.fsum(logs) / len(logs)
-    spread = max(least_spread, math.sqrt(math.fsum((value - mean) ** 2 for value in logs) / freedom))
-    distance = (math.log(max(amount, _TINY)) - mean) / (spread * math.sqrt(1 + 1 / len(logs)))
-    increase = student_tail(distance, freedom)
+    increase, mean, spread = _new_observation(math.log(max(amount, _TINY)), logs, least_spread=least_spread)
     return LevelTest(increase, 1 - increase, math.exp(mean), spread)
+
+
+def _new_observation(value: float, earlier: Sequence[float], *, least_spread: float) -> tuple[float, float, float]:
+    """Return the one-sided p-value of a new observation, and the mean and standard deviation of the earlier ones."""
+    number = len(earlier)
+    mean = math.fsum(earlier) / number
+    squares = math.fsum((one - mean) ** 2 for one in earlier)
+    products = math.fsum((one - mean) * (other - mean) for one, other in itertools.pairwise(earlier))
+    # Amounts that vary less than is assumed do not show whether neighbours resemble each other.
+    correlation = products / squares if squares > number * least_spread**2 else -1.0
+    # The estimate is too low by about this much (Kendall, Biometrika 41, 1954).
+    correlation = min(_MOST_CORRELATION, max(0.0, correlation + (1 + 3 * correlation) / number))
+    effective = max(2.0, number * (1 - correlation) / (1 + correlation))
+    variance = squares / number / (1 - 1 / effective)
+    spread = max(least_spread, math.sqrt(variance))
+    distance = (value - mean) / (spread * math.sqrt(1 + 1 / effective))
+    return student_tail(distance, effective - 1), mean, spread
 
 
 def binomial_tail(count: int, rows: int, share: float) -> float:

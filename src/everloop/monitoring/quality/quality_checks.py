@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
-from everloop.monitoring.alarm_budget import budget_for
+from everloop.monitoring.alarm_budget import MEMORY, budget_for
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
 from everloop.monitoring.logged_windows import INPUT, read_window
 from everloop.monitoring.quality.column_quality import (
@@ -22,7 +22,7 @@ from everloop.monitoring.quality.service_quality import check_service, read_serv
 from everloop.records import Contract, Finding, ModelVersion, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     import polars as pl
@@ -94,8 +94,8 @@ def check_quality(
         # The findings of a window are of several kinds, and the search was for one.
         return [*store.records.get_many(Finding, earlier[-1].evidence["told"]), earlier[-1]]
     history = _read_history(store, check, since, until)
-    results = check_service(service, sorts, until - since, latency_s=latency_s, flagged=history.flagged)
-    if service.rows == 0 and results[0].basis == "none":
+    results = check_service(service, sorts, latency_s=latency_s, unusual=history.unusual)
+    if service.responses == 0 and results[0].basis == "none":
         raise EmptySampleError(
             f"'{endpoint}' has no predictions between {since.isoformat()} and {until.isoformat()}, and fewer than "
             "three earlier windows show what is usual.",
@@ -106,7 +106,12 @@ def check_quality(
         of_version = [item for item in history.summaries if item.version == version]
         shares = [*measure_columns(inputs, contract), *measure_repeats(log, [*_logged(log)], "entity")]
         same_contract = [item for item in of_version if item.evidence.get("contract") == facts["contract"]]
-        results += [compare_share(share, _shares_of(share.key, same_contract), reference_rows) for share in shares]
+        results += [
+            compare_share(
+                share, _shares_of(share.key, same_contract, history.unusual.get(share.key, ())), reference_rows
+            )
+            for share in shares
+        ]
         constants = constant_columns(inputs)
         filled = [item for item in of_version if item.evidence.get("rows")]
         results += compare_constants(constants, [item.evidence.get("constants", ()) for item in filled])
@@ -173,10 +178,10 @@ def find_contract_of(store: Store, version: str) -> tuple[Contract | None, int]:
 
 @dataclass(frozen=True, slots=True)
 class _History:
-    """The summaries of earlier windows of this length, newest first, and by key the windows that were flagged."""
+    """The summaries of earlier windows of this length, newest first, and by key the windows that are not usual."""
 
     summaries: list[Finding]
-    flagged: dict[str, set[datetime]] = field(default_factory=dict)
+    unusual: dict[str, set[datetime]] = field(default_factory=dict)
 
 
 def _read_history(store: Store, check: CheckedSeries, since: datetime, until: datetime) -> _History:
@@ -197,16 +202,27 @@ def _read_history(store: Store, check: CheckedSeries, since: datetime, until: da
         if newer and finding.window_to - finding.window_from == until - since:
             summaries[finding.window_from] = finding
     newest = list(summaries.values())[:HISTORY]
-    flagged: dict[str, set[datetime]] = {}
-    for finding in newest:
+    return _History(newest, _unusual(newest))
+
+
+def _unusual(newest_first: Sequence[Finding]) -> dict[str, set[datetime]]:
+    """By key, the windows that belong to an alarm or may still become one.
+
+    A single warning is part of what varies: without it, the earlier windows would seem to vary too little.
+    """
+    unusual: dict[str, set[datetime]] = {}
+    alarmed: dict[str, int] = {}
+    for index, finding in enumerate(newest_first):
         for key, state in finding.evidence["subjects"].items():
-            if state["verdict"] != "quiet":
-                flagged.setdefault(key, set()).add(finding.window_from)
-    return _History(newest, flagged)
+            if state["verdict"] == "alarm":
+                alarmed[key] = index
+            if state["verdict"] != "quiet" and (index < MEMORY or index - alarmed.get(key, -MEMORY - 1) <= MEMORY):
+                unusual.setdefault(key, set()).add(finding.window_from)
+    return unusual
 
 
-def _shares_of(key: str, summaries: Sequence[Finding]) -> list[tuple[float, float]]:
-    """Count and rows of a share in earlier windows. Flagged windows are left out, unless most are flagged."""
+def _shares_of(key: str, summaries: Sequence[Finding], unusual: Collection[datetime]) -> list[tuple[float, float]]:
+    """Count and rows of a share in earlier windows, oldest first, without unusual ones, unless most are unusual."""
     every: list[tuple[float, float]] = []
     calm: list[tuple[float, float]] = []
     for summary in summaries:
@@ -217,9 +233,9 @@ def _shares_of(key: str, summaries: Sequence[Finding]) -> list[tuple[float, floa
         # A rule that no row broke is not listed.
         count, total = (0, rows) if state is None or "counts" not in state else state["counts"]
         every.append((count, total))
-        if state is None or state["verdict"] == "quiet":
+        if summary.window_from not in unusual:
             calm.append((count, total))
-    return calm if 2 * len(calm) >= len(every) else every
+    return (calm if 2 * len(calm) >= len(every) else every)[::-1]
 
 
 def _read_version(

@@ -7,7 +7,7 @@ same hour, otherwise with the windows before it. With fewer than three of any so
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from everloop.monitoring.measures.window_tests import (
     level_shift,
     share_increase,
 )
+from everloop.monitoring.quality.column_quality import LEAST_COUNT, LEAST_SHARE, percent
 from everloop.monitoring.quality.quality_result import QualityResult, result_key
 from everloop.records import EndpointRecord
 
@@ -41,6 +42,7 @@ SLOW_SHARE = 0.01
 LEAST_TIMED = 100
 """A 99th percentile needs this many requests."""
 
+_NOT_CONTENT = (401, 403, 404, 405)
 _DAY, _WEEK = timedelta(days=1), timedelta(days=7)
 _LATENCY_SPREAD = 0.1
 _AGE_SPREAD = 1.0
@@ -55,8 +57,10 @@ class ServiceWindow:
         rows: predictions that clients received.
         timed: requests with a known latency.
         slow: those of them that took longer than the declared limit.
+        requests: requests that were answered with predictions.
         errors: requests that were answered with a status of 500 or more.
-        responses: all requests for predictions; 0 if responses were not counted.
+        refused: requests that were answered with a status of 400 to 499, except those without permission and those
+            for unknown paths.
         silence_s: time from the last prediction to the end of the window.
         label_age_s: age of the newest label at the end of the window.
     """
@@ -67,10 +71,15 @@ class ServiceWindow:
     slow: int = 0
     p50_s: float | None = None
     p99_s: float | None = None
+    requests: int = 0
     errors: int = 0
-    responses: int = 0
+    refused: int = 0
     silence_s: float | None = None
     label_age_s: float | None = None
+
+    @property
+    def responses(self) -> int:
+        return self.requests + self.errors + self.refused
 
 
 def comparable_windows(since: datetime, until: datetime) -> list[Windows]:
@@ -104,28 +113,25 @@ def read_service(
 def check_service(
     window: ServiceWindow,
     sorts: Sequence[Sequence[ServiceWindow]],
-    span: timedelta,
     *,
     latency_s: float | None = None,
-    flagged: Mapping[str, Collection[datetime]] | None = None,
+    unusual: Mapping[str, Collection[datetime]] | None = None,
 ) -> list[QualityResult]:
     """Compare a window with earlier ones.
 
     Args:
         sorts: earlier windows, the most similar sort first.
-        span: length of a window.
         latency_s: at most 1 % of the requests may take longer, in seconds.
-        flagged: by key of a result, the starts of the windows that were a warning or an alarm. They are not usual, so
-            they are not compared with, unless most windows are among them.
+        unusual: by key of a result, the starts of the windows that are not compared with, unless most are among them.
     """
-    unusual = flagged or {}
+    left_out = unusual or {}
 
     def usual(key: str) -> list[ServiceWindow]:
         for sort in sorts:
-            calm = [item for item in sort if item.since not in unusual.get(key, ())]
+            calm = [item for item in sort if item.since not in left_out.get(key, ())]
             chosen = calm if 2 * len(calm) >= len(sort) else list(sort)
             if len(chosen) >= LEAST_WINDOWS:
-                return chosen
+                return chosen[::-1]
         return []
 
     results = [_volume(window, usual(result_key("predictions", "volume")))]
@@ -143,7 +149,10 @@ def check_service(
     if latency_s is not None and window.timed:
         results.append(_limit(window, latency_s))
     if window.responses:
-        results.append(_errors(window, usual(result_key("errors", "server errors"))))
+        earlier_errors = [(item.errors, item.responses) for item in usual(result_key("errors", "server"))]
+        results.append(_errors("server", window.errors, window.responses, earlier_errors))
+        earlier_refused = [(item.refused, item.responses) for item in usual(result_key("errors", "refused"))]
+        results.append(_errors("refused", window.refused, window.responses, earlier_refused))
     return results
 
 
@@ -200,18 +209,17 @@ def _limit(window: ServiceWindow, latency_s: float) -> QualityResult:
     )
 
 
-def _errors(window: ServiceWindow, earlier: Sequence[ServiceWindow]) -> QualityResult:
-    share = window.errors / window.responses
-    message = f"{window.errors} of {window.responses} requests failed with a server error"
-    counts = (window.errors, window.responses)
-    known = [(item.errors, item.responses) for item in earlier if item.responses]
+def _errors(rule: str, count: int, responses: int, earlier: Sequence[tuple[int, int]]) -> QualityResult:
+    what = "failed with a server error" if rule == "server" else "were refused because of their content"
+    message = f"{count} of {responses} requests {what}"
+    value, counts = count / responses, (count, responses)
+    known = [window for window in earlier if window[1] > 0]
     if len(known) < LEAST_WINDOWS:
-        return QualityResult("quality", "errors", "server errors", message, share, counts=counts)
-    test = share_increase(window.errors, window.responses, known)
-    message = f"{message}; usually {test.expected:.2%}"
-    return QualityResult(
-        "quality", "errors", "server errors", message, share, test.expected, test.p_value, "windows", counts
-    )
+        return QualityResult("quality", "errors", rule, message, value, counts=counts)
+    test = share_increase(count, responses, known)
+    p_value = test.p_value if count >= LEAST_COUNT and value - test.expected >= LEAST_SHARE else 1.0
+    message = f"{message}; usually {percent(test.expected)}"
+    return QualityResult("quality", "errors", rule, message, value, test.expected, p_value, "windows", counts)
 
 
 def _compared(
@@ -261,6 +269,7 @@ def _read_windows(
     found = (
         each.group_by("window")
         .agg(
+            pl.len().alias("requests"),
             pl.col("rows").sum(),
             pl.col("event_at").max(),
             took.len().alias("timed"),
@@ -271,20 +280,49 @@ def _read_windows(
         .collect()
     )
     ages = _label_ages(view, endpoint, starts, span)
-    windows = {start: ServiceWindow(start, label_age_s=ages.get(start)) for start in starts}
+    failed = _failures(store, view, endpoint, starts, span)
+    windows = {
+        start: ServiceWindow(start, label_age_s=ages.get(start), errors=failed[start][0], refused=failed[start][1])
+        for start in starts
+    }
     for row in found.iter_rows(named=True):
         start = places[row["window"]]
-        windows[start] = ServiceWindow(
-            start,
-            row["rows"],
-            row["timed"],
-            row["slow"],
-            row["p50"],
-            row["p99"],
+        windows[start] = replace(
+            windows[start],
+            rows=row["rows"],
+            timed=row["timed"],
+            slow=row["slow"],
+            p50_s=row["p50"],
+            p99_s=row["p99"],
+            requests=row["requests"],
             silence_s=(start + span - row["event_at"]).total_seconds(),
-            label_age_s=ages.get(start),
         )
     return windows
+
+
+def _failures(
+    store: Store, view: Store, endpoint: str, starts: Sequence[datetime], span: timedelta
+) -> dict[datetime, tuple[int, int]]:
+    """Server errors and refused requests in each window."""
+    import polars as pl
+
+    from everloop.prediction_log.failure_log import FAILURES, fold_failures
+    from everloop.prediction_log.prediction_log import table_name
+
+    if not store.read_only:
+        fold_failures(store, endpoint)
+    table = table_name(view, FAILURES, endpoint)
+    if not view.tables.exists(table):
+        return dict.fromkeys(starts, (0, 0))
+    rows = view.tables.scan(table, since=starts[0], until=starts[-1] + span)
+    content = ~pl.col("status").is_in(_NOT_CONTENT) & (pl.col("status") < 500)
+    counts = {}
+    for start in starts:
+        inside = (pl.col("event_at") >= start) & (pl.col("event_at") < start + span)
+        requests = pl.col("requests").filter(inside & (pl.col("status") >= 500)).sum()
+        counts[start] = pl.struct(requests, pl.col("requests").filter(inside & content).sum().alias("refused"))
+    row = rows.select(value.alias(str(number)) for number, value in enumerate(counts.values())).collect().row(0)
+    return {start: (each["requests"], each["refused"]) for start, each in zip(starts, row, strict=True)}
 
 
 def _label_ages(view: Store, endpoint: str, starts: Sequence[datetime], span: timedelta) -> dict[datetime, float]:

@@ -94,6 +94,14 @@ class Metrics:
             counter = self._responses[path, status] = self._cells.counter("response", path, str(status))
         counter.add()
 
+    def failed_responses(self) -> dict[int, int]:
+        """The responses of this process with a status of 400 or more, by status. May be called from any thread."""
+        failed: dict[int, int] = {}
+        for (_, status), counter in list(self._responses.items()):
+            if status >= 400:
+                failed[status] = failed.get(status, 0) + counter.value
+        return failed
+
     def count_predictions(self, version: str, role: str, rows: int) -> None:
         counter = self._predictions.get((version, role))
         if counter is None:
