@@ -57,6 +57,7 @@ def check_windows(part: Watch, model: str, endpoint: str, store: Store) -> tuple
         except (Exception, SystemExit) as error:
             known = error if isinstance(error, EverloopError) else _as_known(context.watch, error)
             if failed is None:
+                logger.warning("The watch '%s' failed.", context.watch, exc_info=error)
                 failed = _failure(context, since, until, known)
                 store.records.put(failed)
                 found.append(failed)
@@ -155,7 +156,6 @@ def _failure(context: WatchContext, since: datetime, until: datetime, error: Eve
 
 
 def _as_known(name: str, error: BaseException) -> EverloopError:
-    logger.warning("The watch '%s' failed.", name, exc_info=error)
     known = StepError(
         f"{type(error).__name__} in check(): {error}",
         help=f"Correct the watch '{name}'. The log of this process shows where it failed.",

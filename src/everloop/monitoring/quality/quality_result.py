@@ -69,8 +69,9 @@ def judge_window(
     Facts count as certain: they are a warning in the first window, and an alarm if they last. Results that were
     compared with a reference only stay warnings, because a reference does not show how windows vary.
     """
-    p_values = {result.key: _certainty(result) for result in results if _certainty(result) is not None}
-    verdicts = budget.judge({key: value for key, value in p_values.items() if value is not None}, recently_flagged)
+    p_values = {result.key: result.p_value for result in results if result.p_value is not None}
+    p_values |= {result.key: 0.0 for result in results if result.basis == "fact"}
+    verdicts = budget.judge(p_values, recently_flagged)
     judged = []
     for result in results:
         verdict = verdicts.get(result.key, "quiet")
@@ -95,7 +96,3 @@ def judge_table(results: Sequence[QualityResult], level: float) -> list[QualityR
         verdict: Verdict = "alarm" if item.basis == "fact" else "warning" if item.key in significant else "quiet"
         judged.append(replace(item, verdict=verdict))
     return judged
-
-
-def _certainty(result: QualityResult) -> float | None:
-    return 0.0 if result.basis == "fact" else result.p_value
