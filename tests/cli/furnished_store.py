@@ -35,15 +35,15 @@ def furnish(folder: Path) -> dict[str, str]:
     """Fill the folder; return the ids that commands take, by the word for each.
 
     It has two versions of the model `double` and an archived one of `spare`; the endpoint `double`, which rolls out the
-    second one and has logged 20 predictions; two runs and a deleted one; the datasets `numbers` and `gone`, which is
-    deleted; the feature view `weather`; a guarded alias with a request of Ann and one of this user; and a user, a token
+    second one, has logged 20 predictions and has an open notice; two runs and a deleted one; the datasets `numbers` and
+    `gone`, which is deleted; the feature view `weather`; a guarded alias with a request of Ann and one of this user; and a user, a token
     and a webhook.
     """
     from everloop.data import add_table, delete_snapshots
     from everloop.data.features import open_online
     from everloop.loop import load_project, materialize
     from everloop.loop.rollout import start_release
-    from everloop.records import ModelVersion
+    from everloop.records import Incident, ModelVersion
     from everloop.registry import archive, request_alias, save_model, set_policy
     from everloop.server.access import UserStore
     from everloop.server.server_options import ServerOptions
@@ -81,6 +81,13 @@ def furnish(folder: Path) -> dict[str, str]:
         online = open_online(str(home / "online.db"))
         materialize(load_project(folder).views["weather"], store=store, online=online)
         online.close()
+        now = store.now()
+        noticed = store.new(
+            Incident, endpoint="double", kind="drift", title="'x' has risen.", message="This costs accuracy.",
+            began_at=now, seen_at=now,
+        )  # fmt: skip
+        store.records.put(noticed, verb="opened")
+        ids["incident"] = noticed.id
         users = UserStore(store)
         users.add_user("ann", {"*": "editor"})
         users.create_token("nightly", "ann")

@@ -59,8 +59,8 @@ def test_init_run_and_inspect(project):
     release = everloop("release", "ls", "--json").json[0]
     assert release["state"] == "completed"
     assert "first champion" in everloop("release", "show", release["id"][:18]).out
-    assert everloop("monitor", "ls", "--json").json == []
-    assert "No findings" in everloop("monitor", "ls").out
+    assert everloop("monitor", "findings", "--json").json == []
+    assert "No findings" in everloop("monitor", "findings").out
     lineage = everloop("lineage", version, "--json").json
     assert lineage["snapshot"]["key"] == "work@1"
     assert lineage["code"].startswith("code:")

@@ -22,6 +22,7 @@ BEFORE = {
     "models archive double@1": "models promote double@2",
     "models import package --as copy": "models export double@1 -o package",
     "trust rm {digest}": "trust add {digest}",
+    "monitor unmute {incident}": "monitor mute {incident}",
 }
 """What has to be done before a command works."""
 
@@ -89,7 +90,16 @@ WORKS = {
     "endpoints set double max_rows=100": "max_rows",
     "endpoints route double double@1=70 double@2=30": "double: double@1 70%",
     "endpoints token double": "",
-    "monitor ls": "No findings.",
+    "monitor run": "No window is due.",
+    "monitor run --reference numbers.csv --current numbers.csv": "Nothing to worry about",
+    "monitor ls": "'x' has risen.",
+    "monitor show {incident}": "This costs accuracy.",
+    "monitor ack {incident}": "Acknowledged: 'x' has risen.",
+    "monitor mute {incident} --for 3d": "'x' has risen.",
+    "monitor unmute {incident}": "Unmuted: 'x' has risen.",
+    "monitor accept {incident}": "Accepted as the new normal: 'x' has risen.",
+    "monitor resolve {incident}": "Resolved: 'x' has risen.",
+    "monitor findings": "No findings.",
     "monitor performance double": "rmse of 'double'",
     "monitor drift double": "predictions against 20 rows",
     "monitor baseline double@1 numbers.csv": "Stored the baseline of double@1: 20 rows",
@@ -210,7 +220,17 @@ WRONG = {
     "endpoints route double double@1=most": (2, "'double@1=most'", "delays@4=shadow"),
     "endpoints token triple": (3, "'triple'", "everloop endpoints ls"),
     "endpoints token double --remove --name nothing": (3, "'nothing'", "Tokens: none"),
-    "monitor ls --severity loud": (2, "--severity 'loud'", "info, warning, alarm"),
+    "monitor run --reference numbers.csv": (2, "--reference", "--log TABLE"),
+    "monitor run --target x": (2, "--target", "everloop monitor run --reference A --current B"),
+    "monitor run triple": (3, "'triple'", "numbers"),
+    "monitor ls --severity info": (2, "--severity 'info'", "notice, alarm"),
+    "monitor show nothing": (3, "'nothing'", "{incident} ('x' has risen.). See: everloop monitor ls --all"),
+    "monitor ack nothing": (3, "'nothing'", "everloop monitor ls --all"),
+    "monitor mute {incident} --for ever": (2, "'ever'", "such as '90s'"),
+    "monitor unmute {incident}": (4, "{incident}", "everloop monitor show"),
+    "monitor accept nothing": (3, "'nothing'", "everloop monitor ls --all"),
+    "monitor resolve nothing": (3, "'nothing'", "everloop monitor ls --all"),
+    "monitor findings --severity loud": (2, "--severity 'loud'", "info, warning, alarm"),
     "monitor performance double --metric roc_auc": (2, "roc_auc", "Use one of: rmse"),
     "monitor drift double --window often": (2, "'often'", "such as '90s'"),
     "monitor baseline double@1 labels.csv": (6, "'labels.csv'", "It has: key, value"),
@@ -297,7 +317,7 @@ def test_wrong_input_names_the_value_and_what_helps(furnished, words):
     text = " ".join(result.err.split())
     assert result.code == code, text
     assert value.format(**furnished.ids) in text
-    assert advice in text
+    assert advice.format(**furnished.ids) in text
     assert (result.out, "Traceback" in text) == ("", False)
 
 

@@ -111,7 +111,7 @@ def test_drift_without_a_loop_names_its_reference(everloop, store):
     drawn = everloop("monitor", "drift", "binary", "--window", "1d").out
     assert "300 predictions against 2,000 rows" in " ".join(drawn.split())
     # Nothing was stored: a loop that starts to monitor begins with a clean record.
-    assert everloop("monitor", "ls", "binary", "--json").json == []
+    assert everloop("monitor", "findings", "binary", "--json").json == []
 
 
 def test_same_rows_as_in_training_do_not_drift(everloop, store):
@@ -125,7 +125,7 @@ def test_same_rows_as_in_training_do_not_drift(everloop, store):
     } == {"quiet"}
 
 
-@pytest.mark.parametrize("words", [("ls",), ("drift",), ("performance",)])
+@pytest.mark.parametrize("words", [("ls",), ("findings",), ("drift",), ("performance",)])
 def test_endpoint_that_does_not_exist_is_refused(everloop, store, words):
     serve(store, "binary")
     result = everloop("monitor", *words, "binari")
@@ -136,7 +136,7 @@ def test_endpoint_that_does_not_exist_is_refused(everloop, store, words):
 
 def test_unknown_severities_and_kinds_are_refused(everloop, store):
     for option, word, known in (("--severity", "loud", "info, warning, alarm"), ("--kind", "drfit", "drift, perf")):
-        result = everloop("monitor", "ls", option, word)
+        result = everloop("monitor", "findings", option, word)
         assert result.code == 2
         assert known in result.err
     assert everloop("monitor", "baseline", "nothing@1", "x.csv").code != 0

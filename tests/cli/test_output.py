@@ -19,7 +19,7 @@ from everloop.tracking import start_run
 
 ESCAPE = "\x1b"
 VERBS = {
-    "Add", "Abort", "Advance", "Approve", "Archive", "Back", "Build", "Change", "Check", "Compare", "Create", "Delete",
+    "Accept", "Acknowledge", "Add", "Abort", "Advance", "Approve", "Archive", "Back", "Build", "Change", "Check", "Close", "Compare", "Create", "Delete",
     "Export", "Find", "Follow", "Get", "Import", "Infer", "Inspect", "Keep", "List", "Manage", "Monitor", "Package",
     "Plot", "Print", "Profile", "Promote", "Re-encrypt", "Reject", "Remove", "Renew", "Replace", "Reproduce",
     "Restore", "Revoke", "Roll", "Run", "Score", "Send", "Serve", "Set", "Show", "Simulate", "Stop", "Trace", "Trust",
@@ -67,7 +67,8 @@ EMPTY = {
     "models requests": "To see closed ones, add --all.",
     "models policy": "Guard one with: everloop models policy MODEL@ALIAS --approvals 1",
     "endpoints ls": "No endpoints yet. Start with: everloop run",
-    "monitor ls": "Endpoints are monitored while this command runs: everloop up",
+    "monitor ls": "No open incidents. To see those that are over, add --all.",
+    "monitor findings": "Endpoints are monitored while this command runs: everloop up",
     "release ls": "No releases yet. Start with: everloop run",
     "trust ls": "This machine's own key is created with its first package.",
     "users ls": "Add one with: everloop users add NAME --role admin",

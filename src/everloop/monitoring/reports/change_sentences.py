@@ -105,10 +105,8 @@ def _category_sentence(subject: str, reference: Sketch, current: Sketch) -> str:
 
 def _moved_cell(reference: Sketch, current: Sketch) -> int | None:
     """Return the cell whose share has changed most, besides that of missing values."""
-    gaps = [
-        abs(_share(current, cell) - _share(reference, cell)) if cell else 0.0 for cell in range(len(reference.counts))
-    ]
-    cell = max(range(len(gaps)), key=gaps.__getitem__)
+    gaps = [abs(_share(current, cell) - _share(reference, cell)) for cell in range(len(reference.counts))]
+    cell = max(range(1, len(gaps)), key=lambda each: (gaps[each], current.counts[each]))
     return cell if gaps[cell] > 0 else None
 
 

@@ -53,7 +53,11 @@ def label_tables(
                 help="Name a column with numbers, texts or booleans.",
             )
         return _regression(before, now, target, prediction, has_target=has_target)
-    classes = _texts(labels).unique().sort().to_list()
+    known = _texts(labels)
+    if known.n_unique() == 1 and has_target:
+        # The current labels may name the other class.
+        known = known.append(_texts(now[target].drop_nulls()))
+    classes = known.unique().sort().to_list()
     if labels.dtype.is_numeric():
         classes = sorted(classes, key=float)
     predicted = _texts(before[prediction]).drop_nulls().unique().to_list()
@@ -66,7 +70,7 @@ def label_tables(
             f"The prediction '{prediction}' has the value '{odd}', which is not a class of '{target}'.",
             help=f"Classes: {', '.join(classes[:MOST_CLASSES])}. Name a column with classes or probabilities.",
         )
-    if len(classes) != 2 or not _are_probabilities(before[prediction]):
+    if len(classes) > 2 or not _are_probabilities(before[prediction]):
         if labels.dtype.is_numeric():
             return _regression(before, now, target, prediction, has_target=has_target)
         raise UsageError(
@@ -74,9 +78,9 @@ def label_tables(
             help="Name a column with the predicted class, or with probabilities of one of two classes.",
         )
     frames = [
-        _probabilities(frame, target, prediction, classes) for frame in ((before, now) if has_target else (before,))
+        _probabilities(frame, target, prediction, classes[-1]) for frame in ((before, now) if has_target else (before,))
     ]
-    remark = f"'{prediction}' is taken as the probability of '{classes[1]}'."
+    remark = f"'{prediction}' is taken as the probability of '{classes[-1]}'."
     return LabelledTables("roc_auc", frames[0], frames[1] if has_target else None, [remark])
 
 
@@ -122,11 +126,10 @@ def _hits(frame: pl.DataFrame, target: str, prediction: str) -> pl.DataFrame:
     return pl.DataFrame([right.rename("score"), actual.rename("actual")])
 
 
-def _probabilities(frame: pl.DataFrame, target: str, prediction: str, classes: list[str]) -> pl.DataFrame:
+def _probabilities(frame: pl.DataFrame, target: str, prediction: str, positive: str) -> pl.DataFrame:
     import polars as pl
 
-    texts = _texts(frame[target])
-    actual = (texts == classes[1]).cast(pl.Float64).set(~texts.is_in(classes).fill_null(value=False), None)
+    actual = (_texts(frame[target]) == positive).cast(pl.Float64)
     return pl.DataFrame([_finite(frame[prediction]).rename("score"), actual.rename("actual")])
 
 

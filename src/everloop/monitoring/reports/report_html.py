@@ -6,6 +6,7 @@ The columns that have moved most get a card each, the others a row of a table; w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from everloop.monitoring.incidents.incident_actions import ONGOING
@@ -33,22 +34,38 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 500_000
 
-_PLANS = ((120, 2000, True), (60, 2000, True), (30, 2000, True), (30, 2000, False), (20, 500, False))
-"""Cards, rows, and whether rows have a strip: the first plan whose page is small enough is used."""
-_MOST_LISTED = 50
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How much of a report is shown: columns as cards, columns as rows (with a strip or without), entries of lists."""
+
+    cards: int
+    rows: int
+    strips: bool
+    listed: int
+
+
+_PLANS = (
+    _Plan(120, 2000, True, 50),
+    _Plan(60, 2000, True, 50),
+    _Plan(30, 2000, True, 50),
+    _Plan(30, 2000, False, 30),
+    _Plan(10, 300, False, 10),
+)
+"""The first plan whose page is small enough is used."""
 
 
 def monitoring_page(report: MonitoringReport) -> str:
     """Return the HTML page of a report, at most 500 kB of UTF-8."""
     page = ""
-    for cards, rows, strips in _PLANS:
-        page = "".join(_page(report, cards, rows, strips=strips))
+    for plan in _PLANS:
+        page = "".join(_page(report, plan))
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
 
 
-def _page(report: MonitoringReport, cards: int, rows: int, *, strips: bool) -> Iterator[str]:
+def _page(report: MonitoringReport, plan: _Plan) -> Iterator[str]:
     current, reference = (
         html_text(shortened(report.current_name, 200)),
         html_text(shortened(report.reference_name, 200)),
@@ -62,12 +79,12 @@ def _page(report: MonitoringReport, cards: int, rows: int, *, strips: bool) -> I
     yield f'<p class="faint sub">{current}, compared with {reference}{_period(report)}</p>'
     yield from _answer(report)
     yield from _facts(report)
-    yield from _incidents(report)
+    yield from _incidents(report, plan.listed)
     if report.performance is not None:
         yield from _performance(report, report.performance)
-    yield from _quality(report)
-    yield from _columns(report, cards, rows, strips=strips)
-    yield from _footer(report)
+    yield from _quality(report, plan.listed)
+    yield from _columns(report, plan)
+    yield from _footer(report, plan.listed)
     yield "</main></body></html>"
 
 
@@ -107,15 +124,15 @@ def _facts(report: MonitoringReport) -> Iterator[str]:
     yield "</section>"
 
 
-def _incidents(report: MonitoringReport) -> Iterator[str]:
+def _incidents(report: MonitoringReport, listed: int) -> Iterator[str]:
     yield "<h2>Incidents</h2>"
     if not report.incidents:
         yield '<p class="box">None. Small deviations that chance explains are not incidents.</p>'
         return
-    for one in report.incidents[:_MOST_LISTED]:
+    for one in report.incidents[:listed]:
         yield from _incident(report, one)
-    if len(report.incidents) > _MOST_LISTED:
-        yield f'<p class="faint">And {len(report.incidents) - _MOST_LISTED} earlier ones.</p>'
+    if len(report.incidents) > listed:
+        yield f'<p class="faint">And {len(report.incidents) - listed} earlier ones.</p>'
 
 
 def _incident(report: MonitoringReport, one: Incident) -> Iterator[str]:
@@ -177,35 +194,35 @@ def _metric_row(label: str, point: MetricPoint, estimate: MetricPoint | None, *,
     return f"<tr><td>{label}</td>{figures}</tr>"
 
 
-def _quality(report: MonitoringReport) -> Iterator[str]:
+def _quality(report: MonitoringReport, listed: int) -> Iterator[str]:
     yield "<h2>Data quality</h2>"
     if not report.quality:
         yield '<p class="box">Nothing was found: no new gaps, values out of range, new categories or duplicates.</p>'
         return
     yield '<div class="box"><ul class="notes">'
-    for note in report.quality[:_MOST_LISTED]:
+    for note in report.quality[:listed]:
         chip = '<span class="chip warn">Look at this</span> ' if note.grave else ""
         name = f"<b>{html_text(shortened(note.column, 80))}</b>: " if note.column is not None else ""
         yield f"<li>{chip}{name}{html_text(shortened(note.message, 400))}</li>"
-    if len(report.quality) > _MOST_LISTED:
-        yield f"<li>And {len(report.quality) - _MOST_LISTED} more.</li>"
+    if len(report.quality) > listed:
+        yield f"<li>And {len(report.quality) - listed} more.</li>"
     yield "</ul></div>"
 
 
-def _columns(report: MonitoringReport, cards: int, rows: int, *, strips: bool) -> Iterator[str]:
+def _columns(report: MonitoringReport, plan: _Plan) -> Iterator[str]:
     yield "<h2>Columns</h2>"
     yield '<p class="legend"><span><i style="background:var(--before)"></i>reference</span>'
     yield '<span><i style="background:var(--now)"></i>now</span>'
     if len(report.windows) > 1:
         yield "<span>Small bars: PSI by window; dashed: the limit.</span>"
     yield '</p><section class="cards">'
-    for column in report.columns[:cards]:
+    for column in report.columns[: plan.cards]:
         yield from _card(column)
     yield "</section>"
-    rest = report.columns[cards : cards + rows]
+    rest = report.columns[plan.cards : plan.cards + plan.rows]
     if rest:
-        yield from _rows(rest, strips=strips and len(report.windows) > 1)
-    hidden = len(report.columns) - cards - rows
+        yield from _rows(rest, strips=plan.strips and len(report.windows) > 1)
+    hidden = len(report.columns) - plan.cards - plan.rows
     if hidden > 0:
         yield f'<p class="faint">{hidden:,} more columns have moved less than these.</p>'
 
@@ -249,16 +266,16 @@ def _rows(columns: Sequence[MonitoredColumn], *, strips: bool) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _footer(report: MonitoringReport) -> Iterator[str]:
+def _footer(report: MonitoringReport, listed: int) -> Iterator[str]:
     yield "<footer>"
     for remark in report.remarks:
         yield f"<p>{html_text(shortened(remark, 400))}</p>"
     if report.skipped:
         yield "<details><summary>Columns that are not monitored</summary><ul>"
-        for name, reason in list(report.skipped.items())[:_MOST_LISTED]:
+        for name, reason in list(report.skipped.items())[:listed]:
             yield f"<li>{html_text(shortened(name, 80))}: {html_text(shortened(reason, 200))}</li>"
-        if len(report.skipped) > _MOST_LISTED:
-            yield f"<li>And {len(report.skipped) - _MOST_LISTED} more.</li>"
+        if len(report.skipped) > listed:
+            yield f"<li>And {len(report.skipped) - listed} more.</li>"
         yield "</ul></details>"
     yield "<details><summary>How to read the figures</summary><p>The population stability index (PSI), "
     yield "Jensen-Shannon, KS and Wasserstein say how far a distribution is from the reference; 0 means equal. "

@@ -29,7 +29,7 @@ def quality_notes(
     Args:
         columns: what was measured of the monitored columns.
         chosen: names of the columns that should be monitored.
-        time: the time column, which is no part of a duplicate.
+        time: the time column, which is ignored when rows are compared.
     """
     notes = [*_schema(before, now, chosen, time)]
     for column in columns:
