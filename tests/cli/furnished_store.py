@@ -36,8 +36,8 @@ def furnish(folder: Path) -> dict[str, str]:
 
     It has two versions of the model `double` and an archived one of `spare`; the endpoint `double`, which rolls out the
     second one, has logged 20 predictions and has an open notice; two runs and a deleted one; the datasets `numbers` and
-    `gone`, which is deleted; the feature view `weather`; a guarded alias with a request of Ann and one of this user; and a user, a token
-    and a webhook.
+    `gone`, which is deleted; the feature view `weather`; a guarded alias with a request of Ann and one of this user;
+    and a user, a token and a webhook.
     """
     from everloop.data import add_table, delete_snapshots
     from everloop.data.features import open_online

@@ -19,7 +19,9 @@ from everloop.tracking import start_run
 
 ESCAPE = "\x1b"
 VERBS = {
-    "Accept", "Acknowledge", "Add", "Abort", "Advance", "Approve", "Archive", "Back", "Build", "Change", "Check", "Close", "Compare", "Create", "Delete",
+    "Accept", "Acknowledge",
+    "Add", "Abort", "Advance", "Approve", "Archive", "Back", "Build", "Change", "Check",
+    "Close", "Compare", "Create", "Delete",
     "Export", "Find", "Follow", "Get", "Import", "Infer", "Inspect", "Keep", "List", "Manage", "Monitor", "Package",
     "Plot", "Print", "Profile", "Promote", "Re-encrypt", "Reject", "Remove", "Renew", "Replace", "Reproduce",
     "Restore", "Revoke", "Roll", "Run", "Score", "Send", "Serve", "Set", "Show", "Simulate", "Stop", "Trace", "Trust",
