@@ -3,7 +3,7 @@
 Both versions score every logged row that has the inputs of both, no matter which of them answered it. Such pairs need a
 tenth of the rows that two separate samples would need. Metrics of predicted labels use the label that a version served
 for the rows that it answered. If the versions read different columns, too few rows may have the inputs of both. Then
-each version is measured on the rows that it answered itself.
+each version is measured on the rows that it answered itself. A process scores each row once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from everloop.loop.champions import classes_of_both, same_classes, spread
 from everloop.loop.gates import GateOutcome, compare, judge_unpaired
 from everloop.loop.rollout import step_started_at
 from everloop.loop.schema_compatibility import cannot_score
+from everloop.loop.scored_rows import ScoredRows, scored_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,19 +43,25 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     import numpy as np
     import polars as pl
 
-    from everloop.prediction_log import read_inputs, read_labelled
+    from everloop.prediction_log import read_labelled
     from everloop.registry import load_model
     from everloop.training.metrics import scores_for
 
     step_began = step_started_at(release)
-    labelled = read_labelled(store, release.endpoint, since=release.created_at).collect()
+    known = read_labelled(store, release.endpoint, since=release.created_at)
+    if known.filter(pl.col("event_at") >= step_began).select(pl.len()).collect().item() < canary.least_labels:
+        # Most ticks end here, without reading inputs.
+        return None
+    labelled = known.collect()
     candidate, champion = (load_model(store, key) for key in (release.candidate, previous))
+    began = release.created_at
+    scored = {version: scored_rows(store.tables.root, began, version) for version in (release.candidate, previous)}
     rows = _with_labels(labelled, candidate, champion)
     if rows.filter(pl.col("event_at") >= step_began).height < canary.least_labels:
         return None
     by_candidate = rows.filter(pl.col("version") == release.candidate)
     if by_candidate.height and candidate.task != "multiclass":
-        own = candidate.predict(read_inputs(by_candidate, candidate.signature))
+        own = scored[release.candidate].answer(candidate, by_candidate).scores
         difference = float(np.abs(own - by_candidate["score"].to_numpy()).max())
         if difference > _SERVED_DIFFERENCE:
             evidence = {"largest_difference": difference, "rows": by_candidate.height}
@@ -66,25 +73,24 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
             return None
         every = classes_of_both(candidate, champion)
         own, other = (
-            scores_for(metric, *spread(_predictions(shared, model, version), model.classes, every))
+            scores_for(metric, *spread(_predictions(shared, model, version, scored[version]), model.classes, every))
             for model, version in ((candidate, release.candidate), (champion, previous))
         )
         outcome = compare(shared["label"].to_numpy(), own, other, metric, canary.margin, previous)
         outcome.evidence["answered_by_canary"] = int((shared["version"] == release.candidate).sum())
         outcome.evidence["since_step"] = fresh
         return outcome
-    return _compare_unpaired(rows, candidate, champion, metric, canary.margin, (release.candidate, previous))
+    return _compare_unpaired(rows, candidate, champion, metric, canary.margin, (release.candidate, previous), scored)
 
 
-def _predictions(rows: pl.DataFrame, model: Predictor, version: str) -> ClassScores:
+def _predictions(rows: pl.DataFrame, model: Predictor, version: str, scored: ScoredRows) -> ClassScores:
     """Return a version's predictions for logged rows, with the labels that it served for the rows it answered."""
     import numpy as np
     import polars as pl
 
-    from everloop.prediction_log import read_inputs
     from everloop.training.class_decisions import ClassScores
 
-    scores, places = model.answer_frame(read_inputs(rows, model.signature))
+    scores, places = scored.answer(model, rows)
     if places is None or "predicted" not in rows.columns:
         return ClassScores(scores, places)
     served = rows.select(pl.when(pl.col("version") == version).then("predicted")).to_series()
@@ -142,6 +148,7 @@ def _compare_unpaired(
     metric: str,
     margin: float,
     versions: tuple[str, str],
+    scored: dict[str, ScoredRows],
 ) -> GateOutcome | None:
     import polars as pl
 
@@ -154,7 +161,7 @@ def _compare_unpaired(
         answered = rows.filter(pl.col("version") == version)
         if not _is_measurable(answered, model):
             return None
-        predictions = spread(_predictions(answered, model, version), model.classes, every)
+        predictions = spread(_predictions(answered, model, version, scored[version]), model.classes, every)
         found.append(interval(answered["label"].to_numpy(), scores_for(metric, *predictions), metric))
     own, other = found
     why = "the versions read different columns, and too few requests had the columns of both"

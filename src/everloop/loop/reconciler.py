@@ -49,6 +49,7 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
         return Reconciliation(0, [], None, find_due(loop, store))
     from everloop.data.features import watch_freshness
     from everloop.prediction_log import fold_labels, fold_predictions
+    from everloop.prediction_log.aggregates import fold_aggregates
     from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
 
     with store.lock(f"tick-{loop.name}"):
@@ -56,6 +57,7 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
         if folded + fold_labels(store, loop.serve.name):
             for log in (PREDICTIONS, LABELS):
                 store.tables.tidy(table_name(store, log, loop.serve.name))
+            fold_aggregates(store, loop.serve.name)
         findings, incidents, errors = watch(loop, store)
         findings += watch_freshness(store)
         release = _move_rollout(loop, loop.serve, store)

@@ -8,8 +8,10 @@ these numbers for whoever counts cells together, as `cross_moments` does.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from everloop.data.sketches.bins import (
@@ -26,7 +28,7 @@ from everloop.data.sketches.column_threads import over_columns
 from everloop.errors import EmptySampleError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -106,15 +108,7 @@ class Sketch:
         Raises:
             UsageError: the two have different cells.
         """
-        if self.bins != other.bins:
-            raise UsageError(
-                "Sketches with different cells cannot be added.", help="Sketch both with the bins of the baseline."
-            )
-        moments = self.moments + other.moments if self.moments and other.moments else self.moments or other.moments
-        # No unseen value is dropped here, otherwise the result would depend on the order of the additions.
-        unseen = Counter(self.unseen) + Counter(other.unseen)
-        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return Sketch(self.bins, counts, moments, dict(sorted(unseen.items())))
+        return add_sketches([self, other])
 
     def to_json(self) -> dict[str, Json]:
         return {"bins": bins_to_json(self.bins), **self.counted()}
@@ -134,7 +128,7 @@ class Sketch:
         moments = data.get("moments")
         return cls(
             bins if bins is not None else bins_from_json(data["bins"]),
-            tuple(int(count) for count in data["counts"]),
+            tuple(map(int, data["counts"])),
             Moments(int(moments[0]), *map(float, moments[1:])) if moments is not None else None,
             {str(value): int(count) for value, count in data.get("unseen", {}).items()},
         )
@@ -199,13 +193,34 @@ def sketch_cells(
     return {name: sketch for name, (sketch, _) in found.items()}, codes
 
 
+def add_sketches(sketches: Sequence[Sketch]) -> Sketch:
+    """Return the sketch of the rows of several windows; at least one.
+
+    Raises:
+        UsageError: they have different cells.
+    """
+    first = sketches[0]
+    if any(sketch.bins is not first.bins and sketch.bins != first.bins for sketch in sketches):
+        raise UsageError(
+            "Sketches with different cells cannot be added.", help="Sketch both with the bins of the baseline."
+        )
+    known = [sketch.moments for sketch in sketches if sketch.moments is not None]
+    # No unseen value is dropped here, otherwise the result would depend on the order of the additions.
+    unseen: Counter[str] = Counter()
+    for sketch in sketches:
+        if sketch.unseen:
+            unseen.update(sketch.unseen)
+    counts = tuple(map(sum, zip(*(sketch.counts for sketch in sketches), strict=True)))
+    return Sketch(first.bins, counts, reduce(operator.add, known) if known else None, dict(sorted(unseen.items())))
+
+
 def add_all(windows: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
     """Add the sketches of several windows, feature by feature."""
-    total: dict[str, Sketch] = {}
+    total: dict[str, list[Sketch]] = {}
     for window in windows:
         for name, sketch in window.items():
-            total[name] = total[name] + sketch if name in total else sketch
-    return total
+            total.setdefault(name, []).append(sketch)
+    return {name: add_sketches(sketches) for name, sketches in total.items()}
 
 
 def _all_missing(cells: Bins, rows: int, kept: bool) -> tuple[Sketch, Codes | None]:

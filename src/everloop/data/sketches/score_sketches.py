@@ -79,11 +79,10 @@ class BinaryLabelSketch:
         )
 
     def to_plain(self) -> list[Any]:
-        """Return the sketch as lists and numbers; `label_sketch_from_plain` restores it."""
+        """Return the sketch as lists, numbers and bytes; `label_sketch_from_plain` restores it."""
         used = np.flatnonzero(self.ranks.any(axis=0))
         # Steps between used cells are small numbers, which take fewer bytes.
-        steps = np.diff(used, prepend=0)
-        ranks = [steps.tolist(), self.ranks[0, used].tolist(), self.ranks[1, used].tolist()]
+        ranks = [pack_counts(row) for row in (np.diff(used, prepend=0), self.ranks[0, used], self.ranks[1, used])]
         confusion = self.confusion.ravel().tolist()
         return [2, ranks, confusion, self.log_loss, self.squared_error, self.gaps.tolist(), self.unknown]
 
@@ -126,8 +125,8 @@ class MulticlassLabelSketch:
 
     def to_plain(self) -> list[Any]:
         """Return the sketch as lists and numbers."""
-        codes = np.asarray(list(self.confusion), dtype=np.int64)
-        confusion = [np.diff(codes, prepend=0).tolist(), list(self.confusion.values())]
+        codes, counts = (np.asarray(list(part), dtype=np.int64) for part in (self.confusion, self.confusion.values()))
+        confusion = [pack_counts(np.diff(codes, prepend=0)), pack_counts(counts)]
         return [3, self.classes, confusion, self.log_loss, list(self.gaps), self.unknown]
 
 
@@ -235,20 +234,32 @@ def add_label_sketches(sketches: Iterable[LabelSketch]) -> LabelSketch | None:
     return total
 
 
+def pack_counts(counts: npt.NDArray[np.integer[Any]]) -> bytes:
+    """Return counts, which are not negative, as bytes: their width in bytes, then little-endian numbers."""
+    width = np.min_scalar_type(int(counts.max(initial=0))).itemsize
+    return bytes([width]) + counts.astype(f"<u{width}").tobytes()
+
+
+def unpack_counts(data: bytes) -> Integers:
+    """Restore what `pack_counts` returned, shape (n,)."""
+    return np.frombuffer(data, dtype=f"<u{data[0]}", offset=1).astype(np.int64)
+
+
 def label_sketch_from_plain(data: list[Any]) -> LabelSketch:
     """Restore what `to_plain` returned."""
     kind, *parts = data
     if kind == 2:
-        (steps, negatives, positives), confusion, log_loss, squared_error, gaps, unknown = parts
+        packed, confusion, log_loss, squared_error, gaps, unknown = parts
+        steps, negatives, positives = map(unpack_counts, packed)
         ranks = np.zeros((2, SCORE_CELLS), dtype=np.int64)
-        used = np.cumsum(np.asarray(steps, dtype=np.int64))
+        used = np.cumsum(steps)
         ranks[0, used], ranks[1, used] = negatives, positives
         counts = np.asarray(confusion, dtype=np.int64).reshape(2, 2)
         return BinaryLabelSketch(ranks, counts, log_loss, squared_error, np.asarray(gaps, dtype=np.float64), unknown)
     if kind == 3:
         classes, (steps, numbers), log_loss, gaps, unknown = parts
-        codes = np.cumsum(np.asarray(steps, dtype=np.int64)).tolist()
-        return MulticlassLabelSketch(classes, dict(zip(codes, numbers, strict=True)), log_loss, tuple(gaps), unknown)
+        counts_by_code = zip(np.cumsum(unpack_counts(steps)).tolist(), unpack_counts(numbers).tolist(), strict=True)
+        return MulticlassLabelSketch(classes, dict(counts_by_code), log_loss, tuple(gaps), unknown)
     actual, predicted, *sums = parts
     return RegressionLabelSketch(_moments(actual), _moments(predicted), *sums)
 
@@ -330,6 +341,8 @@ __all__ = [
     "RegressionLabelSketch",
     "add_label_sketches",
     "label_sketch_from_plain",
+    "pack_counts",
     "score_cells",
     "sketch_labels",
+    "unpack_counts",
 ]

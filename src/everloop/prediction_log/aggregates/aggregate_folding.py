@@ -22,7 +22,7 @@ from everloop.prediction_log.aggregates.aggregate_rows import (
     new_generation,
     to_frame,
 )
-from everloop.prediction_log.aggregates.hourly_cells import CellKey, HourlyCell, add_cells, cells_of
+from everloop.prediction_log.aggregates.hourly_cells import CellKey, HourlyCell, cells_of, decode_sum
 from everloop.prediction_log.aggregates.label_cells import (
     HOUR,
     chunks_of_hours,
@@ -355,14 +355,13 @@ def _latest(rows: pl.DataFrame) -> datetime:
 
 
 def _sum(rows: list[AggregateRow], bins: VersionBins) -> AggregateRow:
-    cells = [HourlyCell.decode(row.payload, bins) for row in rows]
     return replace(
         rows[0],
         upto=rows[-1].upto,
         generation=new_generation(),
         arrived_from=min(row.arrived_from for row in rows),
         arrived_at=max(row.arrived_at for row in rows),
-        payload=add_cells(cells).encode(),
+        payload=decode_sum([row.payload for row in rows], bins).encode(),
     )
 
 

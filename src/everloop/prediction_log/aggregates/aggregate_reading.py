@@ -15,7 +15,7 @@ from everloop.data.sketches.score_sketches import LabelSketch, add_label_sketche
 from everloop.errors import UsageError
 from everloop.prediction_log.aggregates.aggregate_folding import PendingCells, fold_aggregates, wanted_columns
 from everloop.prediction_log.aggregates.aggregate_rows import AGGREGATES, AggregateRow, by_cell, choose_rows, from_frame
-from everloop.prediction_log.aggregates.hourly_cells import HourlyCell, add_cells, cells_of
+from everloop.prediction_log.aggregates.hourly_cells import HourlyCell, add_cells, cells_of, decode_sum
 from everloop.prediction_log.aggregates.label_cells import (
     HOUR,
     chunks_of_hours,
@@ -177,19 +177,21 @@ class _Window:
             chosen = choose_rows(of_cell, bins.digest if kind == "inputs" else bins.label_digest, self._as_of)
             if chosen.stale:
                 stale[kind].add(key.hour)
-        # Labels may match again only in hours that have predictions.
+        payloads: dict[str, list[bytes]] = defaultdict(list)
         for (key, kind), of_cell in sorted(cells.items()):
             if key.hour in stale[kind]:
                 continue
             bins = self._bins_of(key.version)
             if kind == "inputs":
                 chosen = choose_rows(of_cell, bins.digest, self._as_of)
-                self._cells[key.version] += [HourlyCell.decode(row.payload, bins) for row in chosen.rows]
+                payloads[key.version] += [row.payload for row in chosen.rows]
                 continue
             for row in choose_rows(of_cell, bins.label_digest, self._as_of).rows:
                 labels = decode_labels(row.payload)
                 if labels is not None:
                     self._labels[key.version].append(labels)
+        for version, encoded in payloads.items():
+            self._cells[version] += [decode_sum(encoded, self._bins_of(version))] if encoded else []
         inside = {kind: {hour for hour in hours if self._first <= hour < self._last} for kind, hours in stale.items()}
         for chunk, _ in chunks_of_hours(self._view, self._endpoint, inside["inputs"], self._version):
             self._count_rows(chunk[0], chunk[-1] + HOUR, set(chunk))

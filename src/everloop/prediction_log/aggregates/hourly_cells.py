@@ -6,19 +6,24 @@ the version's bins, which are not repeated.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from everloop.data.sketches.bins import NumericBins
-from everloop.data.sketches.column_sketches import UNSEEN, Sketch
+from everloop.data.sketches.column_sketches import UNSEEN, Moments, Sketch, add_sketches
+from everloop.data.sketches.score_sketches import pack_counts, unpack_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
+    import numpy.typing as npt
     import polars as pl
 
     from everloop.data.sketches.bins import Bins
@@ -59,24 +64,38 @@ class HourlyCell:
         Raises:
             UsageError: they have different bins.
         """
-        score = self.score + other.score if self.score and other.score else self.score or other.score
-        inputs = {name: sketch + other.inputs[name] for name, sketch in self.inputs.items()}
-        return HourlyCell(self.rows + other.rows, self.seconds + other.seconds, inputs, score)
+        return add_cells([self, other])
 
     def encode(self) -> bytes:
         """Return the bytes of the cell, without its bins. Of values that the baseline lacks, the most frequent stay."""
         subjects = [self.seconds, *self.inputs.values(), *([] if self.score is None else [self.score])]
-        return zlib.compress(msgspec.msgpack.encode([self.rows, [_plain(sketch) for sketch in subjects]]), 6)
+        counts = np.concatenate([np.asarray(sketch.counts, dtype=np.int64) for sketch in subjects])
+        moments = np.asarray([_numbers(sketch.moments) for sketch in subjects], dtype="<f8")
+        unseen = {at: _most_frequent(sketch.unseen) for at, sketch in enumerate(subjects) if sketch.unseen}
+        content = [self.rows, pack_counts(counts), moments.tobytes(), unseen]
+        return zlib.compress(msgspec.msgpack.encode(content), 6)
 
-    @classmethod
-    def decode(cls, data: bytes, bins: VersionBins) -> HourlyCell:
-        """Restore a cell that was encoded with the same bins."""
-        rows, plain = msgspec.msgpack.decode(zlib.decompress(data))
-        seconds, *others = [
-            Sketch.from_json(item, cells) for item, cells in zip(plain, _cells(bins).values(), strict=True)
-        ]
-        score = others.pop() if bins.score is not None else None
-        return cls(rows, seconds, dict(zip(bins.inputs, others, strict=True)), score)
+
+def decode_sum(payloads: Sequence[bytes], bins: VersionBins) -> HourlyCell:
+    """Decode cells that were encoded with the same bins, and add them up; at least one."""
+    contents = [msgspec.msgpack.decode(zlib.decompress(data)) for data in payloads]
+    subjects = list(_cells(bins).values())
+    counts = np.zeros(sum(cells.cells for cells in subjects), dtype=np.int64)
+    unseen: dict[int, Counter[str]] = defaultdict(Counter)
+    for _, packed, _, named in contents:
+        counts += unpack_counts(packed)
+        for at, values in named.items():
+            unseen[at].update(values)
+    moments = _sum_moments(np.stack([np.frombuffer(data, dtype="<f8").reshape(-1, 5) for _, _, data, _ in contents]))
+    limits = np.cumsum([cells.cells for cells in subjects])[:-1]
+    parts = zip(subjects, np.split(counts, limits), moments, strict=True)
+    seconds, *others = [
+        Sketch(cells, tuple(part.tolist()), known, dict(sorted(unseen[at].items())))
+        for at, (cells, part, known) in enumerate(parts)
+    ]
+    score = others.pop() if bins.score is not None else None
+    rows = sum(content[0] for content in contents)
+    return HourlyCell(rows, seconds, dict(zip(bins.inputs, others, strict=True)), score)
 
 
 def cells_of(
@@ -125,11 +144,16 @@ def cells_of(
 
 
 def add_cells(cells: Sequence[HourlyCell]) -> HourlyCell:
-    """Add cells of one version; at least one."""
-    total, *others = cells
-    for cell in others:
-        total = total + cell
-    return total
+    """Add cells with the same bins; at least one."""
+    if len(cells) == 1:
+        return cells[0]
+    scores = [cell.score for cell in cells if cell.score is not None]
+    return HourlyCell(
+        sum(cell.rows for cell in cells),
+        add_sketches([cell.seconds for cell in cells]),
+        {name: add_sketches([cell.inputs[name] for cell in cells]) for name in cells[0].inputs},
+        add_sketches(scores) if scores else None,
+    )
 
 
 _SECONDS_COLUMN = "\0seconds"
@@ -142,12 +166,28 @@ def _cells(bins: VersionBins) -> dict[str, Bins]:
     return {_SECONDS_COLUMN: LATENCY, **bins.inputs, **score}
 
 
-def _plain(sketch: Sketch) -> Mapping[str, Any]:
-    data = sketch.counted()
-    if len(sketch.unseen) > UNSEEN:
-        ranked = sorted(sketch.unseen.items(), key=lambda item: (-item[1], item[0]))
-        data["unseen"] = dict(ranked[:UNSEEN])
-    return data
+def _most_frequent(unseen: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(unseen.items(), key=lambda item: (-item[1], item[0]))[:UNSEEN])
 
 
-__all__ = ["LATENCY", "CellKey", "HourlyCell", "add_cells", "cells_of"]
+def _numbers(moments: Moments | None) -> tuple[float, ...]:
+    if moments is None:
+        return (0.0, math.nan, math.nan, math.nan, math.nan)
+    return (moments.count, moments.mean, moments.m2, moments.low, moments.high)
+
+
+def _sum_moments(moments: npt.NDArray[np.float64]) -> list[Moments | None]:
+    """Add moments of many cells, shape (cells, subjects, 5), by subject."""
+    count, mean, squares, low, high = np.moveaxis(moments, 2, 0)
+    known = count > 0
+    total = count.sum(axis=0)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        centre = np.where(known, count * mean, 0.0).sum(axis=0) / total
+        gaps = np.where(known, mean - centre, 0.0)
+        spread = np.where(known, squares, 0.0).sum(axis=0) + (count * gaps * gaps).sum(axis=0)
+    least, most = np.where(known, low, np.inf).min(axis=0), np.where(known, high, -np.inf).max(axis=0)
+    columns = (column.tolist() for column in (total, centre, spread, least, most))
+    return [Moments(int(rows), *others) if rows else None for rows, *others in zip(*columns, strict=True)]
+
+
+__all__ = ["LATENCY", "CellKey", "HourlyCell", "add_cells", "cells_of", "decode_sum"]
