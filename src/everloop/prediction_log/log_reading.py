@@ -41,6 +41,8 @@ logger = logging.getLogger("everloop.serving")
 
 _LAST_YEAR = 5000
 """Times after it are not added to, because the sum may not exist."""
+_MATCHED = ("id", "entity", "event_at", "arrived_at", "role")
+"""The columns of predictions by which labels are matched."""
 _WHOLE = re.compile(r"-?\d+\.0+")
 
 
@@ -153,10 +155,13 @@ def read_labelled(
     latest = until + within if until is not None and within is not None and until.year < _LAST_YEAR else None
     # Only the labels and predictions with the keys of these rows concern them. The keys are far smaller than the rows.
     keys = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming").lazy()
-    labels = _label_rows(store, endpoint, since, latest).join(keys, on="entity", how="semi").collect()
+    # In the order of the table, because of two labels that arrived together the last one counts.
+    stored = _label_rows(store, endpoint, since, latest)
+    labels = stored.join(keys, on="entity", how="semi", maintain_order="left").collect(engine="streaming")
     # Any later prediction may be nearer to a label, of any version.
     last = pl.lit(labels["event_at"].max(), dtype=pl.Datetime("us", "UTC"))
-    made = read_predictions(store, endpoint, since).filter(pl.col("event_at") <= last)
+    made = read_predictions(store, endpoint, since).filter(pl.col("event_at") <= last).select(_MATCHED)
+    of_keys = made.join(labels.lazy().select("entity").unique(), on="entity", how="semi").collect(engine="streaming")
     labels_of_rows = _newest_labels(labels.lazy()).select(
         "entity",
         pl.col("event_at").alias("label_event_at"),
@@ -164,8 +169,7 @@ def read_labelled(
         pl.col("text").alias("actual_text"),
         pl.col("arrived_at").alias("label_arrived_at"),
     )
-    labelled_keys = labels.lazy().select("entity").unique()
-    matched = match_labels(made.join(labelled_keys, on="entity", how="semi"), labels_of_rows, within)
+    matched = match_labels(of_keys.lazy(), labels_of_rows, within).collect().lazy()
     joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
     numbers = [_actual(store, wanted).alias("actual")]
     if "label" in joined.collect_schema().names():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 HOUR = timedelta(hours=1)
-MOST_ROWS = 200_000
+MOST_ROWS = 100_000
 """Predictions whose labels are matched at once, unless a single hour has more."""
 
 
@@ -55,8 +55,9 @@ def hours_of_predictions(store: Store, endpoint: str, predictions: pl.DataFrame)
     if known.is_empty() or not store.tables.exists(table):
         return set()
     later = store.tables.scan(table, since=known["event_at"].min())  # type: ignore[arg-type]
-    labelled = later.select("entity").unique().join(known.lazy().select("entity").unique(), on="entity", how="semi")
-    keys = labelled.collect(engine="streaming")
+    # Filtered before anything is collected: there may be far more labels than these rows have keys.
+    labelled = later.select("entity").join(known.lazy().select("entity").unique(), on="entity", how="semi")
+    keys = labelled.unique().collect(engine="streaming")
     if keys.is_empty():
         return set()
     changed = known.join(keys, on="entity", how="semi")
@@ -177,9 +178,10 @@ def _hours_before(store: Store, endpoint: str, moments: pl.DataFrame, *, or_at: 
     made = store.tables.scan(table, since=since).filter(
         at <= last, pl.col("role") != SHADOW, pl.col("entity").is_not_null()
     )
-    pairs = made.select("entity", "event_at", history.alias("_history")).join(
-        given.with_row_index("_moment").lazy(), on="entity", how="inner"
+    keyed = made.select("entity", "event_at", history.alias("_history")).join(
+        given.lazy().select("entity").unique(), on="entity", how="semi"
     )
+    pairs = keyed.join(given.with_row_index("_moment").lazy(), on="entity", how="inner")
     earlier = pairs.filter(at <= limit if or_at else at < limit)
     if horizon is not None:
         earlier = earlier.filter(at >= limit - horizon)

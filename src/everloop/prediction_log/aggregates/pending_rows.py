@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from everloop.stores.tables.delta_tables import Tables
 
-SLICE_ROWS = 200_000
+SLICE_ROWS = 100_000
 """Rows that are read at once, which bounds the memory that counting needs."""
 MOST_COMMITS = 20
 """Commits that are counted before the progress is written."""
