@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DEPTH = 3
 _SPLITS = 2**DEPTH - 1
 _RATE = 0.1
-_L2 = 1.0
+_L2 = 3.0
 _SAMPLE = 0.7
 
 

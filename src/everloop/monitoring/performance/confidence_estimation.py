@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 FORMAT = 1
-_LABEL_DRAWS = 200
-_MAP_DRAWS = 100
+_LABEL_DRAWS = 120
+MAP_DRAWS = 60
+"""How often the calibration is repeated on resampled reference rows."""
 _BLOCKS = 12
 _LEAST_BLOCK_ROWS = 50
 _CIRCULAR = "ece"
@@ -164,7 +165,7 @@ class ConfidenceEstimator:
         Args:
             metric: a name in `everloop.training.METRICS`, or a metric.
             cells: scores with their numbers of rows, from `cells_of`.
-            draw: number of a resample of the reference, from 0 to 99. Default: the reference itself.
+            draw: number of a resample of the reference, below `MAP_DRAWS`. Default: the reference itself.
         """
         (one,) = metrics_named(metric, self.task)
         probabilities = self._mapped(cells.scores, draw)
@@ -244,7 +245,7 @@ class ConfidenceEstimator:
     @cached_property
     def _resampled(self) -> list[list[ClassCalibration]]:
         rng = np.random.default_rng(0)
-        return [[one.resample(rng) for one in self.classes] for _ in range(_MAP_DRAWS)]
+        return [[one.resample(rng) for one in self.classes] for _ in range(MAP_DRAWS)]
 
     def _usable_metrics(self, scores: Array) -> list[Metric]:
         in_unit = bool(((scores >= 0) & (scores <= 1)).all())
@@ -280,7 +281,7 @@ class ConfidenceEstimator:
         return metric.prepare(labels, np.concatenate([judged] * outputs))
 
     def _estimate(
-        self, cells: ScoreCells, metrics: Sequence[Metric], maps: int = _MAP_DRAWS
+        self, cells: ScoreCells, metrics: Sequence[Metric], maps: int = MAP_DRAWS
     ) -> dict[str, PerformanceEstimate]:
         expected = (self.probabilities(cells.scores) * cells.counts).ravel()
         small, scale = cells.reduced()

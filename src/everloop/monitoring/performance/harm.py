@@ -12,7 +12,7 @@ from everloop.data.sketches.bins import NumericBins
 from everloop.data.sketches.column_sketches import Sketch
 from everloop.errors import DataError, EmptySampleError
 from everloop.monitoring.measures.tail_probabilities import normal_quantile
-from everloop.monitoring.performance.confidence_estimation import ConfidenceEstimator
+from everloop.monitoring.performance.confidence_estimation import MAP_DRAWS, ConfidenceEstimator
 from everloop.monitoring.performance.custom_metrics import metrics_named
 from everloop.monitoring.performance.loss_estimation import LossEstimator
 from everloop.monitoring.performance.score_cells import cells_of
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 _Z = normal_quantile(0.025)
-_DRAWS = 100
 _MOST_TILT = 20.0
 _BISECTIONS = 30
 
@@ -116,10 +115,10 @@ def _harm_of_confidence(
         expected = reference.expected(one, own)
         before = expected if math.isnan(before) else before
         difference = now.value - expected
-        paired = [reference.expected(one, small, k) - reference.expected(one, own, k) for k in range(_DRAWS)]
+        paired = [reference.expected(one, small, k) - reference.expected(one, own, k) for k in range(MAP_DRAWS)]
     else:
         difference = now.value - before
-        paired = [reference.expected(one, small, k) for k in range(_DRAWS)]
+        paired = [reference.expected(one, small, k) for k in range(MAP_DRAWS)]
     # The calibration is the same for both, so its error partly cancels in the difference.
     between = reference.between_blocks.get(one.name, 0.0)
     error = math.hypot(float(np.nanstd(paired, ddof=1)), now.window_error, between)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     Codes = NDArray[np.int32]
 
-_BINS = 64
+_BINS = 48
 _MOST_DEVIATIONS = 4.0
 _CATEGORIES = 40
 _SHRINKAGE = 20.0

@@ -89,7 +89,8 @@ class TrendAndTrees:
 
     def predict(self, columns: Array, codes: Codes) -> Array:
         """Return predictions of shape (n,)."""
-        return np.einsum("ni,i->n", columns, np.asarray(self.trend)) + self.trees.predict(codes)
+        found: Array = np.einsum("ni,i->n", columns, np.asarray(self.trend)) + self.trees.predict(codes)
+        return found
 
     def to_json(self) -> dict[str, Json]:
         return {"trend": list(self.trend), "trees": self.trees.to_json()}
