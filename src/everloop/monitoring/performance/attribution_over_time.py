@@ -155,7 +155,7 @@ def permutation_importance(
                 before = score(one, labels, scores_for(one, base.scores, base.places))
                 after = score(one, labels, scores_for(one, shuffled.scores, shuffled.places))
                 effects.append(np.array([one.gain(before, after)]))
-        found.append({"feature": name, "rows": inputs.height, **_summary(np.stack(effects))})
+        found.append({"feature": name, "rows": inputs.height, **_summary(np.stack(effects), inputs.height)})
     schema: dict[str, Any] = {"feature": pl.String(), "rows": pl.Int64()}
     schema |= dict.fromkeys(("importance", "low", "high"), pl.Float64())
     importance = pl.col("importance").clip(lower_bound=0.0)
@@ -170,9 +170,9 @@ def _changes(before: Array, after: Array) -> Array:
     return change if change.ndim == 1 else change.mean(axis=1)
 
 
-def _summary(effects: Array) -> dict[str, float | None]:
-    """Return the mean of effects of shape (repeats, rows or 1) with its interval."""
-    value = float(effects.mean())
+def _summary(effects: Array, rows: int) -> dict[str, float | None]:
+    """Return the mean of effects of shape (repeats, rows or 1) with its interval. One row alone cannot be shuffled."""
+    value = float(effects.mean()) if rows > 1 else math.nan
     of_rows = effects.mean(axis=0) if effects.shape[1] > 1 else effects[:, 0]
     error = float(of_rows.std(ddof=1)) / math.sqrt(len(of_rows)) if len(of_rows) > 1 else math.nan
     numbers = {"importance": value, "low": value - _Z * error, "high": value + _Z * error}

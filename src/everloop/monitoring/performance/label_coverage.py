@@ -1,4 +1,7 @@
-"""How many predictions have a label yet, and how long labels take."""
+"""How many predictions have a label yet, and how long labels take.
+
+If a label was sent several times for the same event time, its first arrival counts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import UsageError
 from everloop.monitoring.performance.labelled_predictions import read_performance_rows
 from everloop.monitoring.performance.metrics_over_time import cut_into_periods
-from everloop.stores.durations import format_duration, parse_duration
+from everloop.prediction_log.prediction_log import LABELS, table_name
+from everloop.stores.durations import parse_duration
 from everloop.training.intervals import wilson
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ def label_coverage(
     """
     import polars as pl
 
-    rows = read_performance_rows(store, endpoint, since, until, version=version)
+    rows = _with_first_arrivals(store, endpoint, since, until, version)
     delay = (pl.col("label_arrived_at") - pl.col("event_at")).dt.total_microseconds() / 1e6
     found: pl.DataFrame = (
         cut_into_periods(rows, every)
@@ -101,25 +105,38 @@ def label_coverage_by_age(
     """
     import polars as pl
 
-    spans = [parse_duration(age) for age in ages]
+    spans = {parse_duration(age): age for age in reversed(ages)}
     if not spans or min(spans) <= timedelta(0):
         raise UsageError(f"Ages must be durations above zero, not {list(ages)}.", help="Write 6h, 1d or 30d.")
-    rows = read_performance_rows(store, endpoint, since, until, version=version).select("event_at", "label_arrived_at")
+    rows = _with_first_arrivals(store, endpoint, since, until, version)
     now = store.now()
     found: list[dict[str, Any]] = []
-    for span in sorted(set(spans)):
+    for span, age in sorted(spans.items()):
         due = rows.filter(pl.col("event_at") <= now - span)
         labelled = due.filter(pl.col("label_arrived_at") - pl.col("event_at") <= span).height
-        found.append(
-            {
-                "age": format_duration(span),
-                "age_s": span.total_seconds(),
-                "predictions": due.height,
-                "labelled": labelled,
-            }
-        )
+        found.append({"age": age, "age_s": span.total_seconds(), "predictions": due.height, "labelled": labelled})
     schema = {"age": pl.String, "age_s": pl.Float64, "predictions": pl.Int64, "labelled": pl.Int64}
     return _with_share(pl.DataFrame(found, schema=schema), "labelled", "predictions")
+
+
+def _with_first_arrivals(
+    store: Store, endpoint: str, since: datetime | None, until: datetime | None, version: str | None
+) -> pl.DataFrame:
+    import polars as pl
+
+    rows = read_performance_rows(store, endpoint, since, until, version=version)
+    table = table_name(store, LABELS, endpoint)
+    if rows["label_arrived_at"].null_count() == rows.height:
+        return rows
+    arrivals = (
+        store.as_of(store.now())
+        .tables.scan(table)
+        .group_by("entity", pl.col("event_at").alias("label_event_at"))
+        .agg(pl.col("arrived_at").min().alias("_first"))
+        .collect()
+    )
+    joined = rows.join(arrivals, on=["entity", "label_event_at"], how="left", maintain_order="left")
+    return joined.with_columns(pl.min_horizontal("_first", "label_arrived_at").alias("label_arrived_at"))
 
 
 def _with_share(counts: pl.DataFrame, some: str, all_: str) -> pl.DataFrame:

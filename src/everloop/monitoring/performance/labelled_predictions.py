@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
     from everloop.training.trained_model import Task
 
-_LABEL_COLUMNS = ("actual", "actual_text", "predicted", "label_arrived_at")
+_LABEL_COLUMNS = ("actual", "actual_text", "predicted", "label_event_at", "label_arrived_at")
 
 
 def read_performance_rows(
@@ -41,8 +41,8 @@ def read_performance_rows(
         labels_after: predictions younger than this are left out, because early labels are rarely a fair sample.
 
     Returns:
-        The columns of the prediction log with the inputs as `input_<name>`, and `actual`, `actual_text` and
-        `label_arrived_at` (null without a label), and `predicted` (index of the predicted class, null without a label).
+        The columns of the prediction log with the inputs as `input_<name>`, and `actual`, `actual_text`,
+        `label_event_at`, `label_arrived_at` and `predicted` (index of the predicted class); null without a label.
 
     Raises:
         EmptySampleError: there are no predictions.
