@@ -76,6 +76,7 @@ bench: env
 	$(BIN)/python benchmarks/tracking.py
 	$(BIN)/python benchmarks/mlflow_server.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/monitoring.py
 	$(BIN)/python benchmarks/packages.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/attacks.py
