@@ -89,6 +89,24 @@ SKETCH = """
          pairs=timed(pairs))
 """
 
+STREAM = """
+    import polars as pl
+    from everloop.data.sketches.bins import choose_bins
+    from everloop.data.sketches.column_sketches import sketch_frame
+    from everloop.monitoring.measures.distances import distance_between
+
+    def whole():
+        frame = pl.read_parquet("reference.parquet")
+        bins, _ = choose_bins(frame, frame.columns)
+        before = sketch_frame(frame, bins)
+        # The sketches are all that is needed of the reference.
+        del frame
+        for name, live in sketch_frame(pl.read_parquet("window.parquet"), bins).items():
+            distance_between("jensen_shannon", before[name], live)
+
+    tell(seconds=timed(whole))
+"""
+
 CHECK = """
     from datetime import timedelta
     import numpy as np, polars as pl
@@ -201,6 +219,8 @@ def main() -> None:
         show("  of this, bins of the reference", median(sketched, "choose"))
         show("  window against a known baseline, seven distances", median(sketched, "compare"))
         show("  window with the cross moments of all pairs", median(sketched, "pairs"))
+        one = run(own, script(TIMED, STREAM), folder, options.repeat)
+        show("  both tables read, one after the other", median(one), f"{float(str(one['mb'])):.0f} MB peak")
         if options.peers:
             for name, other in (("evidently", EVIDENTLY), ("nannyml", NANNYML)):
                 found = run(peer(name), script(TIMED, other), folder, 0)
