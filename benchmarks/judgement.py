@@ -1,13 +1,14 @@
 """Judge monitoring: how often it disturbs people while nothing happens, and how soon it sees what does happen.
 
-    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet peers power harm] [--peers …] [--json FILE]
+    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet honest peers power harm] [--peers …] [--json FILE]
 
-Four tables, with fixed seeds:
+Five tables, with fixed seeds:
 
 - quiet: incidents opened in streams in which nothing happens, per month and in units of the budget. If the reference
   shows what the stream is like, the ratio must be between 0.5 and 1.5. If it cannot, for instance because it is shorter
   than the season, no seed may have more than three a month. The rule counts all incidents that are opened, alarms and
   notices. `open` is the share of time with an open incident, so that nobody meets the budget with one that never ends.
+- honest: incidents must not depend on rows that come later, nor on the order of rows.
 - peers: what the peers report in quiet streams with their default thresholds.
 - power: a known drift begins four weeks after the reference. The probability that an incident opens within 14 days, and
   that one opens that names a column that has drifted; the median delay in days. Peers are given the threshold at which
@@ -43,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import polars as pl
 from judgement_peers import METHODS, versions
 from judgement_power import peer_scores, power_rows, print_power, run_power
 from judgement_streams import POWER, QUIET, TIME, Made, Stream, make
@@ -77,7 +79,8 @@ PEERS_QUIET = (
     "rare categories",
     "flights, weeks shuffled",
 )
-TABLES = ("quiet", "peers", "power", "harm")
+HONEST = ("independent, 200 rows", "level 0.8", "growing volume", "weekly season, quiet weekends, level 0.5")
+TABLES = ("quiet", "honest", "peers", "power", "harm")
 QUICK_DRIFTS = ("mean 0.25", "category mix, 10 points", "creeping nulls, 0.3 % a day")
 
 
@@ -220,6 +223,41 @@ def quiet_table(streams: Sequence[Stream], quick: bool, processes: int) -> list[
     return table
 
 
+# Nothing from the future
+
+
+def run_honest(job: tuple[Stream, int]) -> tuple[str, int, list[str]]:
+    """Return what is wrong if a stream is cut off in its middle, or its rows come in another order."""
+    stream, seed = job
+    made = make(stream, seed)
+    middle = made.live_from + (made.live_until - made.live_from) / 2
+    past = made.current.filter(pl.col(TIME) < middle)
+    mixed = made.current.sample(fraction=1.0, shuffle=True, seed=seed)
+    wrong: list[str] = []
+    try:
+        whole, cut, shuffled = (
+            everloop_incidents(made.reference, part, TIME, stream.every, stream.budget)
+            for part in (made.current, past, mixed)
+        )
+    except Exception as error:
+        return stream.name, seed, [repr(error)[:300]]
+    if [item.opened_at for item in whole if item.opened_at <= middle] != [item.opened_at for item in cut]:
+        wrong.append("incidents depend on what comes after them")
+    if [item.opened_at for item in whole] != [item.opened_at for item in shuffled]:
+        wrong.append("incidents depend on the order of the rows")
+    return stream.name, seed, wrong
+
+
+def honest_table(streams: Sequence[Stream], seeds: int, processes: int) -> list[dict[str, object]]:
+    jobs = [(stream, seed) for stream in streams for seed in range(seeds)]
+    print(f"\nIncidents may depend on the past only, and not on the order of rows, {seeds} seeds\n")
+    table: list[dict[str, object]] = []
+    for name, seed, wrong in sorted(work(run_honest, jobs, processes)):
+        table.append({"stream": name, "seed": seed, "wrong": wrong})
+        print(f"{name:45} seed {seed}  {'NOT ok: ' + '; '.join(wrong) if wrong else 'ok'}")
+    return table
+
+
 # Peers with their own thresholds
 
 
@@ -325,6 +363,9 @@ def main() -> None:
     if "quiet" in options.tables:
         streams = chosen(QUIET, options.only, QUICK if options.quick else None)
         result["quiet"] = quiet_table(streams, options.quick, options.processes) if streams else []
+    if "honest" in options.tables:
+        streams = chosen(QUIET, options.only, HONEST)
+        result["honest"] = honest_table(streams, 1 if options.quick else 3, options.processes) if streams else []
     if "peers" in options.tables and peers and not options.quick:
         streams = chosen(QUIET, options.only, PEERS_QUIET)
         result["peers"] = peers_table(streams, peers, 2, options.processes) if streams else []

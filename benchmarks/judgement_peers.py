@@ -194,11 +194,14 @@ def _evidently(reference: Any, current: Any, columns: list[str]) -> dict[str, Sc
     for index, name in enumerate(columns):
         kind = ColumnType.Numerical if pd.api.types.is_numeric_dtype(reference[name]) else ColumnType.Categorical
         before = reference[name].replace([-np.inf, np.inf], np.nan).dropna()
+        if not len(before):
+            continue
+        # Chosen once for all windows, because counting the distinct values takes longer than the test.
+        test = _get_default_stattest(before, current[name].dropna(), kind)
         for number, rows in windows.items():
             now = rows[name].replace([-np.inf, np.inf], np.nan).dropna()
-            if not len(now) or not len(before):
+            if not len(now):
                 continue
-            test = _get_default_stattest(before, now, kind)
             result = test(before, now, kind, None)
             score, limit = float(result.drift_score), float(result.actual_threshold)
             if "p_value" in test.display_name:

@@ -247,7 +247,7 @@ def _columns(
     numeric = stream.features - stream.categorical
     spreads = np.exp(stream.spread * _random(stream, seed, "spread").normal(size=levels.shape))
     columns: list[pl.Series] = []
-    block = np.zeros(0, dtype=np.float32)
+    block: npt.NDArray[np.float32] = np.zeros(0, dtype=np.float32)
     customers = np.arange(rows) // stream.cluster
     for index in range(numeric):
         generator = _random(stream, seed, f"x{index}")
@@ -286,7 +286,7 @@ def _to_marginal(
 ) -> npt.NDArray[np.float32]:
     """Turn standard normal values into values of another distribution, by a function that only rises."""
     if marginal == "lognormal":
-        return np.exp(latent)
+        return np.asarray(np.exp(latent))
     if marginal == "t2":
         from scipy.special import ndtr
 

@@ -32,11 +32,18 @@ def everloop_incidents(
     except ImportError:
         return _stand_in(reference, current, time, every, incidents_per_month)
     watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
-    return [Opened(_naive(item.history[0].at), _naive(item.resolved_at), tuple(item.subjects), item.severity) for item in watched.incidents]
+    return [
+        Opened(_naive(item.history[0].at), _naive_or_none(item.resolved_at), tuple(item.subjects), item.severity)
+        for item in watched.incidents
+    ]
 
 
-def _naive(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=None) if moment is not None else None
+def _naive(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=None)
+
+
+def _naive_or_none(moment: datetime | None) -> datetime | None:
+    return None if moment is None else _naive(moment)
 
 
 def subject_name() -> str:
@@ -68,6 +75,7 @@ def _stand_in(
         recent = frozenset().union(*flagged[-2:])
         shifts = measure_shifts(baseline, features, span=span, budget=budget, recently_flagged=recent, draws=300)
         flagged.append({shift.subject for shift in shifts if shift.verdict != "quiet"})
+        assert isinstance(start, datetime)
         ends.append(start + span)
         flags.append([shift.subject for shift in shifts if shift.verdict == "alarm"])
     return runs(ends, flags)
