@@ -1,6 +1,6 @@
 """Judge monitoring: how often it disturbs people while nothing happens, and how soon it sees what does happen.
 
-    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet honest peers power harm] [--peers …] [--json FILE]
+    python benchmarks/judgement.py [--quick] [--only TEXT …] [--tables quiet honest peers power harm] [--json FILE]
 
 Five tables, with fixed seeds:
 

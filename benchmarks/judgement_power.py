@@ -233,15 +233,17 @@ def behind(delays: dict[str, list[float]]) -> list[str]:
     """
     better = []
     ours = [delay <= WITHIN for delay in delays[EVERLOOP]]
+    own_median = statistics.median_low(delays[EVERLOOP])
     for method, values in delays.items():
         if method in (EVERLOOP, CHANCE):
             continue
-        gaps = [float((delay <= WITHIN) - own) for delay, own in zip(values, ours, strict=True)]
-        gap = statistics.fmean(gaps)
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-        median, own_median = statistics.median_low(values), statistics.median_low(delays[EVERLOOP])
-        if gap > max(2 * error, 0.02):
-            better.append(f"{method} (sees {gap:.2f} more)")
+        theirs = [delay <= WITHIN for delay in values]
+        only_they = sum(they and not we for they, we in zip(theirs, ours, strict=True))
+        only_we = sum(we and not they for they, we in zip(theirs, ours, strict=True))
+        median = statistics.median_low(values)
+        # The statistic of Q. McNemar (1947), two standard errors from an equal number.
+        if only_they - only_we > 2 * math.sqrt(only_they + only_we):
+            better.append(f"{method} (sees {(only_they - only_we) / len(ours):.2f} more)")
         elif median <= WITHIN and median < own_median:
             better.append(f"{method} ({_sooner(own_median - median)})")
     return better
