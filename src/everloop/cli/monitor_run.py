@@ -242,8 +242,8 @@ def _draw(report: MonitoringReport, html: Path | None) -> None:
         rows = [(one.severity, one.state, one.began_at, one.title, one.message) for one in report.incidents[:_SHOWN]]
         table("Incidents", ("severity", "state", "since", "what", "why"), rows, empty="", spare=("why",))
     moved = [column for column in report.columns if column.verdict != "quiet"] or report.columns[:5]
-    shown = [(column.name, column.psi, column.limit, column.verdict) for column in moved[:_SHOWN]]
-    table("Columns that have moved most", ("column", "PSI", "limit", "verdict"), shown, empty="", wrap=("column",))
+    shown = [(column.name, column.psi, f"{column.strength:.0%}", column.verdict) for column in moved[:_SHOWN]]
+    table("Columns that have moved most", ("column", "PSI", "of limit", "verdict"), shown, empty="", wrap=("column",))
     if len(moved) > _SHOWN:
         say(f"And {count(len(moved) - _SHOWN, 'more column')}.")
     if report.performance is not None:

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         chi_square as chi_square,
         chi_square_test as chi_square_test,
         distance_between as distance_between,
+        hellinger as hellinger,
         jensen_shannon as jensen_shannon,
         ks as ks,
         psi as psi,
+        total_variation as total_variation,
         wasserstein as wasserstein,
     )
     from everloop.monitoring.performance.attribution_over_time import (
@@ -81,6 +83,14 @@ if TYPE_CHECKING:
         EstimateCheck as EstimateCheck,
         PerformanceEstimate as PerformanceEstimate,
     )
+    from everloop.monitoring.quality.quality_checks import check_quality as check_quality
+    from everloop.monitoring.quality.quality_result import QualityResult as QualityResult
+    from everloop.monitoring.quality.table_quality import quality_of_table as quality_of_table
+    from everloop.monitoring.stream_monitoring import (
+        StreamReport as StreamReport,
+        watch_stream as watch_stream,
+        watch_table as watch_table,
+    )
     from everloop.monitoring.subject_shift import SubjectShift as SubjectShift, measure_shifts as measure_shifts
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -99,9 +109,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "chi_square",
             "chi_square_test",
             "distance_between",
+            "hellinger",
             "jensen_shannon",
             "ks",
             "psi",
+            "total_variation",
             "wasserstein",
         ],
         "drift": ["check_drift", "compare_window"],
@@ -124,6 +136,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "usual_metric",
         ],
         "performance.performance_estimates": ["EstimateCheck", "PerformanceEstimate"],
+        "quality.quality_checks": ["check_quality"],
+        "quality.quality_result": ["QualityResult"],
+        "quality.table_quality": ["quality_of_table"],
+        "stream_monitoring": ["StreamReport", "watch_stream", "watch_table"],
         "subject_shift": ["SubjectShift", "measure_shifts"],
     },
 )

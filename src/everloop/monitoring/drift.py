@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError
 from everloop.monitoring.baseline import Baseline, load_baseline
 from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_for
-from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, new_finding
+from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_summaries, new_finding
 from everloop.monitoring.incidents.drift_harm import DriftHarm, measure_harm
 from everloop.monitoring.logged_windows import read_sketches, sketch_window
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
-from everloop.monitoring.window_counts import stack_windows
+from everloop.monitoring.window_counts import counts_of, join_windows, pack_counts, unpack_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.data.sketches.column_sketches import Sketch
+    from everloop.monitoring.window_counts import Array
     from everloop.records import Finding, Json
     from everloop.stores import Store
 
@@ -61,30 +63,24 @@ def check_drift(
     known = baseline if baseline is not None else load_baseline(store, version)
     span = until - since
     rate = incidents_per_window(alarms_per_month, span, versions)
-    starts = [since - step * span for step in range(MEMORY, -1, -1)]
-    windows = [read_sketches(store, endpoint, version, start, start + span, known) for start in starts]
-    last = windows[-1]
-    if last is None:
+    window = read_sketches(store, endpoint, version, since, until, known)
+    if window is None:
         raise EmptySampleError(
             f"'{endpoint}' has no predictions of {version} between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M}.",
             help="Choose another window.",
         )
     check = CheckedSeries(endpoint, version, "drift")
-    earlier = find_checked(store, check, since, until, {"rows": last.rows, "incidents_per_window": rate})
+    earlier = find_checked(store, check, since, until, {"rows": window.rows, "incidents_per_window": rate})
     if earlier:
         return earlier
-    typical = sorted(window.rows for window in windows if window is not None)
-    judge = judge_for(known, span, typical[len(typical) // 2], rate)
-    stacked = stack_windows(
-        known,
-        starts,
-        span,
-        [window.features if window is not None else None for window in windows],
-        [window.score if window is not None else None for window in windows],
-    )
-    shifts = measure_shifts(known, judge.judge(stacked)[-1], last.features, last.score)
+    counts = counts_of(known, window.features, window.score)
+    starts = [since - step * span for step in range(MEMORY, -1, -1)]
+    before = _counts_before(store, check, starts[:-1], span, counts)
+    judge = judge_for(known, span, _typical_rows([*before, counts]), rate)
+    stacked = join_windows(starts, span, [*before, counts])
+    shifts = measure_shifts(known, judge.judge(stacked)[-1], window.features, window.score)
     flagged = [shift for shift in shifts if shift.verdict != "quiet"]
-    harm = measure_harm(known, flagged, last.features, last.score)
+    harm = measure_harm(known, flagged, window.features, window.score)
     found = [
         new_finding(
             store,
@@ -113,9 +109,10 @@ def check_drift(
             window_to=until,
             value=max((shift.strength for shift in shifts), default=None),
             threshold=1.0,
-            message=_summary(flagged, len(shifts), last.rows),
+            message=_summary(flagged, len(shifts), window.rows),
             evidence={
-                **_overview(shifts, last.rows, rate, known, harm if flagged else None),
+                **_overview(shifts, window.rows, rate, known, harm if flagged else None),
+                "counts": pack_counts(counts),
                 "opens": [shift.subject for shift in flagged],
                 "told": [item.id for item in found],
             },
@@ -145,11 +142,45 @@ def compare_window(
         EmptySampleError: there are no predictions.
     """
     features, score = sketch_window(baseline, predictions)
-    judge = judge_for(baseline, span, predictions.height, incidents_per_window(alarms_per_month, span))
+    return compare_sketches(baseline, features, score, span=span, since=since, alarms_per_month=alarms_per_month)
+
+
+def compare_sketches(
+    baseline: Baseline,
+    features: Mapping[str, Sketch],
+    score: Sketch | None,
+    *,
+    span: timedelta,
+    since: datetime | None = None,
+    alarms_per_month: float = 1.0,
+) -> list[SubjectShift]:
+    """Compare the sketches of one window with a baseline; see `compare_window`."""
+    counts = counts_of(baseline, features, score)
+    judge = judge_for(baseline, span, _typical_rows([counts]), incidents_per_window(alarms_per_month, span))
     if since is None:
         since, judge = datetime(1970, 1, 1, tzinfo=UTC), replace(judge, model=replace(judge.model, seasons=[]))
-    stacked = stack_windows(baseline, [since], span, [features], [score])
+    stacked = join_windows([since], span, [counts])
     return measure_shifts(baseline, judge.judge(stacked)[-1], features, score)
+
+
+def _counts_before(
+    store: Store, check: CheckedSeries, starts: Sequence[datetime], span: timedelta, counts: Mapping[str, Array]
+) -> list[Mapping[str, Array] | None]:
+    """Return the counts of earlier windows, which their summaries hold; None where a window was not checked."""
+    summaries = find_summaries(store, check, starts[0], starts[-1] + span)
+    cells = {subject: len(found) for subject, found in counts.items()}
+    known: dict[datetime, Mapping[str, Array] | None] = {}
+    for summary in summaries:
+        packed = summary.evidence.get("counts")
+        if packed is not None and summary.window_to - summary.window_from == span:
+            known[summary.window_from] = unpack_counts(packed, cells)
+    return [known.get(start) for start in starts]
+
+
+def _typical_rows(windows: Sequence[Mapping[str, Array] | None]) -> float:
+    """Return the median number of rows of the windows that have any."""
+    rows = sorted(max((float(found.sum()) for found in window.values()), default=0.0) for window in windows if window)
+    return rows[len(rows) // 2] if rows else 0.0
 
 
 def _summary(flagged: Sequence[SubjectShift], subjects: int, rows: int) -> str:

@@ -29,7 +29,7 @@ MEMORY = max(SCALES) - 1
 """How many windows before the one that is judged are needed."""
 
 _MOST_JUDGES = 16
-_judges: OrderedDict[tuple[str, timedelta, int, float], DriftJudge] = OrderedDict()
+_judges: OrderedDict[tuple[str, timedelta, float, float], DriftJudge] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -131,21 +131,28 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
         )
     if not (incidents_per_window > 0 and math.isfinite(incidents_per_window)):
         raise UsageError(f"The budget of incidents must be a number above 0, not {incidents_per_window}.")
-    # Windows of similar size share a judge: chance is part of each window's own variance.
-    size = round(math.log(max(rows, 1.0), 4))
+    size = typical_size(rows)
     key = (sha256(baseline.to_json()).hexdigest(), window, size, incidents_per_window)
     with _lock:
         found = _judges.get(key)
         if found is not None:
             _judges.move_to_end(key)
             return found
-    model = NoiseModel.learn(reference_counts(baseline), window, 4.0**size)
+    model = NoiseModel.learn(reference_counts(baseline), window, size)
     judge = DriftJudge(model, find_limit(model, min(0.5, incidents_per_window)))
     with _lock:
         _judges[key] = judge
         while len(_judges) > _MOST_JUDGES:
             _judges.popitem(last=False)
     return judge
+
+
+def typical_size(rows: float) -> float:
+    """Return the power of 4 nearest to a number of rows.
+
+    Windows of similar size share a judge, because chance is part of each window's own variance.
+    """
+    return 4.0 ** round(math.log(max(rows, 1.0), 4))
 
 
 def reference_counts(baseline: Baseline) -> ReferenceCounts:

@@ -77,6 +77,19 @@ def find_recently_flagged(store: Store, check: CheckedSeries, since: datetime, u
     return recently_flagged
 
 
+def find_summaries(store: Store, check: CheckedSeries, since: datetime, until: datetime) -> list[Finding]:
+    """Return the summaries of windows that were checked between two moments, in the order of the checks."""
+    found = store.records.find(
+        Finding,
+        *check.conditions(),
+        ("subject", "=", WINDOW),
+        ("window_from", ">=", since),
+        ("window_to", "<=", until),
+        order="id",
+    )
+    return [finding for finding in found if check.is_summary(finding)]
+
+
 def find_checked(
     store: Store, check: CheckedSeries, since: datetime, until: datetime, facts: Mapping[str, Json]
 ) -> list[Finding]:

@@ -12,7 +12,7 @@ from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.data.sketches.time_blocks import aligned_grid, moments_of
 from everloop.errors import EmptySampleError
 from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
-from everloop.monitoring.drift_judge import DriftJudge, WindowJudgement, incidents_per_window, judge_for
+from everloop.monitoring.drift_judge import MEMORY, WindowJudgement, incidents_per_window, judge_for, typical_size
 from everloop.monitoring.incidents.drift_harm import measure_harm
 from everloop.monitoring.incidents.incident_rules import WindowNews, advance
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
@@ -42,7 +42,6 @@ class StreamReport:
     """
 
     baseline: Baseline
-    judge: DriftJudge
     windows: WindowCounts
     judgements: list[WindowJudgement]
     incidents: list[Incident]
@@ -134,14 +133,11 @@ def watch_windows(
     Args:
         sketches: returns the sketches of a window that has rows, by its index.
     """
-    filled = windows.rows[windows.rows > 0]
-    typical = float(np.median(filled)) if len(filled) else 0.0
-    judge = judge_for(baseline, windows.span, typical, incidents_per_window(incidents_per_month, windows.span))
-    judgements = judge.judge(windows)
+    judgements = judge_windows(baseline, windows, incidents_per_month)
     incidents: list[Incident] = []
     ongoing: Incident | None = None
     for index, judgement in enumerate(judgements):
-        if not windows.rows[index] or (ongoing is None and not (judgement.strongest > judge.limit).any()):
+        if not windows.rows[index] or (ongoing is None and not (judgement.strongest > judgement.limit).any()):
             continue
         until = windows.starts[index] + windows.span
         news = _news(baseline, judgement, windows.starts[index], until, sketches(index))
@@ -151,7 +147,18 @@ def watch_windows(
         elif after is not None:
             incidents[-1] = after
         ongoing = None if action == "resolve" else after
-    return StreamReport(baseline, judge, windows, judgements, incidents, sketches)
+    return StreamReport(baseline, windows, judgements, incidents, sketches)
+
+
+def judge_windows(baseline: Baseline, windows: WindowCounts, incidents_per_month: float) -> list[WindowJudgement]:
+    """Judge each window with the judge for the size of the windows up to it."""
+    rate = incidents_per_window(incidents_per_month, windows.span)
+    sizes: list[float] = []
+    for index in range(len(windows.rows)):
+        recent = windows.rows[max(0, index - MEMORY) : index + 1]
+        sizes.append(typical_size(float(np.median(recent[recent > 0])) if recent.any() else 0.0))
+    judged = {size: judge_for(baseline, windows.span, size, rate).judge(windows) for size in set(sizes)}
+    return [judged[size][index] for index, size in enumerate(sizes)]
 
 
 def _news(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,28 +72,49 @@ def count_frame(
     return WindowCounts(grid.starts(), grid.span, rows, counts)
 
 
-def stack_windows(
-    baseline: Baseline,
-    starts: Sequence[datetime],
-    span: timedelta,
-    features: Sequence[Mapping[str, Sketch] | None],
-    scores: Sequence[Sketch | None],
+def pack_counts(counts: Mapping[str, Array]) -> str:
+    """Return the counts of one window as text: zlib and base64 of 32-bit integers, subject by subject."""
+    flat = np.concatenate([counts[subject].astype("<i4").ravel() for subject in sorted(counts)] or [np.zeros(0, "<i4")])
+    return b64encode(zlib.compress(flat.tobytes())).decode()
+
+
+def unpack_counts(text: str, cells: Mapping[str, int]) -> dict[str, Array] | None:
+    """Return the counts of one window that `pack_counts` wrote; None if they have other subjects or cells.
+
+    Args:
+        cells: number of cells by subject.
+    """
+    flat = np.frombuffer(zlib.decompress(b64decode(text)), dtype="<i4").astype(np.float64)
+    if len(flat) != sum(cells.values()):
+        return None
+    found: dict[str, Array] = {}
+    at = 0
+    for subject in sorted(cells):
+        found[subject] = flat[at : at + cells[subject]]
+        at += cells[subject]
+    return found
+
+
+def join_windows(
+    starts: Sequence[datetime], span: timedelta, windows: Sequence[Mapping[str, Array] | None]
 ) -> WindowCounts:
-    """Put sketches of windows side by side. A window that is None has no rows."""
-    counts: dict[str, Array] = {}
-    rows = np.zeros(len(starts))
-    for name, bins in baseline.bins.items():
-        table = np.zeros((len(starts), bins.cells))
-        for index, window in enumerate(features):
-            if window is not None and name in window:
-                table[index] = window[name].counts
-        counts[subject_of(name, baseline)] = table
-        rows = np.maximum(rows, table.sum(axis=1))
-    if baseline.score is not None and any(score is not None for score in scores):
-        table = np.zeros((len(starts), baseline.score.sketches[PREDICTION].bins.cells))
-        for index, score in enumerate(scores):
-            if score is not None:
-                table[index] = score.counts
-        counts[PREDICTION] = table
-        rows = np.maximum(rows, table.sum(axis=1))
+    """Put the counts of windows side by side. A window that is None has no rows; the last one has."""
+    last = windows[-1] or {}
+    counts = {
+        subject: np.stack([(window or {}).get(subject, np.zeros(len(cells))) for window in windows])
+        for subject, cells in last.items()
+    }
+    rows = np.max([table.sum(axis=1) for table in counts.values()], axis=0) if counts else np.zeros(len(starts))
     return WindowCounts(list(starts), span, rows, counts)
+
+
+def counts_of(baseline: Baseline, features: Mapping[str, Sketch], score: Sketch | None) -> dict[str, Array]:
+    """Return the counts of one window by subject, from its sketches. Subjects that the baseline lacks are left out."""
+    counts = {
+        subject_of(name, baseline): np.asarray(features[name].counts, dtype=np.float64)
+        for name in baseline.bins
+        if name in features
+    }
+    if baseline.score is not None and score is not None:
+        counts[PREDICTION] = np.asarray(score.counts, dtype=np.float64)
+    return counts

@@ -60,10 +60,10 @@ def test_incidents_are_counted_by_severity_and_state(store):
 def test_the_newest_window_counts(store):
     name = 'od"d\\\nname'
     store.records.put(store.new(EndpointRecord, name="delays", model="delays"))
-    put_window(store, "drift", NOON, evidence={"subjects": {"age": {"psi": 9.0, "limit": 0.1, "verdict": "alarm"}}})
+    put_window(store, "drift", NOON, evidence={"subjects": {"age": {"psi": 9.0, "strength": 3.0, "verdict": "alarm"}}})
     subjects = {
-        "age": {"psi": 0.3, "limit": 0.1, "verdict": "alarm"},
-        name: {"psi": 0.01, "limit": None, "verdict": "quiet"},
+        "age": {"psi": 0.3, "strength": 0.1, "verdict": "alarm"},
+        name: {"psi": 0.01, "strength": None, "verdict": "quiet"},
         "broken": {"psi": None, "verdict": "quiet"},
     }
     put_window(store, "drift", NOON + timedelta(days=1), evidence={"subjects": subjects})
@@ -73,7 +73,7 @@ def test_the_newest_window_counts(store):
     found = samples(store)
     assert found["everloop_drift_psi", "delays", "age"] == 0.3
     assert found["everloop_drift_psi", "delays", name] == 0.01
-    assert ("everloop_drift_psi_limit", "delays", name) not in found
+    assert ("everloop_drift_strength", "delays", name) not in found
     assert found["everloop_drift_subjects", "delays", "quiet"] == 2
     assert found["everloop_drift_window_end_seconds", "delays"] == (NOON + timedelta(days=1)).timestamp()
     assert found["everloop_performance", "delays", "roc_auc"] == 0.7
@@ -84,7 +84,7 @@ def test_the_newest_window_counts(store):
 def test_the_number_of_series_is_bounded(store):
     for number in range(MOST_ENDPOINTS + 20):
         put_incident(store, endpoint=f"e{number:03d}")
-    subjects = {f"x{number:03d}": {"psi": number / 1000, "limit": 0.1, "verdict": "quiet"} for number in range(500)}
+    subjects = {f"x{number:03d}": {"psi": number / 1000, "strength": 0.1, "verdict": "quiet"} for number in range(500)}
     put_window(store, "drift", NOON, endpoint="e000", evidence={"subjects": subjects})
     found = samples(store)
     assert len({key[1] for key in found}) == MOST_ENDPOINTS

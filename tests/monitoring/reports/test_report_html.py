@@ -44,9 +44,10 @@ def column(name="age", *, before=None, now=None, windows=30, verdict="alarm"):
     reference, current = sketches(known, known if now is None else now)
     verdicts = ("quiet",) * (windows - 1) + (verdict,)
     return MonitoredColumn(
-        name=name, role="input", reference=reference, current=current, verdict=verdict, psi=0.4, limit=0.1,
+        name=name, role="input", reference=reference, current=current, verdict=verdict, psi=0.4, strength=1.4,
         p_value=0.001, statistics={"jensen_shannon": 0.2, "ks": 0.1}, verdicts=verdicts,
         psi_by_window=tuple(random.exponential(0.05, windows)),
+        strengths=tuple(random.exponential(0.5, windows)),
     )  # fmt: skip
 
 

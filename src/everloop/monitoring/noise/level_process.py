@@ -162,11 +162,12 @@ def _filter(values: Array, variances: Array, level: Array) -> tuple[Array, Array
         uncertainty = squared * uncertainty * (1 - gain) + innovation
     units = np.maximum(units, 1e-300)
     mean = products / units
-    return -0.5 * (logs + np.log(units) + squares - products * mean), mean, 1 / units
+    log_likelihood = -0.5 * (logs + np.log(units) + squares - products * mean)
+    return np.asarray(log_likelihood), np.asarray(mean), np.asarray(1 / units)
 
 
 def _prior() -> Array:
-    weights = np.full(len(RATIOS), (1 - _NO_LEVEL) / (len(RATIOS) - 1))
+    weights: Array = np.full(len(RATIOS), (1 - _NO_LEVEL) / (len(RATIOS) - 1), dtype=np.float64)
     weights[0] = _NO_LEVEL
     return weights
 
@@ -174,7 +175,7 @@ def _prior() -> Array:
 def _posterior(log_likelihood: Array, groups: Array) -> Array:
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
     before = _prior()
-    weights = np.empty_like(likelihood)
+    weights: Array = np.empty(likelihood.shape, dtype=np.float64)
     for group in np.unique(groups):
         members = groups == group
         own = likelihood[members]

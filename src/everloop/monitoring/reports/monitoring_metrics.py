@@ -27,7 +27,7 @@ _VERDICTS = ("quiet", "warning", "alarm")
 _MEANINGS = {
     "everloop_incidents_ongoing": "Incidents that are not over, by severity and state.",
     "everloop_drift_psi": "PSI of the newest window against the baseline, for the subjects that have moved most.",
-    "everloop_drift_psi_limit": "PSI above which the subject is flagged.",
+    "everloop_drift_strength": "How surprising the newest window is; from 1 on it opens an incident.",
     "everloop_drift_subjects": "Subjects of the newest window, by verdict.",
     "everloop_drift_window_end_seconds": "End of the newest window that was checked for drift, in seconds since 1970.",
     "everloop_performance": "Metric of the newest window with labels.",
@@ -78,8 +78,8 @@ def _drift(store: Store, endpoint: str) -> Iterable[tuple[str, _Sample]]:
     for name in largest:
         labels = {"endpoint": endpoint, "subject": name}
         yield "everloop_drift_psi", (labels, float(moved[name]["psi"]))
-        if (limit := _number(moved[name].get("limit"))) is not None:
-            yield "everloop_drift_psi_limit", (labels, limit)
+        if (strength := _number(moved[name].get("strength"))) is not None:
+            yield "everloop_drift_strength", (labels, strength)
     for verdict in _VERDICTS:
         count = sum(seen.get("verdict") == verdict for seen in subjects.values())
         yield "everloop_drift_subjects", ({"endpoint": endpoint, "verdict": verdict}, float(count))

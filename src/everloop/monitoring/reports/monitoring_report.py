@@ -36,10 +36,11 @@ class MonitoredColumn:
         current: distribution of all rows of the current table.
         verdict: the worst verdict of any window.
         psi: largest PSI of any window, in nats.
-        limit: PSI above which that window was flagged.
-        p_value: probability of that PSI if nothing has changed.
+        strength: how surprising that window was, as a share of the limit; from 1 on it opens an incident.
+        p_value: probability of such a window if nothing has changed.
         statistics: further distances of that window, by name.
         psi_by_window: PSI of each window.
+        strengths: how surprising each window was, as a share of the limit.
         verdicts: verdict of each window.
     """
 
@@ -49,10 +50,11 @@ class MonitoredColumn:
     current: Sketch
     verdict: Verdict
     psi: float
-    limit: float
+    strength: float
     p_value: float
     statistics: dict[str, float] = field(default_factory=dict)
     psi_by_window: tuple[float, ...] = ()
+    strengths: tuple[float, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 
 
@@ -175,7 +177,7 @@ def _column_json(column: MonitoredColumn) -> dict[str, Json]:
         "role": column.role,
         "verdict": column.verdict,
         "psi": _finite(column.psi),
-        "limit": _finite(column.limit),
+        "strength": _finite(column.strength),
         "p_value": _finite(column.p_value),
         **{name: _finite(value) for name, value in column.statistics.items()},
         "missing": [

@@ -39,14 +39,14 @@ def distribution(column: MonitoredColumn) -> str:
 
 
 def strip(column: MonitoredColumn) -> str:
-    """Draw the PSI of each window as a bar, in colour if it was flagged, and the limit; empty for a single window."""
-    values = [min(value, 1e6) if math.isfinite(value) else 0.0 for value in column.psi_by_window]
+    """Draw how surprising each window was, in colour if it was flagged, and the limit; empty for a single window."""
+    values = [min(value, 1e6) if math.isfinite(value) else 0.0 for value in column.strengths]
     if len(values) < 2:
         return ""
-    # Neighbouring windows share a bar if there are many: the largest PSI and the worst verdict count.
+    # Neighbouring windows share a bar if there are many: the largest surprise and the worst verdict count.
     size = math.ceil(len(values) / _MOST_BARS)
     groups = [range(start, min(start + size, len(values))) for start in range(0, len(values), size)]
-    top = max(*values, 2 * column.limit) or 1.0
+    top = max(*values, 2.0)
     step = WIDTH / len(groups)
     marks: dict[str, list[str]] = {"q": [], "w": [], "a": []}
     for index, group in enumerate(groups):
@@ -56,7 +56,7 @@ def strip(column: MonitoredColumn) -> str:
         marks[kind].append(f"M{round((index + 0.5) * step)} {STRIP_HEIGHT}v-{tall}")
     width = max(1, min(10, math.floor(step) - 1))
     paths = "".join(f'<path class="{kind}" d="{"".join(each)}"/>' for kind, each in marks.items() if each)
-    limit = round(STRIP_HEIGHT * (1 - column.limit / top))
+    limit = round(STRIP_HEIGHT * (1 - 1 / top))
     flagged = sum(verdict != "quiet" for verdict in column.verdicts)
     label = f"{flagged} of {len(values)} windows flagged"
     return (

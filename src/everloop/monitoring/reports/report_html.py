@@ -214,7 +214,7 @@ def _columns(report: MonitoringReport, plan: _Plan) -> Iterator[str]:
     yield '<p class="legend"><span><i style="background:var(--before)"></i>reference</span>'
     yield '<span><i style="background:var(--now)"></i>now</span>'
     if len(report.windows) > 1:
-        yield "<span>Small bars: PSI by window; dashed: the limit.</span>"
+        yield "<span>Small bars: how surprising each window was; dashed: the limit.</span>"
     yield '</p><section class="cards">'
     for column in report.columns[: plan.cards]:
         yield from _card(column)
@@ -240,7 +240,7 @@ def _card(column: MonitoredColumn) -> Iterator[str]:
 
 def _figures(column: MonitoredColumn) -> Iterator[tuple[str, str]]:
     yield "PSI", _number(column.psi)
-    yield "limit", _number(column.limit)
+    yield "surprise", f"{column.strength:.0%} of the limit"
     before, now = column.reference, column.current
     yield "missing", _change(f"{_missing(before):.1%}", f"{_missing(now):.1%}")
     if before.moments is not None and now.moments is not None:
@@ -279,8 +279,8 @@ def _footer(report: MonitoringReport, listed: int) -> Iterator[str]:
         yield "</ul></details>"
     yield "<details><summary>How to read the figures</summary><p>The population stability index (PSI), "
     yield "Jensen-Shannon, KS and Wasserstein say how far a distribution is from the reference; 0 means equal. "
-    yield "The limit is the PSI that chance and the reference's own variation explain; it depends on the number of "
-    yield "rows. An incident needs a change that lasts, or one comparison with strong evidence. A notice "
+    yield "Surprise compares each window with what chance, wandering levels and seasons of the reference explain; at "
+    yield "100% of the limit an incident opens, as rarely without need as the budget says. A notice "
     yield "changes nothing that matters yet; an alarm harms predictions, or is expected to.</p></details>"
     yield "<p>Written by everloop.</p></footer>"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from everloop.monitoring.reports.monitoring_report import MetricSeries, MonitoredColumn, MonitoringReport
     from everloop.records import FindingKind
 
-QUIET_WINDOWS = 2
+QUIET_WINDOWS = 3
 """An incident is over after this many windows in a row in which none of its subjects was flagged."""
 SMALL_PSI = 0.1
 MOST_TOLD = 5

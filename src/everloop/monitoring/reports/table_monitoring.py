@@ -23,15 +23,17 @@ from everloop.monitoring.reports.monitoring_report import (
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
 
     from everloop.data.sketches.column_sketches import Sketch
     from everloop.monitoring.alarm_budget import AlarmBudget, Verdict
     from everloop.monitoring.baseline import Baseline
+    from everloop.monitoring.drift_judge import WindowJudgement
     from everloop.monitoring.reports.labelled_tables import LabelledTables
     from everloop.monitoring.subject_shift import SubjectShift
+    from everloop.monitoring.window_counts import Array
 
 MOST_WINDOWS = 1000
 ONE_COMPARISON = timedelta(days=1)
@@ -40,7 +42,6 @@ ONE_COMPARISON = timedelta(days=1)
 _FLAGGED_P = 0.05
 _ALARM_P = 0.01
 _ALARM_PSI = 0.1
-"""One comparison cannot wait for a second window, so an alarm needs strong evidence of a change that is not small."""
 
 
 def monitor_tables(
@@ -93,6 +94,7 @@ def monitor_tables(
         roles.pop(target)
 
     from everloop.data.sketches.column_sketches import add_all
+    from everloop.monitoring.alarm_budget import budget_for
     from everloop.monitoring.reports.labelled_tables import label_tables
     from everloop.monitoring.reports.table_incidents import find_incidents
     from everloop.monitoring.reports.table_quality import quality_notes
@@ -105,8 +107,9 @@ def monitor_tables(
     baseline, keys = _baseline(before, roles, time, labelled, remarks)
     # Half of the budget is for drift and half for performance, if both are watched.
     share = incidents_per_month / (1 if labelled is None else 2)
-    budget = _budget(share, span if time is not None else ONE_COMPARISON)
-    shifts, sketches = _compare(baseline, now, parts, keys, span if time is not None else ONE_COMPARISON, budget, time)
+    length = span if time is not None else ONE_COMPARISON
+    budget = budget_for(share, length)
+    shifts, sketches = _compare(baseline, now, parts, keys, windows, length, share)
     live = add_all(sketches)
     series = None
     if labelled is not None and baseline.metric is not None and target in roles:
@@ -274,46 +277,69 @@ def _baseline(
     return baseline, {name: key for name, key in keys.items() if key in baseline.features.sketches}
 
 
-def _budget(incidents_per_month: float, span: timedelta) -> AlarmBudget:
-    from everloop.monitoring.alarm_budget import budget_for
-
-    return budget_for(incidents_per_month, span)
-
-
 def _compare(
     baseline: Baseline,
     now: pl.DataFrame,
     parts: Sequence[pl.Series | None],
     keys: dict[str, str],
+    windows: Sequence[TimeWindow],
     span: timedelta,
-    budget: AlarmBudget,
-    time: str | None,
+    incidents_per_month: float,
 ) -> tuple[list[dict[str, tuple[SubjectShift, Verdict]]], list[dict[str, Sketch]]]:
-    """Return the shifts and verdicts of each window by key, and its sketches."""
+    """Return the shifts and verdicts of each window by key, and its sketches.
+
+    A verdict is `alarm` for a reason to open an incident, and `warning` for a column that is not calm.
+    """
     from everloop.data.sketches.column_sketches import sketch_frame
-    from everloop.monitoring.alarm_budget import MEMORY
+    from everloop.monitoring.drift import compare_sketches
     from everloop.monitoring.subject_shift import measure_shifts
 
     name_of = {key: name for name, key in keys.items()}
-    found: list[dict[str, tuple[SubjectShift, Verdict]]] = []
-    sketches: list[dict[str, Sketch]] = []
-    flagged: list[set[str]] = []
-    for rows in parts:
-        window = now if rows is None else now[rows]
-        sketches.append(sketch_frame(window, {key: baseline.bins[key] for key in name_of}, columns=name_of))
-        recently = frozenset().union(*flagged[-MEMORY:])
-        shifts = measure_shifts(baseline, sketches[-1], span=span, budget=budget, recently_flagged=recently)
-        judged = {one.subject: (one, one.verdict if time is not None else _single_verdict(one)) for one in shifts}
-        flagged.append({key for key, (_, verdict) in judged.items() if verdict != "quiet"})
-        found.append(judged)
+    bins = {key: baseline.bins[key] for key in name_of}
+    sketches = [sketch_frame(now if rows is None else now[rows], bins, columns=name_of) for rows in parts]
+    if windows[0].since is None:
+        shifts = compare_sketches(baseline, sketches[0], None, span=span, alarms_per_month=incidents_per_month)
+        return [{one.subject: (one, _single_verdict(one)) for one in shifts}], sketches
+    judgements = _judge(baseline, sketches, windows, span, incidents_per_month)
+    found = []
+    for judgement, sketch in zip(judgements, sketches, strict=True):
+        shifts = measure_shifts(baseline, judgement, sketch)
+        found.append({one.subject: (one, _window_verdict(one)) for one in shifts})
     return found, sketches
 
 
+def _judge(
+    baseline: Baseline,
+    sketches: Sequence[Mapping[str, Sketch]],
+    windows: Sequence[TimeWindow],
+    span: timedelta,
+    incidents_per_month: float,
+) -> list[WindowJudgement]:
+    """Judge the windows that have rows, each with those before it; windows between them have no rows."""
+    from everloop.monitoring.stream_monitoring import judge_windows
+    from everloop.monitoring.window_counts import counts_of, join_windows
+
+    starts = [window.since for window in windows if window.since is not None]
+    index = [round((start - starts[0]) / span) for start in starts]
+    every: list[Mapping[str, Array] | None] = [None] * (index[-1] + 1)
+    for at, sketch in zip(index, sketches, strict=True):
+        every[at] = counts_of(baseline, sketch, None)
+    joined = join_windows([starts[0] + at * span for at in range(len(every))], span, every)
+    judgements = judge_windows(baseline, joined, incidents_per_month)
+    return [judgements[at] for at in index]
+
+
+def _window_verdict(shift: SubjectShift) -> Verdict:
+    if shift.verdict != "quiet":
+        return "alarm"
+    return "quiet" if shift.calm else "warning"
+
+
 def _single_verdict(shift: SubjectShift) -> Verdict:
-    if shift.verdict == "quiet" or shift.adjusted_p_value > _FLAGGED_P:
+    """One comparison has no second window that could confirm it, so an alarm needs a change that is not small."""
+    if shift.verdict == "quiet":
         return "quiet"
-    strong = shift.adjusted_p_value <= _ALARM_P and shift.psi >= _ALARM_PSI
-    return "alarm" if strong else "warning"
+    return "alarm" if shift.psi >= _ALARM_PSI else "warning"
 
 
 def _column(
@@ -339,10 +365,11 @@ def _column(
         current=live[key],
         verdict=verdict,
         psi=shift.psi,
-        limit=shift.limit,
+        strength=shift.strength,
         p_value=shift.p_value,
         statistics=others,
         psi_by_window=tuple(one.psi for one, _ in seen),
+        strengths=tuple(one.strength for one, _ in seen),
         verdicts=verdicts,
     )
 
