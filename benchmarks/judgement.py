@@ -14,7 +14,7 @@ Five tables, with fixed seeds:
   that one opens that names a column that has drifted; the median delay in days. Peers are given the threshold at which
   they disturb people as often as everloop does in the same stream without the drift. The column `by chance` is how
   often everloop opens an incident in those 14 days if there is no drift. An incident that was open before the drift
-  never counts, whoever opened it.
+  never counts, whoever opened it; the column `or joined` counts one of everloop's that names a drifted column later.
 - harm and estimated performance: printed by `benchmarks/estimation.py`.
 
 An incident of a peer, or of the stand-in that is used while everloop has no incidents, is a run of alarmed windows. It

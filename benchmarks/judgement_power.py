@@ -37,6 +37,8 @@ MONTH = timedelta(days=365.25 / 12)
 WITHIN = 14.0
 """Days within which a drift should be seen."""
 EVERLOOP = "everloop"
+JOINED = "or joined"
+"""Counts also an incident that was open before, if it changes after the drift has begun and names a drifted column."""
 CHANCE = "by chance"
 
 
@@ -177,6 +179,16 @@ def delay_of(opened: Sequence[Opened], start: datetime, touched: set[str] | None
     return min(days, default=math.inf)
 
 
+def joinings(opened: Sequence[Opened], touched: set[str]) -> list[Opened]:
+    """Return the later changes of incidents that name one of these columns, as if each had opened an incident."""
+    return [
+        Opened(at, None, item.subjects, item.severity)
+        for item in opened
+        for at in item.changed
+        if touched & set(item.subjects)
+    ]
+
+
 def power_rows(
     stream: Stream, drifts: Sequence[Drift], found: Sequence[PowerRun], peers: Sequence[str]
 ) -> list[dict[str, object]]:
@@ -189,11 +201,13 @@ def power_rows(
         start_of = {run.seed: run.drift_from[drift.name] for run in found}
         delays: dict[str, list[float]] = {}
         named: dict[str, list[float]] = {}
-        for method in (EVERLOOP, CHANCE, *thresholds):
+        for method in (EVERLOOP, JOINED, CHANCE, *thresholds):
             delays[method], named[method] = [], []
             for run in found:
-                if method == EVERLOOP:
+                if method in (EVERLOOP, JOINED):
                     opened = run.opened[drift.name]
+                    if method == JOINED:
+                        opened = [*opened, *joinings(opened, drift.touched())]
                 elif method == CHANCE:
                     opened = run.opened[""]
                 else:
@@ -235,7 +249,7 @@ def behind(delays: dict[str, list[float]]) -> list[str]:
     ours = [delay <= WITHIN for delay in delays[EVERLOOP]]
     own_median = statistics.median_low(delays[EVERLOOP])
     for method, values in delays.items():
-        if method in (EVERLOOP, CHANCE):
+        if method in (EVERLOOP, JOINED, CHANCE):
             continue
         theirs = [delay <= WITHIN for delay in values]
         only_they = sum(they and not we for they, we in zip(theirs, ours, strict=True))
@@ -259,7 +273,7 @@ def print_power(rows: Sequence[dict[str, object]]) -> None:
     print(
         f"\nPower: {first['stream']}, {first['seeds']} seeds. Probability of an incident within 14 days / median delay"
     )
-    methods = [EVERLOOP, CHANCE, *[name for name in rates if name != EVERLOOP]]
+    methods = [EVERLOOP, JOINED, CHANCE, *[name for name in rates if name != EVERLOOP]]
     widths = {method: max(9, len(method)) for method in methods}
     print(f"{'':30}" + " ".join(f"{method:>{widths[method]}}" for method in methods) + "  verdict")
     for row in rows:
@@ -276,5 +290,5 @@ def print_power(rows: Sequence[dict[str, object]]) -> None:
         named: dict[str, float] = row["named_within"]  # type: ignore[assignment]
         cells = [("" if "pca" in name else f"{named[name]:.2f}").rjust(widths[name]) for name in methods]
         print(f"{row['drift']:30}" + " ".join(cells))
-    cells = [("" if method == CHANCE else f"{rates[method]:.2f}").rjust(widths[method]) for method in methods]
+    cells = [("" if method in (JOINED, CHANCE) else f"{rates[method]:.2f}").rjust(widths[method]) for method in methods]
     print(f"{'false incidents a month':30}" + " ".join(cells))

@@ -21,6 +21,8 @@ class Opened(NamedTuple):
     resolved_at: datetime | None
     subjects: tuple[str, ...]
     severity: str
+    changed: tuple[datetime, ...] = ()
+    """When it was changed later, for instance because a subject joined it."""
 
 
 def everloop_incidents(
@@ -33,7 +35,13 @@ def everloop_incidents(
         return _stand_in(reference, current, time, every, incidents_per_month)
     watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
     return [
-        Opened(_naive(item.history[0].at), _naive_or_none(item.resolved_at), tuple(item.subjects), item.severity)
+        Opened(
+            _naive(item.history[0].at),
+            _naive_or_none(item.resolved_at),
+            tuple(item.subjects),
+            item.severity,
+            tuple(_naive(change.at) for change in item.history[1:] if change.action != "resolve"),
+        )
         for item in watched.incidents
     ]
 
