@@ -27,8 +27,12 @@ Flags = npt.NDArray[np.bool_]
 
 CALM_WINDOWS = 3
 """An incident is over after so many windows in which nothing that belongs to it is surprising."""
-CALM_SURPRISE = 3.0
-"""−ln of the p-value below which a direction is calm: p above 0.05."""
+CALM_SURPRISE = 4.6
+"""−ln of the p-value below which a direction is calm: p above 0.01."""
+STRONG = 5.0
+"""How far beyond the limit a surprise must be to open an incident beside an ongoing one."""
+MOST_ONGOING = 3
+"""How many incidents of a kind are ongoing at most."""
 
 _STREAMS = 60
 _WINDOWS = 90
@@ -39,35 +43,53 @@ _LIMITS = 40
 
 
 class IncidentRule:
-    """Opens, extends and closes the incident of each of several streams, one window at a time.
+    """Opens, extends and closes the incidents of each of several streams, one window at a time.
 
-    `members`: directions that belong to the open incident, shape (streams, m).
+    A direction beyond the limit opens an incident if none is ongoing, and joins the newest otherwise. If its surprise
+    is far beyond the limit, it opens an incident of its own, so that what is ongoing does not hide it; but no more than
+    `MOST_ONGOING` at a time. A direction that has been calm for `CALM_WINDOWS` windows leaves, and an incident that all
+    have left is over.
     """
 
     def __init__(self, streams: int, directions: int) -> None:
-        self.open: Flags = np.zeros(streams, dtype=bool)
-        self.members: Flags = np.zeros((streams, directions), dtype=bool)
-        self._calm = np.zeros(streams, dtype=np.int64)
+        self._incident = np.zeros((streams, directions), dtype=np.int8)
+        """Number of the ongoing incident of each direction, from 1; 0 for none."""
+        self._calm = np.zeros((streams, directions), dtype=np.int8)
+        self._newest = np.zeros(streams, dtype=np.int8)
+        self._numbers = np.arange(1, MOST_ONGOING + 1, dtype=np.int8)
 
-    def advance(self, strongest: Array, alone: Array, limit: float) -> tuple[Flags, Flags]:
-        """Process one window; return which streams open an incident, and which close theirs.
+    @property
+    def ongoing(self) -> Flags:
+        """Which streams have an ongoing incident, shape (streams,)."""
+        return np.asarray((self._incident > 0).any(axis=1))
+
+    def advance(self, strongest: Array, alone: Array, limit: float) -> Flags:
+        """Process one window; return which streams open an incident.
 
         Args:
             strongest: largest surprise over all scales, shape (streams, m).
             alone: surprise of this window, shape (streams, m).
-            limit: surprise above which a direction is a reason to open an incident or to join the open one.
+            limit: surprise above which a direction is a reason to open an incident or to join one.
         """
         beyond = strongest > limit
-        reason = beyond.any(axis=1)
-        opening = reason & ~self.open
-        self.members |= beyond
-        self.open |= opening
-        lasting = reason | (self.members & (alone > CALM_SURPRISE)).any(axis=1)
-        self._calm = np.where(lasting, 0, self._calm + 1)
-        closing = self.open & (self._calm >= CALM_WINDOWS)
-        self.open &= ~closing
-        self.members[closing] = False
-        return opening, closing
+        new = beyond & (self._incident == 0)
+        own = new & (strongest > limit + STRONG)
+        used = (self._incident[:, :, None] == self._numbers).any(axis=1)
+        free = ~used.all(axis=1)
+        ongoing = used.any(axis=1)
+        opening = free & np.where(ongoing, own.any(axis=1), new.any(axis=1))
+        number = (np.argmin(used, axis=1) + 1).astype(np.int8)
+        opens = np.where(ongoing[:, None], own, new) & opening[:, None]
+        joins = new & ~opens
+        self._newest = np.where(opening, number, self._newest)
+        self._incident = np.where(opens, number[:, None], self._incident)
+        self._incident = np.where(joins, self._newest[:, None], self._incident)
+        restless = beyond | (alone > CALM_SURPRISE)
+        self._calm = np.where(restless, 0, np.minimum(self._calm + 1, CALM_WINDOWS)).astype(np.int8)
+        self._incident[self._calm >= CALM_WINDOWS] = 0
+        newest = (self._incident == self._newest[:, None]).any(axis=1)
+        self._newest = np.where(newest, self._newest, self._incident.max(axis=1))
+        return np.asarray(opening)
 
 
 def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0) -> float:
@@ -98,8 +120,7 @@ def count_incidents(strongest: Array, alone: Array, limit: float) -> int:
     rule = IncidentRule(strongest.shape[0], strongest.shape[2])
     opened = 0
     for window in range(strongest.shape[1]):
-        opening, _ = rule.advance(strongest[:, window], alone[:, window], limit)
-        opened += int(opening.sum())
+        opened += int(rule.advance(strongest[:, window], alone[:, window], limit).sum())
     return opened
 
 
@@ -127,7 +148,7 @@ def _simulate(model: NoiseModel, streams: int, generator: np.random.Generator) -
         offset = generator.normal(size=m) * np.sqrt(levels.mean_variances[every, chosen])
         values = level * deviation + _innovations(model, generator) * np.sqrt(chance) + offset
         values *= model.alive
-        strongest[stream], alone[stream] = model.strongest(values, variances)
+        strongest[stream], alone[stream] = model.strongest(values, variances, normal=True)
     return strongest, alone
 
 

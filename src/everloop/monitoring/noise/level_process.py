@@ -29,9 +29,9 @@ _GUESS = 1 + _CORRELATIONS.index(0.8)
 _NO_LEVEL = 0.25
 """Prior probability that the level does not wander, before the data."""
 _EM_STEPS = 20
-_LEAST_WEIGHT = 4.0
-_SHARE_OF_PRIOR = 0.25
-"""The prior before the data weighs as much as a quarter of the directions, and at least as much as four."""
+_LEAST_WEIGHT = 2.0
+_SHARE_OF_PRIOR = 0.05
+"""The prior before the data weighs as much as a twentieth of the directions, and at least as much as two."""
 
 
 @dataclass(frozen=True, slots=True)

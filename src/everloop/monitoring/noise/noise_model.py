@@ -34,6 +34,10 @@ _ASSUMED_LEVEL = 0.05
 _ASSUMED_REST = 0.5
 _LEAST_WINDOWS = 20
 """Blocks of the reference are merged into windows if there are at least as many windows."""
+_NORMAL = 200.0
+"""Degrees of freedom above which tails count as normal."""
+_LEAST_FOR_TAILS = 12
+_POOLED_BLOCKS = 100
 _LARGEST_INFLATION = 5.0
 _LEAST_FREEDOM = 0.5
 _SHARE_FOR_PAIRS = 0.2
@@ -82,7 +86,9 @@ class NoiseModel:
         handicap: by how much the surprise of a direction is lowered, because it belongs to a large family.
         one_sided: directions in which only large values are surprising, shape (m,).
         alive: directions that vary at all in the reference, shape (m,).
-        residuals: standardised residuals of the reference's blocks, shape (blocks, m), for simulations.
+        residuals: standardised residuals of the reference's blocks, shape (blocks, m), for simulations; brought to
+            normal tails.
+        tails: degrees of freedom of a t-distribution with the tails of the residuals, shape (m,).
         chance: variance by chance in a typical window, shape (m,).
     """
 
@@ -95,6 +101,7 @@ class NoiseModel:
     span: timedelta
     blocks_per_window: float
     residuals: Array
+    tails: Array
     alive: npt.NDArray[np.bool_]
     chance: Array
     _directions: list[Directions]
@@ -130,6 +137,7 @@ class NoiseModel:
             span=max(window, span) if len(starts) else window,
             blocks_per_window=per_window,
             residuals=np.zeros((0, len(names))),
+            tails=np.full(len(names), _NORMAL),
             alive=np.ones(len(names), dtype=bool),
             chance=chance,
             _directions=directions,
@@ -171,19 +179,26 @@ class NoiseModel:
         spread = np.sqrt(self._variance(scale) + chance)
         return np.asarray(np.divide(total, spread, out=np.zeros_like(total), where=np.isfinite(spread) & (spread > 0)))
 
-    def surprise(self, z_scores: Array) -> Array:
-        """Return −ln of the p-value of standardised deviations, less the handicap of their family."""
+    def surprise(self, z_scores: Array, *, normal: bool = False) -> Array:
+        """Return −ln of the p-value of standardised deviations, less the handicap of their family.
+
+        Args:
+            normal: whether the deviations are normal, as simulated ones are. Otherwise they have the tails of the
+                reference's residuals.
+        """
         size = np.where(self.one_sided, np.maximum(z_scores, 0.0), np.abs(z_scores))
+        if not normal:
+            size = as_normal(size, self.tails)
         # ln of the tail of the normal distribution by Birnbaum's bound, which is within 0.23 at 0 and exact far out.
         tail = 0.5 * size * size + 0.5 * math.log(2 * math.pi) + np.log((size + np.sqrt(size * size + 4)) / 2)
         return np.asarray(tail - np.where(self.one_sided, 0.0, math.log(2)) - self.handicap)
 
-    def strongest(self, values: Array, variances: Array) -> tuple[Array, Array]:
+    def strongest(self, values: Array, variances: Array, *, normal: bool = False) -> tuple[Array, Array]:
         """Return the largest surprise over all scales, and the surprise of each window alone, of shape (windows, m)."""
-        alone = self.surprise(self.z_scores(values, variances))
+        alone = self.surprise(self.z_scores(values, variances), normal=normal)
         best = alone
         for scale in SCALES[1:]:
-            best = np.maximum(best, self.surprise(self.z_scores(values, variances, scale)))
+            best = np.maximum(best, self.surprise(self.z_scores(values, variances, scale), normal=normal))
         return best, alone
 
     def _variance(self, scale: int) -> Array:
@@ -253,7 +268,9 @@ class NoiseModel:
         # Rare counts vary less than the normal approximation says; the others are brought to variance 1. Blocks
         # without rows have the residual 0, so the others stand for them.
         share = np.sqrt(np.maximum(known.mean(axis=0), 1 / len(starts)))
-        self.residuals = standard / np.where(deviation > 0.7, deviation, 1.0) / share
+        standard = standard / np.where(deviation > 0.7, deviation, 1.0)
+        self.tails = _tails_of(standard, known, self.one_sided)
+        self.residuals = np.sign(standard) * as_normal(np.abs(standard), self.tails) / share
 
     def _inflate_rests(self, own: Array, chance: Array) -> None:
         """Expect more of the rest, as the levels of the same subject will wander further than in the reference."""
@@ -269,6 +286,32 @@ class NoiseModel:
                 ratios = expected[chosen] / np.maximum(own[chosen], 0.1 * chance[chosen])
                 inflation = float(np.clip(np.median(ratios), 1.0, _LARGEST_INFLATION))
                 self._rests[subject] = _Rest(rest.freedom, rest.overdispersion, rest.effective, inflation)
+
+
+def as_normal(size: Array, tails: Array) -> Array:
+    """Return the size of a normal deviation that is as rare as this one of a t-distribution, both of variance 1."""
+    return np.asarray(np.sqrt((tails + 1) * np.log1p(size * size / (tails - 2))))
+
+
+def _tails_of(residuals: Array, known: npt.NDArray[np.bool_], one_sided: npt.NDArray[np.bool_]) -> Array:
+    """Return the degrees of freedom of t-distributions with the kurtosis of the residuals, shape (m,).
+
+    The kurtosis of few blocks is uncertain, so that of each direction is moved towards the mean of its kind.
+    Source: a t-distribution with f degrees of freedom has the excess kurtosis 6/(f − 4).
+    """
+    count = known.sum(axis=0)
+    variance = _mean_of(residuals**2, known)
+    fourth = _mean_of(residuals**4, known)
+    usual = (variance > 0.5) & (count >= _LEAST_FOR_TAILS)
+    excess = np.where(usual, fourth / np.maximum(variance, 0.5) ** 2 - 3, 0.0)
+    pooled = np.zeros(len(excess))
+    for kind in (False, True):
+        members = usual & (one_sided == kind)
+        pooled[one_sided == kind] = excess[members].mean() if members.any() else 0.0
+    weight = count / (count + _POOLED_BLOCKS)
+    # What one standard error of the kurtosis explains does not count as heavy tails.
+    excess = weight * excess + (1 - weight) * pooled - weight * np.sqrt(24 / np.maximum(count, 1))
+    return np.where(excess > 6 / (_NORMAL - 4), 4 + 6 / np.maximum(excess, 6 / (_NORMAL - 4)), _NORMAL)
 
 
 def _merge_blocks(
