@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.data.sketches.bins import BINS, CATEGORIES, Bins, choose_bins
 from everloop.data.sketches.block_counts import count_blocks
 from everloop.data.sketches.column_sketches import Sketch, sketch_frame
+from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
 from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
 from everloop.monitoring.score_effects import ScoreEffects, fit_score_effects
@@ -38,6 +39,8 @@ PREDICTION = "prediction"
 """Name of the score among the monitored subjects."""
 
 _ARTIFACT = "baseline"
+_STEPS = 8000
+_UNKNOWN_STEP = -(2**15)
 _METRIC_BLOCKS = 12
 _LEAST_BLOCKS = 6
 _LEAST_BLOCK_ROWS = 30
@@ -64,6 +67,33 @@ class Blocks:
         import numpy as np
 
         return np.frombuffer(self.counts[subject], dtype="<i4").reshape(self.number, -1).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class PairReference:
+    """Fisher-transformed correlations of pairs of features.
+
+    Attributes:
+        names: the features; the pairs are all combinations of two, in their order.
+        values: of the whole reference, one for each pair.
+        rows: number of rows.
+        blocks: of each block, shape (number, pairs) as little-endian 16-bit integers in steps of 1/8000, with the
+            smallest integer where it is not known; None without blocks.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[float, ...]
+    rows: int
+    blocks: bytes | None = None
+
+    def block_values(self) -> npt.NDArray[np.float64] | None:
+        """Return the correlations by block, shape (blocks, pairs); NaN where they are not known."""
+        import numpy as np
+
+        if self.blocks is None:
+            return None
+        steps = np.frombuffer(self.blocks, dtype="<i2").reshape(-1, len(self.values))
+        return np.where(steps == _UNKNOWN_STEP, np.nan, steps / _STEPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +140,8 @@ class Baseline:
     score: Reference | None = None
     metric: ReferenceMetric | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    pairs: PairReference | None = None
+    """How features move together; None if fewer than two are monitored."""
     score_effects: ScoreEffects | None = None
     """How the score depends on each feature; None if the scored rows came without their inputs."""
 
@@ -126,6 +158,7 @@ class Baseline:
             "score": _reference_to_json(self.score) if self.score else None,
             "metric": self.metric.to_json() if self.metric else None,
             "skipped": self.skipped,
+            "pairs": _pairs_to_json(self.pairs) if self.pairs else None,
             "score_effects": self.score_effects.to_json() if self.score_effects else None,
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -151,6 +184,7 @@ class Baseline:
                 score=_reference_from_json(data["score"]) if data["score"] else None,
                 metric=ReferenceMetric.from_json(data["metric"]) if data["metric"] else None,
                 skipped=data["skipped"],
+                pairs=_pairs_from_json(data["pairs"]) if data.get("pairs") else None,
                 score_effects=ScoreEffects.from_json(data["score_effects"]) if data.get("score_effects") else None,
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -213,9 +247,11 @@ def build_baseline(
             measured = _measure(scored, metric, score_time)
     elif metric is not None:
         raise UsageError(f"The reference value of '{metric}' needs scored rows.", help="Pass them as `scored`.")
+    features_found = _sketch_reference(reference, cells, time, grid)
     return Baseline(
         rows=reference.height,
-        features=_sketch_reference(reference, cells, time, grid),
+        features=features_found,
+        pairs=_correlate_reference(reference, features_found.sketches, time, grid),
         score=score,
         metric=measured,
         skipped=skipped,
@@ -293,6 +329,25 @@ def _sketch_reference(
     counts = count_blocks(frame, bins, number, grid.number, columns=columns)
     packed = {name: np.ascontiguousarray(cells, dtype="<i4").tobytes() for name, cells in counts.items()}
     return Reference(sketches, Blocks(grid.start, grid.span, grid.number, packed))
+
+
+def _correlate_reference(
+    frame: pl.DataFrame, sketches: Mapping[str, Sketch], time: str | None, grid: TimeGrid | None
+) -> PairReference | None:
+    import numpy as np
+
+    names = choose_paired(sketches)
+    if len(names) < 2:
+        return None
+    whole = correlate_blocks(frame, sketches, names, np.zeros(frame.height, dtype=np.int64), 1)[0]
+    blocks = None
+    if grid is not None and time is not None:
+        number = grid.number_of(moments_of(frame, time))
+        found = correlate_blocks(frame, sketches, names, number, grid.number)
+        steps = np.where(np.isfinite(found), np.round(np.nan_to_num(found) * _STEPS), _UNKNOWN_STEP)
+        blocks = steps.astype("<i2").tobytes()
+    values = tuple(float(value) for value in np.nan_to_num(whole))
+    return PairReference(names, values, frame.height, blocks)
 
 
 def cut_by_time(
@@ -432,3 +487,13 @@ def _blocks_from_json(data: dict[str, Any]) -> Blocks | None:
         int(data["number"]),
         {name: zlib.decompress(b64decode(counts)) for name, counts in data["counts"].items()},
     )
+
+
+def _pairs_to_json(pairs: PairReference) -> dict[str, Json]:
+    blocks = b64encode(zlib.compress(pairs.blocks)).decode() if pairs.blocks is not None else None
+    return {"names": list(pairs.names), "values": list(pairs.values), "rows": pairs.rows, "blocks": blocks}
+
+
+def _pairs_from_json(data: Mapping[str, Any]) -> PairReference:
+    blocks = zlib.decompress(b64decode(data["blocks"])) if data["blocks"] is not None else None
+    return PairReference(tuple(data["names"]), tuple(map(float, data["values"])), int(data["rows"]), blocks)

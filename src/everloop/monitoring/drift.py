@@ -11,9 +11,17 @@ from everloop.monitoring.baseline import Baseline, load_baseline
 from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_for
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_summaries, new_finding
 from everloop.monitoring.incidents.drift_harm import DriftHarm, measure_harm
-from everloop.monitoring.logged_windows import read_sketches, sketch_window
+from everloop.monitoring.logged_windows import read_correlations, read_sketches, sketch_window
+from everloop.monitoring.pair_shift import PairShift, measure_pairs
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
-from everloop.monitoring.window_counts import counts_of, join_windows, pack_counts, unpack_counts
+from everloop.monitoring.window_counts import (
+    counts_of,
+    join_windows,
+    pack_correlations,
+    pack_counts,
+    unpack_correlations,
+    unpack_counts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,10 +83,13 @@ def check_drift(
         return earlier
     counts = counts_of(known, window.features, window.score)
     starts = [since - step * span for step in range(MEMORY, -1, -1)]
-    before = _counts_before(store, check, starts[:-1], span, counts)
+    correlations = read_correlations(store, endpoint, version, since, until, known, window.rows)
+    before, pairs = _counts_before(store, check, starts[:-1], span, counts)
     judge = judge_for(known, span, _typical_rows([*before, counts]), rate)
-    stacked = join_windows(starts, span, [*before, counts])
-    shifts = measure_shifts(known, judge.judge(stacked)[-1], window.features, window.score)
+    stacked = join_windows(starts, span, [*before, counts], [*pairs, correlations])
+    judgement = judge.judge(stacked)[-1]
+    columns = measure_shifts(known, judgement, window.features, window.score)
+    shifts: list[SubjectShift | PairShift] = [*columns, *measure_pairs(known, judgement, correlations)]
     flagged = [shift for shift in shifts if shift.verdict != "quiet"]
     harm = measure_harm(known, flagged, window.features, window.score)
     found = [
@@ -113,6 +124,7 @@ def check_drift(
             evidence={
                 **_overview(shifts, window.rows, rate, known, harm if flagged else None),
                 "counts": pack_counts(counts),
+                "correlations": pack_correlations(correlations),
                 "opens": [shift.subject for shift in flagged],
                 "told": [item.id for item in found],
             },
@@ -165,16 +177,18 @@ def compare_sketches(
 
 def _counts_before(
     store: Store, check: CheckedSeries, starts: Sequence[datetime], span: timedelta, counts: Mapping[str, Array]
-) -> list[Mapping[str, Array] | None]:
-    """Return the counts of earlier windows, which their summaries hold; None where a window was not checked."""
+) -> tuple[list[Mapping[str, Array] | None], list[Array | None]]:
+    """Return the counts and the correlations of earlier windows, which their summaries hold; None where unknown."""
     summaries = find_summaries(store, check, starts[0], starts[-1] + span)
     cells = {subject: len(found) for subject, found in counts.items()}
     known: dict[datetime, Mapping[str, Array] | None] = {}
+    pairs: dict[datetime, Array | None] = {}
     for summary in summaries:
         packed = summary.evidence.get("counts")
         if packed is not None and summary.window_to - summary.window_from == span:
             known[summary.window_from] = unpack_counts(packed, cells)
-    return [known.get(start) for start in starts]
+            pairs[summary.window_from] = unpack_correlations(summary.evidence.get("correlations"))
+    return [known.get(start) for start in starts], [pairs.get(start) for start in starts]
 
 
 def _typical_rows(windows: Sequence[Mapping[str, Array] | None]) -> float:
@@ -183,7 +197,7 @@ def _typical_rows(windows: Sequence[Mapping[str, Array] | None]) -> float:
     return rows[len(rows) // 2] if rows else 0.0
 
 
-def _summary(flagged: Sequence[SubjectShift], subjects: int, rows: int) -> str:
+def _summary(flagged: Sequence[SubjectShift | PairShift], subjects: int, rows: int) -> str:
     count = f"{rows:,} prediction{'' if rows == 1 else 's'}"
     if not flagged:
         return f"No drift among {subjects} subjects in {count}."
@@ -191,7 +205,7 @@ def _summary(flagged: Sequence[SubjectShift], subjects: int, rows: int) -> str:
 
 
 def _overview(
-    shifts: Sequence[SubjectShift], rows: int, rate: float, baseline: Baseline, harm: DriftHarm | None
+    shifts: Sequence[SubjectShift | PairShift], rows: int, rate: float, baseline: Baseline, harm: DriftHarm | None
 ) -> Mapping[str, Json]:
     return {
         "rows": rows,
@@ -208,5 +222,7 @@ def _overview(
                 "calm": shift.calm,
             }
             for shift in shifts
+            # Pairs are many, so those that are as before are left out.
+            if isinstance(shift, SubjectShift) or shift.verdict != "quiet" or not shift.calm
         },
     }

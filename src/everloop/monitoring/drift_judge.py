@@ -15,6 +15,7 @@ from hashlib import sha256
 import numpy as np
 import numpy.typing as npt
 
+from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline
 from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, IncidentRule, find_limit
@@ -103,7 +104,7 @@ class DriftJudge:
 
     def judge(self, windows: WindowCounts) -> list[WindowJudgement]:
         """Judge each window, together with those before it. The first ones have fewer before them."""
-        values, variances = self.model.deviations(windows.counts, windows.seconds())
+        values, variances = self.model.deviations(windows.counts, windows.seconds(), windows.correlations, windows.rows)
         strongest, alone = self.model.strongest(values, variances)
         return [
             WindowJudgement(strongest[index], alone[index], values[index], self.limit, self.model)
@@ -175,7 +176,13 @@ def reference_counts(baseline: Baseline) -> ReferenceCounts:
             own = baseline.score.blocks
             cells = sketches[PREDICTION].bins.cells
             blocks[PREDICTION] = own.counts_of(PREDICTION) if own is not None else np.zeros((len(starts), cells))
-    return ReferenceCounts(sketches, blocks, starts, span, score)
+    pairs = baseline.pairs
+    if pairs is None:
+        return ReferenceCounts(sketches, blocks, starts, span, score)
+    named = [(subject_of(one, baseline), subject_of(other, baseline)) for one, other in pairs_of(pairs.names)]
+    return ReferenceCounts(
+        sketches, blocks, starts, span, score, tuple(named), pairs.block_values(), np.asarray(pairs.values), pairs.rows
+    )
 
 
 def incidents_per_window(incidents_per_month: float, window: timedelta, versions: int = 1) -> float:

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
     from everloop.data.sketches.column_sketches import Sketch
     from everloop.monitoring.baseline import Baseline
+    from everloop.monitoring.window_counts import Array
     from everloop.stores import Store
 
 _LEAST_SHARE = 0.01
+_MOST_CORRELATED = 100_000
+"""From about so many rows of a window correlations are measured."""
 INPUT = "input_"
 """Prefix of a feature's name in the columns of a window."""
 
@@ -35,12 +38,14 @@ def read_window(
     *,
     version: str | None = None,
     columns: Sequence[str] | None = None,
+    where: pl.Expr | None = None,
 ) -> pl.DataFrame:
     """Return the predictions with `since <= event_at < until`, oldest first, with the columns of the prediction log.
 
     Args:
         version: key of a model version, for its predictions in any role. None: all predictions that clients received.
         columns: the columns to read. Default: all.
+        where: a condition that rows must meet. Default: none.
 
     Raises:
         EmptySampleError: there are no such predictions.
@@ -53,6 +58,8 @@ def read_window(
     fold_logs(store, endpoint)
     view = store.as_of(store.now())
     rows = read_predictions(view, endpoint, since, until, version, roles=_roles(version)).sort("event_at")
+    if where is not None:
+        rows = rows.filter(where)
     found = (rows if columns is None else rows.select(columns)).collect()
     if found.height == 0:
         last = read_predictions(view, endpoint).select(pl.col("event_at").max()).collect().item()
@@ -98,6 +105,37 @@ def read_sketches(
         features, score = sketch_window(baseline, rows)
         return LoggedWindow(rows.height, features, score)
     return None
+
+
+def read_correlations(
+    store: Store, endpoint: str, version: str, since: datetime, until: datetime, baseline: Baseline, rows: int
+) -> Array | None:
+    """Return the Fisher-transformed correlations of a window for the baseline's pairs; None if it has none.
+
+    The hourly aggregates do not have them, so rows are read: all of them, or every k-th if there are very many.
+
+    Args:
+        rows: number of predictions in the window.
+    """
+    import numpy as np
+    import polars as pl
+
+    from everloop.data.sketches.pair_correlations import LEAST_ROWS, correlate_blocks
+
+    if baseline.pairs is None or rows < LEAST_ROWS:
+        return None
+    every = -(-rows // _MOST_CORRELATED)
+    chosen = None if every <= 1 else pl.col("id").hash(0) % every == 0
+    found = read_inputs_and_score(store, endpoint, version, since, until, baseline.pairs.names, where=chosen)
+    correlations: Array = correlate_blocks(
+        found,
+        baseline.features.sketches,
+        baseline.pairs.names,
+        np.zeros(found.height, dtype=np.int64),
+        1,
+        columns={name: f"{INPUT}{name}" for name in baseline.pairs.names},
+    )
+    return np.asarray(correlations[0])
 
 
 def answering_versions(store: Store, endpoint: str, since: datetime, until: datetime) -> list[str]:
@@ -146,7 +184,14 @@ def sketch_window(baseline: Baseline, predictions: pl.DataFrame) -> tuple[dict[s
 
 
 def read_inputs_and_score(
-    store: Store, endpoint: str, version: str, since: datetime, until: datetime, features: Sequence[str]
+    store: Store,
+    endpoint: str,
+    version: str,
+    since: datetime,
+    until: datetime,
+    features: Sequence[str],
+    *,
+    where: pl.Expr | None = None,
 ) -> pl.DataFrame:
     """Return a version's predictions as `input_<feature>` and `score`. A feature that was not logged has no column.
 
@@ -159,7 +204,7 @@ def read_inputs_and_score(
     from everloop.packages.signature import Signature
     from everloop.prediction_log.log_reading import read_inputs
 
-    rows = read_window(store, endpoint, since, until, version=version)
+    rows = read_window(store, endpoint, since, until, version=version, where=where)
     registered = store.records.find(ModelVersion, ("key", "=", version), limit=1)
     if registered and registered[0].signature:
         # An input whose type differs between versions has one column per type. The signature selects the right one.

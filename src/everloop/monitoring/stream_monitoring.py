@@ -15,6 +15,7 @@ from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
 from everloop.monitoring.drift_judge import MEMORY, WindowJudgement, incidents_per_window, judge_for, typical_size
 from everloop.monitoring.incidents.drift_harm import measure_harm
 from everloop.monitoring.incidents.incident_rules import WindowNews, advance
+from everloop.monitoring.pair_shift import PairShift, measure_pairs
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
 from everloop.monitoring.window_counts import WindowCounts, count_frame
 from everloop.records import Incident
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import polars as pl
+
+    from everloop.monitoring.window_counts import Array
 
     WindowSketches = tuple[dict[str, Sketch], Sketch | None]
 
@@ -140,7 +143,8 @@ def watch_windows(
         if not windows.rows[index] or (ongoing is None and not (judgement.strongest > judgement.limit).any()):
             continue
         until = windows.starts[index] + windows.span
-        news = _news(baseline, judgement, windows.starts[index], until, sketches(index))
+        pairs = windows.correlations[index] if windows.correlations is not None else None
+        news = _news(baseline, judgement, windows.starts[index], until, sketches(index), pairs)
         after, action = advance(ongoing, news, until, lambda until=until, **fields: _new(until, fields))
         if ongoing is None and after is not None:
             incidents.append(after)
@@ -162,10 +166,16 @@ def judge_windows(baseline: Baseline, windows: WindowCounts, incidents_per_month
 
 
 def _news(
-    baseline: Baseline, judgement: WindowJudgement, since: datetime, until: datetime, sketches: WindowSketches
+    baseline: Baseline,
+    judgement: WindowJudgement,
+    since: datetime,
+    until: datetime,
+    sketches: WindowSketches,
+    correlations: Array | None,
 ) -> WindowNews:
     features, score = sketches
-    shifts = measure_shifts(baseline, judgement, features, score)
+    columns = measure_shifts(baseline, judgement, features, score)
+    shifts: list[SubjectShift | PairShift] = [*columns, *measure_pairs(baseline, judgement, correlations)]
     flagged = [shift for shift in shifts if shift.verdict != "quiet"]
     harm = measure_harm(baseline, flagged, features, score)
     return WindowNews(

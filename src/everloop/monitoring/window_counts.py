@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.data.sketches.block_counts import count_blocks
+from everloop.data.sketches.pair_correlations import correlate_blocks
 from everloop.monitoring.baseline import PREDICTION, Baseline
 from everloop.monitoring.noise.reference_seasons import seconds_of
 
@@ -35,12 +36,15 @@ class WindowCounts:
         span: length of each window.
         rows: rows of each window, shape (windows,).
         counts: by subject as `subject_of` names it, shape (windows, cells).
+        correlations: of the baseline's pairs, shape (windows, pairs), NaN where they are not known; None if no window
+            has them.
     """
 
     starts: list[datetime]
     span: timedelta
     rows: Array
     counts: Mapping[str, Array]
+    correlations: Array | None = None
 
     def seconds(self) -> Array:
         return np.array([seconds_of(start) for start in self.starts])
@@ -69,7 +73,11 @@ def count_frame(
     if baseline.score is not None and score is not None and score in frame.columns:
         bins = {PREDICTION: baseline.score.sketches[PREDICTION].bins}
         counts |= count_blocks(frame, bins, number, grid.number, columns={PREDICTION: score})
-    return WindowCounts(grid.starts(), grid.span, rows, counts)
+    correlations = None
+    if baseline.pairs is not None:
+        sketches, names = baseline.features.sketches, baseline.pairs.names
+        correlations = correlate_blocks(frame, sketches, names, number, grid.number)
+    return WindowCounts(grid.starts(), grid.span, rows, counts, correlations)
 
 
 def pack_counts(counts: Mapping[str, Array]) -> str:
@@ -95,8 +103,21 @@ def unpack_counts(text: str, cells: Mapping[str, int]) -> dict[str, Array] | Non
     return found
 
 
+def pack_correlations(correlations: Array | None) -> str | None:
+    """Return Fisher-transformed correlations as text: base64 of 32-bit floats."""
+    return None if correlations is None else b64encode(correlations.astype("<f4").tobytes()).decode()
+
+
+def unpack_correlations(text: str | None) -> Array | None:
+    """Return the correlations that `pack_correlations` wrote."""
+    return None if text is None else np.frombuffer(b64decode(text), dtype="<f4").astype(np.float64)
+
+
 def join_windows(
-    starts: Sequence[datetime], span: timedelta, windows: Sequence[Mapping[str, Array] | None]
+    starts: Sequence[datetime],
+    span: timedelta,
+    windows: Sequence[Mapping[str, Array] | None],
+    correlations: Sequence[Array | None] = (),
 ) -> WindowCounts:
     """Put the counts of windows side by side. A window that is None has no rows; the last one has."""
     last = windows[-1] or {}
@@ -105,7 +126,14 @@ def join_windows(
         for subject, cells in last.items()
     }
     rows = np.max([table.sum(axis=1) for table in counts.values()], axis=0) if counts else np.zeros(len(starts))
-    return WindowCounts(list(starts), span, rows, counts)
+    known = correlations[-1] if correlations else None
+    table = None
+    if known is not None:
+        unknown = np.full(len(known), np.nan)
+        table = np.stack(
+            [found if found is not None and len(found) == len(known) else unknown for found in correlations]
+        )
+    return WindowCounts(list(starts), span, rows, counts, table)
 
 
 def counts_of(baseline: Baseline, features: Mapping[str, Sketch], score: Sketch | None) -> dict[str, Array]:

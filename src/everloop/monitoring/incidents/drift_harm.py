@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from everloop.data.sketches.column_sketches import Sketch
     from everloop.monitoring.baseline import Baseline
+    from everloop.monitoring.pair_shift import PairShift
     from everloop.monitoring.subject_shift import SubjectShift
     from everloop.records import IncidentSeverity, Json
 
@@ -122,7 +123,7 @@ class DriftHarm:
 
 def measure_harm(
     baseline: Baseline,
-    shifts: Sequence[SubjectShift],
+    shifts: Sequence[SubjectShift | PairShift],
     features: Mapping[str, Sketch],
     score: Sketch | None,
     expected: ExpectedMetric | None = None,

@@ -65,6 +65,7 @@ class ReferenceCounts:
     pairs: tuple[tuple[str, str], ...] = ()
     block_correlations: Array | None = None
     reference_correlations: Array | None = None
+    correlated_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class NoiseModel:
     _rests: dict[str, _Rest]
     _pairs: tuple[tuple[str, str], ...] = ()
     _reference_correlations: Array | None = None
+    _correlated_rows: int = 0
     _variances: dict[int, Array] = field(default_factory=dict)
 
     @classmethod
@@ -144,6 +146,7 @@ class NoiseModel:
             _rests=rests,
             _pairs=reference.pairs,
             _reference_correlations=reference.reference_correlations,
+            _correlated_rows=reference.correlated_rows,
         )
         if len(starts):
             model._learn_blocks(measured, correlations, starts, span)
@@ -243,6 +246,8 @@ class NoiseModel:
             else:
                 values.append(np.where(np.isfinite(correlations), correlations - self._reference_correlations, 0.0))
                 chance = 1 / np.maximum(rows[:, None] - 3, 1e-9)
+                if not reference:
+                    chance = chance + 1 / max(self._correlated_rows - 3, 1)
                 variances.append(np.where(np.isfinite(correlations) & (rows[:, None] > 10), chance, np.inf))
         return np.concatenate(values, axis=1), np.concatenate(variances, axis=1)
 
@@ -355,12 +360,17 @@ def _rest_of(item: Directions, measured: Deviations | None) -> _Rest:
     return _Rest(freedom, overdispersion, float(np.clip(effective, _LEAST_FREEDOM, freedom)))
 
 
+def pair_subject(one: str, other: str) -> str:
+    """Return how the correlation of two features is called among the subjects."""
+    return f"{one} × {other}"
+
+
 def _names(directions: Sequence[Directions], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
     for item in directions:
         names += [(item.subject, direction) for direction in item.names]
         names += [(item.subject, REST)] if item.freedom > 0 else []
-    return [*names, *((f"{one} \u00d7 {other}", CORRELATION) for one, other in pairs)]
+    return [*names, *((pair_subject(one, other), CORRELATION) for one, other in pairs)]
 
 
 def _chance(directions: Sequence[Directions], rows: float, pairs: int) -> Array:
