@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST = "location", "scale", "missing", "outside", "new", "rest"
+CORRELATION = "correlation"
+"""Direction of a pair of features."""
+
+_NAMES = (LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST, CORRELATION)
 
 _NEWTON_STEPS = 3
 _LARGEST_PARAMETER = 4.0
@@ -99,7 +103,9 @@ class Directions:
             # Of two categories, the share of one says everything.
             frequent = frequent[:1] if np.count_nonzero(counts[1:-1]) <= 2 else frequent
             self._groups = [[0], [len(counts) - 1], *([cell] for cell in frequent)]
-            names = [MISSING, NEW, *(reference.bins.labels[cell] for cell in frequent)]
+            labels = [reference.bins.labels[cell] for cell in frequent]
+            # A category may be called like a direction.
+            names = [MISSING, NEW, *(f"'{label}'" if label in _NAMES else label for label in labels)]
             cells = np.arange(1, len(counts))
         self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
         self._cells, self._merged = _merge_rare(cells, self._shares, typical_rows)

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from everloop.monitoring.noise.directions import LOCATION, REST, SCALE, Deviations, Directions, cube_root_score
+from everloop.monitoring.noise.directions import (
+    CORRELATION,
+    LOCATION,
+    REST,
+    SCALE,
+    Deviations,
+    Directions,
+    cube_root_score,
+)
 from everloop.monitoring.noise.level_process import LevelProcess, assume_levels, learn_levels
 from everloop.monitoring.noise.reference_seasons import Season, effect_of, learn_seasons
 
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-CORRELATION = "correlation"
 SCALES = (1, 3, 7)
 """How many consecutive windows are also judged together, so that a small shift is found if it lasts."""
 
