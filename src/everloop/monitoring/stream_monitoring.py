@@ -10,7 +10,7 @@ import numpy as np
 
 from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.data.sketches.time_blocks import aligned_grid, moments_of
-from everloop.errors import EmptySampleError
+from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
 from everloop.monitoring.drift_judge import MEMORY, WindowJudgement, incidents_per_window, judge_for, typical_size
 from everloop.monitoring.incidents.drift_harm import measure_harm
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     WindowSketches = tuple[dict[str, Sketch], Sketch | None]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_WINDOWS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,14 @@ def watch_table(
 
     Raises:
         EmptySampleError: a table has no rows, or the current table no time.
-        UsageError: `time` is not a column of dates or times.
+        UsageError: `time` is not a column of dates or times, `prediction` is not a column, the windows have no length
+            or there are more than 100,000 of them, or the budget is not above 0.
     """
+    for name, table in (("reference", reference), ("current table", current)):
+        if prediction is not None and prediction not in table.columns:
+            raise UsageError(
+                f"The {name} has no column '{prediction}'.", help=f"Columns: {', '.join(table.columns)}"
+            )
     known = time if time in reference.columns else None
     scored = None
     if prediction is not None:
@@ -106,12 +113,20 @@ def watch_stream(
 ) -> StreamReport:
     """Watch a table against a baseline; see `watch_table`."""
     span = parse_duration(every) if isinstance(every, str) else every
+    if span <= timedelta(0):
+        raise UsageError(f"A window must have a length, not {span}.", help="Pass a longer one, such as '1d'.")
     moments = moments_of(current, time)
     low, high = moments.min(), moments.max()
     if not isinstance(low, int) or not isinstance(high, int):
         raise EmptySampleError(f"No row has a time in '{time}'.", help="Choose another column.")
     first, last = (_EPOCH + timedelta(microseconds=moment) for moment in (low, high))
     grid = aligned_grid(first, last, span)
+    if grid.number > _MOST_WINDOWS:
+        raise UsageError(
+            f"From {first:%Y-%m-%d} to {last:%Y-%m-%d} there are {grid.number:,} windows of {span}, but at most "
+            f"{_MOST_WINDOWS:,} can be watched at once.",
+            help=f"Pass longer windows, or leave out rows with a wrong time in '{time}'.",
+        )
     windows = count_frame(baseline, current, moments, grid, score=score)
     number = grid.number_of(moments)
     order = np.argsort(number, kind="stable")
@@ -160,7 +175,8 @@ def judge_windows(baseline: Baseline, windows: WindowCounts, incidents_per_month
     sizes: list[float] = []
     for index in range(len(windows.rows)):
         recent = windows.rows[max(0, index - MEMORY) : index + 1]
-        sizes.append(typical_size(float(np.median(recent[recent > 0])) if recent.any() else 0.0))
+        # A long gap has no windows of its own size.
+        sizes.append(typical_size(float(np.median(recent[recent > 0]))) if recent.any() else sizes[-1])
     judged = {size: judge_for(baseline, windows.span, size, rate).judge(windows) for size in set(sizes)}
     return [judged[size][index] for index, size in enumerate(sizes)]
 

@@ -96,6 +96,9 @@ def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0)
     """Return the limit of surprise at which this many incidents open per window if nothing changes."""
     generator = np.random.default_rng(seed)
     m = len(model.names)
+    least = -math.log(incidents_per_window)
+    if not m:
+        return least
     streams = int(np.clip(_MOST_VALUES // (_WINDOWS * max(m, 1)), _LEAST_STREAMS, _STREAMS))
     strongest, alone = _simulate(model, streams, generator)
     highest = strongest.max(axis=2).ravel()
@@ -112,7 +115,8 @@ def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0)
             weight = (incidents_per_window - before[1]) / (rate - before[1])
             return before[0] + (limit - before[0]) * weight
         before = limit, rate
-    return float(limits[-1])
+    # Directions that never vary, such as those of a constant feature, reach no limit.
+    return max(least, float(limits[-1]))
 
 
 def count_incidents(strongest: Array, alone: Array, limit: float) -> int:
@@ -160,7 +164,10 @@ def _innovations(model: NoiseModel, generator: np.random.Generator, windows: int
         return generator.standard_normal((windows, m))
     gaussian = generator.standard_normal((windows, blocks)) @ residuals / math.sqrt(blocks)
     drawn = residuals[generator.integers(blocks, size=windows)]
-    return np.asarray(_GAUSSIAN * gaussian + math.sqrt(1 - _GAUSSIAN**2) * drawn)
+    values = _GAUSSIAN * gaussian + math.sqrt(1 - _GAUSSIAN**2) * drawn
+    if model.unknown.any():
+        values[:, model.unknown] = generator.standard_normal((windows, int(model.unknown.sum())))
+    return np.asarray(values)
 
 
 def _only_candidates(strongest: Array, alone: Array, lowest: float) -> tuple[Array, Array]:

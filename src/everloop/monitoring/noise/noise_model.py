@@ -47,6 +47,7 @@ _LEAST_FOR_TAILS = 12
 _POOLED_BLOCKS = 100
 _LARGEST_INFLATION = 5.0
 _LEAST_FREEDOM = 0.5
+_LEAST_RESIDUALS = 6
 _SHARE_FOR_PAIRS = 0.2
 _SHARE_FOR_SCORE = 0.15
 
@@ -97,6 +98,7 @@ class NoiseModel:
         residuals: standardised residuals of the reference's blocks, shape (blocks, m), for simulations; brought to
             normal tails.
         tails: degrees of freedom of a t-distribution with the tails of the residuals, shape (m,).
+        unknown: directions with too few blocks to tell their residuals, shape (m,); the normal distribution is assumed.
         chance: variance by chance in a typical window, shape (m,).
     """
 
@@ -111,6 +113,7 @@ class NoiseModel:
     residuals: Array
     tails: Array
     alive: npt.NDArray[np.bool_]
+    unknown: npt.NDArray[np.bool_]
     chance: Array
     _directions: list[Directions]
     _rests: dict[str, _Rest]
@@ -148,6 +151,7 @@ class NoiseModel:
             residuals=np.zeros((0, len(names))),
             tails=np.full(len(names), _NORMAL),
             alive=np.ones(len(names), dtype=bool),
+            unknown=np.zeros(len(names), dtype=bool),
             chance=chance,
             _directions=directions,
             _rests=rests,
@@ -155,7 +159,7 @@ class NoiseModel:
             _reference_correlations=reference.reference_correlations,
             _correlated_rows=reference.correlated_rows,
         )
-        if len(starts):
+        if len(starts) and names:
             model._learn_blocks(measured, correlations, starts, span)
         else:
             # A reference without times says nothing about wandering levels, so a small one is assumed.
@@ -256,6 +260,8 @@ class NoiseModel:
                 if not reference:
                     chance = chance + 1 / max(self._correlated_rows - 3, 1)
                 variances.append(np.where(np.isfinite(correlations) & (rows[:, None] > 10), chance, np.inf))
+        if not values:
+            return np.zeros((windows, 0)), np.zeros((windows, 0))
         return np.concatenate(values, axis=1), np.concatenate(variances, axis=1)
 
     def _learn_blocks(
@@ -275,8 +281,8 @@ class NoiseModel:
         standard = np.where(known & (spread > 0), (residual - self.levels.mean) / np.where(known, spread, 1.0), 0.0)
         standard = np.where(known, standard - _mean_of(standard, known), 0.0)
         deviation = np.sqrt(_variance_of(standard, known))
-        blind = known.sum(axis=0) < 2
-        self.alive = (deviation > 1e-9) | blind
+        self.unknown = known.sum(axis=0) < _LEAST_RESIDUALS
+        self.alive = (deviation > 1e-9) | self.unknown
         # Rare counts vary less than the normal approximation says; the others are brought to variance 1. Blocks
         # without rows have the residual 0, so the others stand for them.
         share = np.sqrt(np.maximum(known.mean(axis=0), 1 / len(starts)))
