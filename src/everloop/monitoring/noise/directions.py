@@ -47,7 +47,7 @@ divided out again. The estimate from a few rows alone has several times the vari
 _FREQUENT = 8
 """How many categories have a direction of their own."""
 _LEAST_EXPECTED = 5.0
-"""Cells in which a typical window has fewer rows are counted together."""
+"""Cells in which a typical window or the reference has fewer rows are counted together."""
 _MISFIT = 0.1
 """The exponential family describes a shift of location by δ only roughly. Other directions are not trusted below a
 tenth of δ² (scale) or δ (shares)."""
@@ -108,7 +108,7 @@ class Directions:
             names = [MISSING, NEW, *(f"'{label}'" if label in _NAMES else label for label in labels)]
             cells = np.arange(1, len(counts))
         self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
-        self._cells, self._merged = _merge_rare(cells, self._shares, typical_rows)
+        self._cells, self._merged = _merge_rare(cells, self._shares, min(typical_rows, self.rows))
         self.freedom = max(0, len(self._merged) - 1 - self._scores.shape[1])
 
     def measure(self, counts: Array) -> Deviations:

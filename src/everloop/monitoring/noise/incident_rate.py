@@ -106,6 +106,7 @@ def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0)
     limits = np.unique(np.quantile(highest, 1 - shares))[::-1]
     strongest, alone = _only_candidates(strongest, alone, float(limits[-1]))
     before: tuple[float, float] | None = None
+    most = (0.0, math.inf)
     for limit in map(float, limits):
         rate = count_incidents(strongest, alone, limit) / (streams * _WINDOWS)
         if rate >= incidents_per_window:
@@ -115,8 +116,10 @@ def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0)
             weight = (incidents_per_window - before[1]) / (rate - before[1])
             return before[0] + (limit - before[0]) * weight
         before = limit, rate
-    # Directions that never vary, such as those of a constant feature, reach no limit.
-    return max(least, float(limits[-1]))
+        most = max(most, (rate, limit))
+    # Below some limit, incidents last so long that fewer are opened. So the limit that opens most is the lowest that
+    # makes sense. Directions that never vary, such as those of a constant feature, open none.
+    return most[1] if most[0] > 0 else least
 
 
 def count_incidents(strongest: Array, alone: Array, limit: float) -> int:

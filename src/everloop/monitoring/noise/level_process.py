@@ -110,14 +110,19 @@ def learn_levels(values: Array, variances: Array, groups: Array, guess: Array) -
     return LevelProcess(weights, level, centre, mean_variances, spread)
 
 
-def assume_levels(level_variances: Array) -> LevelProcess:
-    """Return a level process for directions about which nothing is known but a guess of τ², shape (m,)."""
+def assume_levels(level_variances: Array, mean_variances: Array | None = None) -> LevelProcess:
+    """Return a level process for directions about which nothing is known but a guess of τ², shape (m,).
+
+    Args:
+        mean_variances: variance of the reference itself by chance, shape (m,). Default: 0.
+    """
     shape = (len(level_variances), len(RATIOS))
     weights = np.zeros(shape)
     weights[:, _GUESS] = 1.0
     levels = np.broadcast_to(level_variances[:, None], shape).copy()
     zero = np.zeros(len(level_variances))
-    return LevelProcess(weights, levels, zero, np.zeros(shape), zero)
+    spread = zero if mean_variances is None else mean_variances
+    return LevelProcess(weights, levels, zero, np.broadcast_to(spread[:, None], shape).copy(), spread)
 
 
 def log_evidence(values: Array, variances: Array) -> Array:

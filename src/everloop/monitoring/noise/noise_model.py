@@ -163,7 +163,11 @@ class NoiseModel:
             model._learn_blocks(measured, correlations, starts, span)
         else:
             # A reference without times says nothing about wandering levels, so a small one is assumed.
-            model.levels = assume_levels(np.where(one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2))
+            guess = np.where(one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2)
+            known = max((item.rows for item in directions), default=1.0)
+            own = _chance(directions, known, len(reference.pairs))
+            # The rest is already divided by what chance in the window and in the reference explain together.
+            model.levels = assume_levels(guess, np.where(one_sided, rows / (rows + known), own))
         return model
 
     def deviations(
