@@ -82,9 +82,7 @@ def watch_table(
     """
     for name, table in (("reference", reference), ("current table", current)):
         if prediction is not None and prediction not in table.columns:
-            raise UsageError(
-                f"The {name} has no column '{prediction}'.", help=f"Columns: {', '.join(table.columns)}"
-            )
+            raise UsageError(f"The {name} has no column '{prediction}'.", help=f"Columns: {', '.join(table.columns)}")
     known = time if time in reference.columns else None
     scored = None
     if prediction is not None:

@@ -27,8 +27,6 @@ import numpy.typing as npt
 from everloop.data.sketches.bins import NumericBins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from everloop.data.sketches.column_sketches import Sketch
 
 Array = npt.NDArray[np.float64]
@@ -177,7 +175,8 @@ def _orthonormal_scores(shares: Array) -> Array:
     middle = np.cumsum(shares) - shares / 2
     scores = np.array([normal.inv_cdf(min(max(value, 1e-6), 1 - 1e-6)) for value in middle])
     scores[0] = 0.0
-    occupied = int((shares[2:-1] > 0.01).sum())
+    # With very many cells, each has a small share.
+    occupied = int((shares[2:-1] > min(0.01, 0.5 / len(shares))).sum())
     columns: list[Array] = []
     for degree in (1, 2):
         if occupied <= degree:
@@ -253,8 +252,3 @@ def _root(count: Array, rows: Array) -> Array:
 
 def _inverse(rows: Array) -> Array:
     return np.asarray(np.divide(1.0, rows, out=np.full(len(rows), np.inf), where=rows > 0))
-
-
-def stack_counts(sketches: Sequence[Sketch]) -> Array:
-    """Return the counts of several sketches with the same cells, shape (sketches, cells)."""
-    return np.array([sketch.counts for sketch in sketches], dtype=np.float64)
