@@ -23,7 +23,7 @@ from everloop.stores.verify import verify
 pytestmark = pytest.mark.slow
 
 KEYS = {
-    "snapshots", "runs", "versions", "alarms", "retrainings", "promotions", "rollbacks", "live_metric",
+    "snapshots", "runs", "versions", "incidents", "retrainings", "promotions", "rollbacks", "live_metric",
     "frozen_metric", "seconds",
 }  # fmt: skip
 

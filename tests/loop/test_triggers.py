@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given, strategies as st
+from tests.monitoring.incidents.incident_records import change, put_incident
 
 import everloop as el
 from everloop.errors import UsageError
 from everloop.loop.rollout import promote, start_release
 from everloop.loop.triggers import MOST_LOST, check_trigger, find_due, last_run
+from everloop.monitoring.incidents.incident_actions import acknowledge
 from everloop.records import Finding, ModelVersion, Run
 from everloop.stores import open_store
 from everloop.stores.durations import format_duration
@@ -49,19 +51,10 @@ def version(store, number):
     return store.records.get(ModelVersion, f"m@{number}")
 
 
-def alarm(store, kind="drift", **fields):
-    window = {"window_from": store.now() - DAY, "window_to": store.now()}
-    settings = {
-        "endpoint": "e",
-        "version": "m@1",
-        "severity": "alarm",
-        "subject": "price",
-        "message": "drifted.",
-        **window,
-    }
-    finding = store.new(Finding, kind=kind, **{**settings, **fields})
-    store.records.put(finding)
-    return finding
+def incident(store, kind="drift", **fields):
+    """An ongoing incident whose last window ends now."""
+    values = {"endpoint": "e", "versions": ("m@1",), "subjects": ("price",), "began_at": store.now() - DAY, **fields}
+    return put_incident(store, "'price' has risen from 10 to 12.", kind=kind, **values)
 
 
 # --- the last run ------------------------------------------------------------------------------------------
@@ -111,7 +104,7 @@ def test_triggers_are_asked_in_the_order_of_their_declaration(store):
     ran(store, NOON - 30 * DAY)
     version(store, 1)
     promote(store, "e", version(store, 2), "first")
-    alarm(store, version="m@2")
+    incident(store, versions=("m@2",))
     assert find_due(loop(el.Every("1w"), el.OnDrift()), store).trigger == "Every"
     assert find_due(loop(el.OnDrift(), el.Every("1w")), store).trigger == "OnDrift"
 
@@ -193,7 +186,7 @@ def test_an_interval_is_due_exactly_when_it_has_passed(interval_s, waited_s):
     assert (due is not None) == (waited_s >= interval_s)
 
 
-# --- alarms ------------------------------------------------------------------------------------------------
+# --- incidents ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -207,20 +200,32 @@ def released(store):
 @pytest.mark.parametrize(
     ("trigger", "kind"), [(el.OnDrift(cooldown="1d"), "drift"), (el.OnPerformance(cooldown="1d"), "performance")]
 )
-def test_an_alarm_of_the_kind_of_the_trigger_makes_a_run_due(released, trigger, kind):
+def test_an_incident_of_the_kind_of_the_trigger_makes_a_run_due(released, trigger, kind):
     others = {"drift": "performance", "performance": "drift"}
-    alarm(released, others[kind])
+    incident(released, others[kind])
+    incident(released, "quality")
     assert find_due(loop(trigger), released) is None
-    found = alarm(released, kind)
+    found = incident(released, kind)
     released.clock.set(NOON + 3 * HOUR)
     due = find_due(loop(trigger), released)
     assert due.trigger == type(trigger).__name__
-    assert due.reason == "drifted"
-    assert due.evidence == {"findings": [found.id], "subjects": ["price"], "waited": "3h"}
+    assert due.reason == "'price' has risen from 10 to 12"
+    assert due.evidence == {"incident": found.id, "subjects": ["price"], "waited": "3h"}
+
+
+@pytest.mark.parametrize("kind", ["drift", "performance"])
+def test_a_notice_makes_a_run_due_only_if_the_trigger_says_so(released, kind):
+    create = {"drift": el.OnDrift, "performance": el.OnPerformance}[kind]
+    found = incident(released, kind, severity="notice")
+    assert find_due(loop(create()), released) is None
+    assert find_due(loop(create(at_least="notice")), released).evidence["incident"] == found.id
+    change(released, found, severity="alarm")
+    assert find_due(loop(create()), released).evidence["incident"] == found.id
 
 
 def test_a_cooldown_counts_from_the_start_of_the_last_run(released):
-    alarm(released)
+    incident(released)
+    released.clock.set(NOON + DAY - timedelta(microseconds=1))
     assert find_due(loop(el.OnDrift(cooldown="15d")), released) is None
     released.clock.set(NOON + DAY)
     assert find_due(loop(el.OnDrift(cooldown="15d")), released).trigger == "OnDrift"
@@ -228,42 +233,71 @@ def test_a_cooldown_counts_from_the_start_of_the_last_run(released):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"severity": "warning"}, {"severity": "info"}, {"endpoint": "another"}, {"version": "m@2"}],
-    ids=["a warning", "information", "another endpoint", "another version"],
+    [
+        {"severity": "notice"},
+        {"endpoint": "another"},
+        {"versions": ("m@2",)},
+        {"state": "accepted"},
+        {"state": "resolved"},
+        {"state": "muted"},
+        {"state": "muted", "muted_until": NOON + HOUR},
+    ],
+    ids=["a notice", "another endpoint", "another version", "accepted", "resolved", "muted", "muted for an hour"],
 )
-def test_other_findings_make_no_run_due(released, fields):
-    alarm(released, **fields)
+def test_other_incidents_make_no_run_due(released, fields):
+    incident(released, **fields)
     assert find_due(loop(el.OnDrift()), released) is None
 
 
-def test_an_alarm_about_no_particular_version_counts(released):
-    alarm(released, version=None)
+def test_an_incident_that_is_no_longer_muted_makes_a_run_due(released):
+    incident(released, state="muted", muted_until=NOON + HOUR)
+    released.clock.set(NOON + HOUR)
     assert find_due(loop(el.OnDrift()), released).trigger == "OnDrift"
 
 
-def test_an_alarm_starts_one_run(released):
-    alarm(released)
+def test_an_acknowledged_incident_makes_a_run_due(released):
+    found = incident(released)
+    acknowledge(released, found.id, "I look after it")
+    assert find_due(loop(el.OnDrift()), released).evidence["incident"] == found.id
+
+
+@pytest.mark.parametrize("versions", [(), ("m@1", "m@2"), ("m@2", "m@1")])
+def test_an_incident_about_the_champion_or_no_particular_version_counts(released, versions):
+    incident(released, versions=versions)
+    assert find_due(loop(el.OnDrift()), released).trigger == "OnDrift"
+
+
+def test_findings_alone_make_no_run_due(released):
+    """Earlier versions of everloop stored alarms as findings."""
+    window = {"window_from": NOON - DAY, "window_to": NOON}
+    alarm = released.new(
+        Finding,
+        endpoint="e",
+        version="m@1",
+        kind="drift",
+        severity="alarm",
+        subject="price",
+        message="moved.",
+        **window,
+    )
+    released.records.put(alarm)
+    assert find_due(loop(el.OnDrift(at_least="notice")), released) is None
+
+
+def test_an_incident_starts_another_run_only_if_it_is_seen_again(released):
+    found = incident(released)
     released.clock.set(NOON + HOUR)
     ran(released, released.now())
     released.clock.set(NOON + 60 * DAY)
-    assert find_due(loop(el.OnDrift()), released) is None
+    assert find_due(loop(el.OnDrift()), released) is None, "the run has answered it"
+    change(released, found, seen_at=NOON + 59 * DAY)
+    assert find_due(loop(el.OnDrift()), released).evidence["waited"] == "1d"
 
 
-def test_an_alarm_about_a_replaced_champion_starts_no_run(released):
-    alarm(released)
+def test_an_incident_about_a_replaced_champion_starts_no_run(released):
+    incident(released)
     promote(released, "e", version(released, 2), "better")
     assert find_due(loop(el.OnDrift()), released) is None
-
-
-def test_the_reason_is_the_strongest_alarm_of_the_newest_window(released):
-    alarm(released, window_to=NOON - DAY, value=9.0, threshold=0.1, message="old and strong.")
-    alarm(released, subject="weight", value=0.2, threshold=0.1, message="new and weak.")
-    alarm(released, subject="shop", value=0.4, threshold=0.1, message="new and strong.")
-    alarm(released, subject="shop", message="new, without a value.")
-    due = find_due(loop(el.OnDrift()), released)
-    assert due.reason == "new and strong (and 2 more)"
-    assert sorted(due.evidence["subjects"]) == ["price", "shop", "weight"]
-    assert len(due.evidence["findings"]) == 4
 
 
 # --- new data ----------------------------------------------------------------------------------------------

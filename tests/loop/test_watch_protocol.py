@@ -14,7 +14,7 @@ from everloop.errors import EmptySampleError, NotFoundError, StepError, StepOutp
 from everloop.loop import promote, reconcile
 from everloop.loop.watch_protocol import watch_name
 from everloop.loop.window_checks import EMPTY, check_windows
-from everloop.records import Finding, ModelVersion, Run
+from everloop.records import Finding, Incident, ModelVersion, Run
 from everloop.stores import open_store
 from everloop.testing.watches import WatchSuite
 
@@ -184,8 +184,8 @@ def test_an_unknown_watch_lists_the_known_ones():
 def test_findings_are_stored_with_a_note_that_the_window_was_checked(store):
     part = Scripted([lambda context, since, until: [context.finding(since, until, "x", "X is odd.")]])
     store.clock.set(OPENS + DAY)
-    found, errors = check(part, store)
-    assert errors == []
+    found, incidents, errors = check(part, store)
+    assert (incidents, errors) == ([], [])
     assert [(item.subject, item.severity) for item in found] == [("x", "warning"), ("watch:scripted", "info")]
     assert store.records.find(Finding) == found
     assert (found[0].endpoint, found[0].version, found[0].window_to) == ("e", "m@1", OPENS + DAY)
@@ -195,7 +195,7 @@ def test_a_watch_without_findings_does_not_check_a_window_again(store):
     part = Scripted([[]])
     for day in (1, 2, 3, 3):
         store.clock.set(OPENS + day * DAY)
-        assert check(part, store)[1] == []
+        assert check(part, store)[2] == []
     assert part.calls == [(OPENS + day * DAY, OPENS + (day + 1) * DAY) for day in range(3)]
 
 
@@ -203,7 +203,7 @@ def test_a_delayed_watch_waits_for_its_labels(store):
     part = Scripted([[]])
     part.labels_after = "2d"
     store.clock.set(OPENS + 2 * DAY)
-    assert check(part, store) == ([], [])
+    assert check(part, store) == ([], [], [])
     store.clock.set(OPENS + 3 * DAY)
     check(part, store)
     assert part.calls == [(OPENS, OPENS + DAY)]
@@ -212,11 +212,11 @@ def test_a_delayed_watch_waits_for_its_labels(store):
 def test_nothing_to_check_is_not_a_failure(store):
     part = Scripted([EmptySampleError("No predictions.")])
     store.clock.set(OPENS + DAY)
-    (note,), errors = check(part, store)
+    (note,), _, errors = check(part, store)
     assert errors == []
     assert (note.subject, note.severity, note.message) == ("watch:scripted", "info", "No predictions.")
     part.kind = "latency"
-    (note,), errors = check(part, store)
+    (note,), _, errors = check(part, store)
     assert (note.kind, note.subject) == ("latency", EMPTY)
 
 
@@ -229,20 +229,24 @@ def test_nothing_to_check_is_not_a_failure(store):
 def test_a_watch_that_raises_anything_becomes_one_finding_per_window(store, raised, kind):
     part = Scripted([raised])
     store.clock.set(OPENS + DAY)
-    (failed,), (error,) = check(part, store)
+    (failed,), (incident,), (error,) = check(part, store)
     assert isinstance(error, kind)
     assert (failed.kind, failed.severity, failed.subject) == ("quality", "warning", "watch:scripted")
     assert type(raised).__name__ in failed.message
     assert failed.evidence["error"] == type(raised).__name__
+    assert (incident.kind, incident.severity, incident.state) == ("quality", "notice", "open")
+    assert (incident.subjects, incident.findings) == (("watch:scripted",), (failed.id,))
+    assert incident.title == failed.message
     store.clock.set(OPENS + DAY + timedelta(hours=1))
-    assert check(part, store)[0] == []
+    assert check(part, store)[:2] == ([], [])
     assert store.records.find(Finding) == [failed]
+    assert store.records.find(Incident) == [incident]
 
 
 @pytest.mark.parametrize("returned", [None, "fine", {"a": 1}, [1], [[]]])
 def test_something_else_than_findings_is_a_failure(store, returned):
     store.clock.set(OPENS + DAY)
-    (failed,), (error,) = check(Scripted([returned]), store)
+    (failed,), _, (error,) = check(Scripted([returned]), store)
     assert isinstance(error, StepOutputError)
     assert "not a list of findings" in failed.message
 
@@ -257,14 +261,14 @@ def test_a_window_is_tried_again_and_then_skipped(store):
     store.clock.set(OPENS + 2 * DAY)
     check(part, store)
     assert part.calls[2:] == [(OPENS + DAY, OPENS + 2 * DAY)], "the first window was given up"
-    assert check(part, store) == ([], [])
+    assert check(part, store) == ([], [], [])
 
 
 def test_a_corrected_watch_checks_the_window_that_failed(store):
     part = Scripted([ValueError("odd"), []])
     store.clock.set(OPENS + DAY)
     check(part, store)
-    found, errors = check(part, store)
+    found, _, errors = check(part, store)
     assert (part.calls, errors) == ([(OPENS, OPENS + DAY)] * 2, [])
     assert [item.severity for item in found] == ["info"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, strategies as st
+from tests.loop.sales_log import DAY, OPENS, a_version, label, log, release, sales
 
 import everloop as el
 from everloop.errors import DataError, UsageError
@@ -16,15 +15,8 @@ from everloop.loop import promote, reconcile
 from everloop.loop.rollout import start_release
 from everloop.loop.watches import watch
 from everloop.loop.window_checks import EMPTY, MOST_WINDOWS, check_windows, due_windows, window_start
-from everloop.monitoring import build_baseline, keep_baseline
-from everloop.prediction_log import add_labels, fold_labels
-from everloop.prediction_log.prediction_log import PREDICTIONS, table_name
-from everloop.records import EndpointRecord, Finding, ModelVersion, Run
+from everloop.records import EndpointRecord, Finding, Incident, Run
 from everloop.stores import open_store
-
-OPENS = datetime(2024, 1, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
-SIGNATURE = {"task": "binary", "classes": [False, True], "inputs": [{"name": "price", "type": "float"}]}
 
 
 @el.step
@@ -39,46 +31,6 @@ def loop(*watches, retrain=(), rollout=None):
     )  # fmt: skip
 
 
-def sales(count, seed, start=OPENS, *, moved=0.0):
-    """Sales within a day, with a score that knows something about the outcome."""
-    rng = np.random.default_rng(seed)
-    price = rng.normal(10 + moved, 2, count)
-    score = 1 / (1 + np.exp(-(price - 10) / 2))
-    return pl.DataFrame(
-        {
-            "id": [f"{seed}-{number}" for number in range(count)],
-            "event_at": [start + DAY * number / count for number in range(count)],
-            "price": price,
-            "score": score,
-            "sold": rng.uniform(size=count) < score,
-        }
-    )
-
-
-def log(store, frame, version="m@1"):
-    """Put rows into the prediction log, as serving does."""
-    store.tables.append(
-        table_name(store, PREDICTIONS, "e"),
-        frame.select(
-            pl.col("id") + f"-{version}", "event_at", pl.col("event_at").alias("arrived_at"),
-            pl.lit(version).alias("version"), pl.lit("champion").alias("role"), pl.col("id").alias("entity"), "score",
-            pl.col("price").alias("input_price"),
-        ),
-    )  # fmt: skip
-
-
-def label(store, frame):
-    add_labels(store, "e", frame.select(pl.col("id").alias("entity"), pl.col("sold").alias("value"), "event_at"))
-    fold_labels(store, "e")
-
-
-def a_version(store, number):
-    store.records.put(
-        store.new(ModelVersion, model="m", version=number, package=f"sha256:{number:064d}", signature=SIGNATURE)
-    )
-    return store.records.get(ModelVersion, f"m@{number}")
-
-
 @pytest.fixture
 def store(tmp_path):
     with open_store(tmp_path / "home", project="p") as opened:
@@ -89,12 +41,7 @@ def store(tmp_path):
 @pytest.fixture
 def released(store):
     """A store whose champion `m@1` has a baseline."""
-    promote(store, "e", a_version(store, 1), "first")
-    before = sales(2000, 1, OPENS - DAY).with_columns(actual=pl.col("sold").cast(pl.Float64))
-    baseline = build_baseline(
-        before.select("price"), ("price",), scored=before.select("score", "actual"), metric="roc_auc"
-    )
-    keep_baseline(store, "m@1", baseline)
+    release(store)
     return store
 
 
@@ -187,14 +134,15 @@ def test_a_window_without_end_is_not_due_at_a_clock_that_runs_backwards():
 
 
 def test_each_closed_window_is_checked_once(released):
-    declared = loop(el.Drift(window="1d"))
+    # Incidents by chance are not what is tested here.
+    declared = loop(el.Drift(window="1d", alarms_per_month=0.001))
     for number in range(3):
         log(released, sales(300, 10 + number, OPENS + number * DAY))
     released.clock.set(OPENS + 2 * DAY + timedelta(hours=1))
-    found, errors = watch(declared, released)
-    assert errors == []
+    found, incidents, errors = watch(declared, released)
+    assert (incidents, errors) == ([], [])
     assert spans(found) == [(OPENS, OPENS + DAY), (OPENS + DAY, OPENS + 2 * DAY)]
-    assert watch(declared, released) == ([], [])
+    assert watch(declared, released) == ([], [], [])
     released.clock.set(OPENS + 3 * DAY)
     assert spans(watch(declared, released)[0]) == [(OPENS + 2 * DAY, OPENS + 3 * DAY)]
     assert len(spans(released.records.find(Finding))) == 3
@@ -209,17 +157,22 @@ def test_a_window_without_predictions_leaves_a_finding_and_is_not_checked_again(
     assert "predictions" in empty.message
     assert spans(full) == [(OPENS + DAY, OPENS + 2 * DAY)]
     log(released, sales(300, 11, OPENS))  # too late for the window that is closed
-    assert watch(loop(el.Drift(window="1d")), released) == ([], [])
+    assert watch(loop(el.Drift(window="1d")), released) == ([], [], [])
 
 
-def test_drift_that_lasts_becomes_an_alarm_about_the_champion(released):
+def test_drift_is_one_incident_about_the_champion(released):
     for number in range(2):
         log(released, sales(400, 20 + number, OPENS + number * DAY, moved=5))
     released.clock.set(OPENS + 2 * DAY)
-    found, _ = watch(loop(el.Drift(window="1d")), released)
-    alarms = [finding for finding in found if finding.severity == "alarm"]
-    assert {(alarm.version, alarm.endpoint, alarm.window_from) for alarm in alarms} == {("m@1", "e", OPENS + DAY)}
-    assert "price" in {alarm.subject for alarm in alarms}
+    found, (incident,), _ = watch(loop(el.Drift(window="1d")), released)
+    told = [finding for finding in found if finding.subject == "price"]
+    assert {(one.version, one.endpoint, one.severity) for one in told} == {("m@1", "e", "alarm")}
+    assert (incident.kind, incident.endpoint, incident.versions) == ("drift", "e", ("m@1",))
+    assert (incident.severity, incident.state, incident.began_at) == ("alarm", "open", OPENS)
+    assert set(incident.subjects) == {"price", "prediction"}
+    assert set(incident.findings) == {one.id for one in found if one.severity != "info"}
+    assert "mean prediction has risen" in incident.message
+    assert released.records.find(Incident) == [incident]
 
 
 def test_performance_waits_until_labels_are_expected(released):
@@ -228,9 +181,9 @@ def test_performance_waits_until_labels_are_expected(released):
     log(released, flow)
     label(released, flow)
     released.clock.set(OPENS + 2 * DAY)
-    assert watch(declared, released) == ([], []), "labels may still arrive"
+    assert watch(declared, released) == ([], [], []), "labels may still arrive"
     released.clock.set(OPENS + 3 * DAY)
-    (summary,), _ = watch(declared, released)
+    (summary,), *_ = watch(declared, released)
     assert (summary.kind, summary.window_from, summary.window_to) == ("performance", OPENS, OPENS + DAY)
     assert summary.evidence["rows"] == 400
 
@@ -240,10 +193,10 @@ def test_labels_that_arrive_after_the_check_do_not_open_the_window_again(release
     flow = sales(400, 31)
     log(released, flow)
     released.clock.set(OPENS + DAY)
-    (empty,), _ = watch(declared, released)
+    (empty,), *_ = watch(declared, released)
     assert "None of the 400 predictions of 'e' in the window has a label yet" in empty.message
     label(released, flow)
-    assert watch(declared, released) == ([], [])
+    assert watch(declared, released) == ([], [], [])
 
 
 def test_watches_keep_their_own_windows(released):
@@ -263,7 +216,7 @@ def test_watches_keep_their_own_windows(released):
 def test_without_a_champion_nothing_is_checked(store, part):
     store.records.put(store.new(EndpointRecord, name="e", model="m"))
     store.clock.set(OPENS + 9 * DAY)
-    assert check_windows(part, "m", "e", store) == ([], [])
+    assert check_windows(part, "m", "e", store) == ([], [], [])
     assert store.records.find(Finding) == []
 
 
@@ -274,7 +227,7 @@ def test_something_else_is_not_a_watch(store):
 
 def test_a_loop_without_an_endpoint_watches_nothing(store):
     declared = el.Loop("sales", data=el.Dataset(rows, target="sold"), train=el.AutoTrain())
-    assert watch(declared, store) == ([], [])
+    assert watch(declared, store) == ([], [], [])
 
 
 # --- one tick ----------------------------------------------------------------------------------------------
@@ -309,7 +262,7 @@ def test_a_watch_without_a_reference_fails_with_a_way_out(store):
     log(store, flow)
     label(store, flow)
     store.clock.set(OPENS + DAY)
-    _, (drift, performance) = watch(loop(el.Drift(window="1d"), el.Performance("roc_auc", window="1d")), store)
+    _, _, (drift, performance) = watch(loop(el.Drift(window="1d"), el.Performance("roc_auc", window="1d")), store)
     assert "m@1" in str(drift)
     assert "baseline" in performance.help
 

@@ -300,6 +300,7 @@ class Drift:
                 until,
                 alarms_per_month=self.alarms_per_month,
                 versions=len(versions),
+                keep=False,
             )
         return findings
 
@@ -350,6 +351,7 @@ class Performance:
             version=context.version,
             labels_after=self.labels_after,
             alarms_per_month=self.alarms_per_month,
+            keep=False,
         )
 
 
@@ -412,6 +414,7 @@ class Quality:
             latency_ms=self.latency_ms,
             views=self.views,
             alarms_per_month=self.alarms_per_month,
+            keep=False,
         )
 
 

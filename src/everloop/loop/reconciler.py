@@ -14,7 +14,7 @@ from everloop.loop.live_evidence import live_evidence
 from everloop.loop.rollout import apply_evidence, find_rolling, hold_release, step_started_at
 from everloop.loop.schema_compatibility import schema_coverage
 from everloop.loop.triggers import find_due
-from everloop.loop.watches import watch
+from everloop.loop.watches import watch, watch_views
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
     """Do one tick of a loop. Two processes may do so at the same time: the second finds the work done."""
     if loop.serve is None:
         return Reconciliation(0, [], None, find_due(loop, store))
-    from everloop.data.features import watch_freshness
     from everloop.prediction_log import fold_labels, fold_predictions
     from everloop.prediction_log.aggregates import fold_aggregates
     from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
@@ -59,9 +58,10 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
                 store.tables.tidy(table_name(store, log, loop.serve.name))
             fold_aggregates(store, loop.serve.name)
         findings, incidents, errors = watch(loop, store)
-        findings += watch_freshness(store)
+        stale, changed = watch_views(store)
         release = _move_rollout(loop, loop.serve, store)
-        return Reconciliation(folded, findings, release, find_due(loop, store), errors, incidents)
+        due = find_due(loop, store)
+        return Reconciliation(folded, findings + stale, release, due, errors, incidents + changed)
 
 
 def _move_rollout(loop: Loop, endpoint: Endpoint, store: Store) -> Release | None:

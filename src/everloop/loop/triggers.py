@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import UsageError
 from everloop.loop.declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.loop.rollout import champion_of, find_rolling
+from everloop.monitoring.incidents.incident_actions import is_muted
 from everloop.monitoring.incidents.incident_engine import ongoing_incident
 from everloop.records import Run
 from everloop.stores.durations import format_duration, parse_duration
@@ -112,7 +113,7 @@ def _on_incident(
         return None
     incident = ongoing_incident(store, loop.serve.name, kind)
     # What was seen before the last run began is answered by that run.
-    if incident is None or incident.state == "muted" or incident.seen_at <= last.started_at:
+    if incident is None or is_muted(incident, store.now()) or incident.seen_at <= last.started_at:
         return None
     if incident.severity != "alarm" and trigger.at_least == "alarm":
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from everloop.errors import EverloopError
+from everloop.errors import EverloopError, NotFoundError
 from everloop.loop.window_checks import check_windows
 
 if TYPE_CHECKING:
@@ -21,26 +21,64 @@ def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[Incident], list
         resolved; and the errors of the watches that failed. A watch that fails does not stop the others; it tries again
         next time.
     """
-    from everloop.monitoring.incidents.incident_engine import close_replaced, update_incidents
-    from everloop.records import EndpointRecord
+    from everloop.monitoring.incidents.incident_engine import close_replaced
+    from everloop.records import EndpointRecord, Incident
 
     found: list[Finding] = []
-    incidents: dict[str, Incident] = {}
+    incidents: list[Incident] = []
     errors: list[EverloopError] = []
     if loop.serve is None or not loop.watch:
         return found, [], errors
     for part in loop.watch:
         try:
-            findings, failed = check_windows(part, loop.model, loop.serve.name, store)
+            findings, changed, failed = check_windows(part, loop.model, loop.serve.name, store)
         except EverloopError as error:
             errors.append(error)
             continue
-        changed = update_incidents(store, loop.serve.name, findings)
-        incidents |= {incident.id: incident for incident in changed}
         found += findings
+        incidents += changed
         errors += failed
     endpoints = store.records.find(EndpointRecord, ("key", "=", loop.serve.name), limit=1)
     if endpoints:
         routes = [route.version for route in endpoints[0].routes]
-        incidents |= {incident.id: incident for incident in close_replaced(store, loop.serve.name, routes)}
-    return found, list(incidents.values()), errors
+        incidents += close_replaced(store, loop.serve.name, routes)
+    # Later windows may have changed an incident again.
+    return found, store.records.get_many(Incident, list(dict.fromkeys(one.id for one in incidents))), errors
+
+
+def watch_views(store: Store) -> tuple[list[Finding], list[Incident]]:
+    """Check how old the feature views of the project are.
+
+    A view whose newest row is too old opens an incident, which is resolved when newer rows have arrived.
+
+    Returns:
+        The new findings, and the incidents that were opened, joined or resolved.
+    """
+    from everloop.data.features.lookup import VIEW_PREFIX, watch_freshness
+    from everloop.monitoring.incidents.incident_engine import ongoing_incidents, resolve_incident, update_incidents
+
+    found = watch_freshness(store, keep=False)
+    changed: list[Incident] = []
+    if found:
+        with store.records.transaction():
+            store.records.put(*found, verb="found")
+            for one in found:
+                since, until = one.window_from, one.window_to
+                changed += update_incidents(store, one.endpoint, [one], watch="freshness", since=since, until=until)
+    for incident in ongoing_incidents(store, kind="freshness"):
+        if incident.endpoint.startswith(VIEW_PREFIX):
+            text = _fresh_again(store, incident.endpoint.removeprefix(VIEW_PREFIX))
+            if text is not None:
+                changed.append(resolve_incident(store, incident, text))
+    return found, changed
+
+
+def _fresh_again(store: Store, view: str) -> str | None:
+    """Return why an incident about the age of a view is over; None if it is not."""
+    from everloop.data.features import check_freshness
+
+    try:
+        fresh = check_freshness(store, view)
+    except NotFoundError:
+        return f"The view '{view}' no longer exists."
+    return None if fresh.stale else "Newer rows have arrived."

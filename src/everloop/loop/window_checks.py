@@ -1,7 +1,9 @@
 """Call the watches of an endpoint: each closed window is checked once.
 
 The findings in the store show which windows have been checked, so a process that was down for a month checks that month
-when it comes back. A watch that fails does not stop the others.
+when it comes back. The findings of a window and the changes of incidents that follow from them are stored in one
+transaction, so a process that is killed leaves both or neither. A watch that fails does not stop the others, and opens
+an incident about itself.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 from everloop.errors import EmptySampleError, EverloopError, StepError, StepOutputError
 from everloop.loop.rollout import champion_of
 from everloop.loop.watch_protocol import WatchContext, check_watch, watch_name
-from everloop.records import EndpointRecord, Finding, FindingKind
+from everloop.records import EndpointRecord, Finding, FindingKind, Incident
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -33,36 +35,42 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
 
-def check_windows(part: Watch, model: str, endpoint: str, store: Store) -> tuple[list[Finding], list[EverloopError]]:
+def check_windows(
+    part: Watch, model: str, endpoint: str, store: Store
+) -> tuple[list[Finding], list[Incident], list[EverloopError]]:
     """Check the windows of one watch that are due.
 
     Returns:
-        The new findings, oldest window first, and the error that stopped the watch, if there was one.
+        The new findings, oldest window first; the incidents that they have opened, joined, escalated or resolved; and
+        the error that stopped the watch, if there was one.
     """
     check_watch(part, "This object")
     champion = champion_of(store, model)
     if champion is None:
-        return [], []
+        return [], [], []
     context = WatchContext(store, endpoint, model, champion, watch_name(part))
     span = parse_duration(part.window)
     windows = due_windows(store, endpoint, part, span, parse_duration(getattr(part, "labels_after", "0s")))
     failures = _failures(context, windows[0][0]) if windows else {}
     found: list[Finding] = []
+    incidents: list[Incident] = []
     for since, until in windows:
         failed = failures.get((since, until))
         if failed is not None and store.now() - failed.created_at >= span:
             continue
         try:
-            found += _check_window(part, context, since, until)
+            findings, changed = _check_window(part, context, since, until)
+            found += findings
+            incidents += changed
         except (Exception, SystemExit) as error:
             known = error if isinstance(error, EverloopError) else _as_known(context.watch, error)
             if failed is None:
                 logger.warning("The watch '%s' failed.", context.watch, exc_info=error)
-                failed = _failure(context, since, until, known)
-                store.records.put(failed)
-                found.append(failed)
-            return found, [known]
-    return found, []
+                findings, changed = _store_failure(context, since, until, known)
+                found += findings
+                incidents += changed
+            return found, incidents, [known]
+    return found, incidents, []
 
 
 def due_windows(
@@ -77,8 +85,8 @@ def due_windows(
         span: length of a window.
         delay: how long after its end a window counts as closed.
     """
-    last = store.records.find(Finding, ("endpoint", "=", endpoint), *_marks(part), order="-window_to", limit=1)
-    start = window_start(last[0].window_to if last else store.records.get(EndpointRecord, endpoint).created_at, span)
+    last = _last_checked(store, endpoint, part)
+    start = window_start(last.window_to if last else store.records.get(EndpointRecord, endpoint).created_at, span)
     closed = (store.now() - delay - start) // span
     first = max(0, closed - MOST_WINDOWS)
     return [(start + index * span, start + (index + 1) * span) for index in range(first, closed)]
@@ -90,11 +98,15 @@ def window_start(moment: datetime, span: timedelta) -> datetime:
     return moment - (moment - origin) % span
 
 
-def _check_window(part: Watch, context: WatchContext, since: datetime, until: datetime) -> list[Finding]:
+def _check_window(
+    part: Watch, context: WatchContext, since: datetime, until: datetime
+) -> tuple[list[Finding], list[Incident]]:
     try:
         returned: object = part.check(context, since, until)
     except EmptySampleError as error:
-        return _store_new(context, [_note(part, context, since, until, error.message)])
+        # Such a window is neither calm nor a reason for an incident.
+        note = _note(part, context, since, until, error.message)
+        return _store_checked(part, context, [note], since, until, judged=False)
     if not isinstance(returned, Sequence) or not all(isinstance(item, Finding) for item in returned):
         raise StepOutputError(
             f"check() of the watch '{context.watch}' returned {returned!r}, not a list of findings.",
@@ -105,16 +117,61 @@ def _check_window(part: Watch, context: WatchContext, since: datetime, until: da
         number = len(findings)
         text = f"{number} finding{'' if number == 1 else 's'} of '{context.watch}'."
         findings.append(_note(part, context, since, until, text))
-    return _store_new(context, findings)
+    return _store_checked(part, context, findings, since, until, judged=True)
 
 
-def _store_new(context: WatchContext, findings: list[Finding]) -> list[Finding]:
-    records = context.store.records
-    stored = {item.id for item in records.get_many(Finding, [item.id for item in findings])}
-    new = [item for item in findings if item.id not in stored]
-    if new:
-        records.put(*new)
-    return findings
+def _store_checked(
+    part: Watch,
+    context: WatchContext,
+    findings: list[Finding],
+    since: datetime,
+    until: datetime,
+    *,
+    judged: bool,
+) -> tuple[list[Finding], list[Incident]]:
+    """Store the findings of a window and update the incidents, unless another process has done so meanwhile.
+
+    Args:
+        judged: whether the watch had something to check in the window.
+    """
+    from everloop.monitoring.incidents.incident_engine import update_incidents
+
+    store, endpoint = context.store, context.endpoint
+    changed: list[Incident] = []
+    with store.records.transaction():
+        stored = {item.id for item in store.records.get_many(Finding, [item.id for item in findings])}
+        last = _last_checked(store, endpoint, part)
+        if last is not None and last.window_to >= until and last.id not in stored:
+            return [], []
+        new = [item for item in findings if item.id not in stored]
+        if new:
+            store.records.put(*new)
+        if judged:
+            changed += update_incidents(store, endpoint, findings, watch=context.watch, since=since, until=until)
+        # The watch works, so the window is calm for an incident about its failures.
+        failures = _subject(context.watch)
+        changed += update_incidents(store, endpoint, [], watch=failures, since=since, until=until)
+    return findings, changed
+
+
+def _store_failure(
+    context: WatchContext, since: datetime, until: datetime, error: EverloopError
+) -> tuple[list[Finding], list[Incident]]:
+    from everloop.monitoring.incidents.incident_engine import update_incidents
+
+    subject = _subject(context.watch)
+    with context.store.records.transaction():
+        if (since, until) in _failures(context, since):
+            return [], []
+        failed = _failure(context, since, until, error)
+        context.store.records.put(failed)
+        changed = update_incidents(context.store, context.endpoint, [failed], watch=subject, since=since, until=until)
+    return [failed], changed
+
+
+def _last_checked(store: Store, endpoint: str, part: Watch) -> Finding | None:
+    last = store.records.find(Finding, ("endpoint", "=", endpoint), *_marks(part), order="-window_to", limit=1)
+    return last[0] if last else None
 
 
 def _marks(part: Watch) -> list[Condition]:
@@ -151,7 +208,11 @@ def _failure(context: WatchContext, since: datetime, until: datetime, error: Eve
         until,
         _subject(context.watch),
         f"The watch '{context.watch}' could not check this window: {error.message}",
-        evidence={"error": type(error if cause is None else cause).__name__, "help": error.help},
+        evidence={
+            "error": type(error if cause is None else cause).__name__,
+            "help": error.help,
+            "opens": [_subject(context.watch)],
+        },
     )
 
 

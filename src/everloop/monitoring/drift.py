@@ -45,6 +45,7 @@ def check_drift(
     alarms_per_month: float = 1.0,
     versions: int = 1,
     baseline: Baseline | None = None,
+    keep: bool = True,
 ) -> list[Finding]:
     """Compare one window of a version's predictions with its baseline, and store the findings.
 
@@ -59,6 +60,8 @@ def check_drift(
         alarms_per_month: how many incidents a month may open without need, over all subjects together.
         versions: how many versions answered in the window; they share the budget.
         baseline: default: the stored baseline of the version.
+        keep: False returns the findings without storing them, for a watch, whose findings are stored together with
+            the incidents that follow from them.
 
     Returns:
         The findings about subjects, the most surprising first, and the summary of the window last.
@@ -130,7 +133,8 @@ def check_drift(
             },
         )
     )
-    store.records.put(*found)
+    if keep:
+        store.records.put(*found)
     return found
 
 

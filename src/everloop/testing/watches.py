@@ -72,11 +72,11 @@ class WatchSuite:
         assert all(item.subject and item.message for item in found)
 
     def test_each_window_is_checked_once(self, part: Watch, watched: Store) -> None:
-        _, errors = check_windows(part, MODEL, ENDPOINT, watched)
+        _, _, errors = check_windows(part, MODEL, ENDPOINT, watched)
         assert errors == []
         stored = watched.records.find(Finding)
         assert len({(item.window_from, item.window_to) for item in stored}) >= self.windows
-        assert check_windows(part, MODEL, ENDPOINT, watched) == ([], [])
+        assert check_windows(part, MODEL, ENDPOINT, watched) == ([], [], [])
         assert watched.records.find(Finding) == stored
 
     def test_a_repeated_check_reports_the_same_subjects(self, part: Watch, watched: Store) -> None:

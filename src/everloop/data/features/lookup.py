@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from everloop.data.features.online_store import OnlineStore
     from everloop.stores import Store
 
+VIEW_PREFIX = "features:"
+"""Findings about a view have this and its name as their endpoint."""
 _SAMPLES = 5
 
 
@@ -237,8 +239,12 @@ def check_freshness(store: Store, name: str) -> Freshness:
     return Freshness(record.key, count, event_at, arrived_at, age, stale)
 
 
-def watch_freshness(store: Store) -> list[Finding]:
-    """Store a finding for each view whose newest version is stale. Repeated calls store one finding per newest row."""
+def watch_freshness(store: Store, *, keep: bool = True) -> list[Finding]:
+    """Store a finding for each view whose newest version is stale. Repeated calls store one finding per newest row.
+
+    Args:
+        keep: False returns the new findings without storing them.
+    """
     newest: dict[str, FeatureViewRecord] = {}
     for record in store.records.find(FeatureViewRecord, order="version"):
         newest[record.name] = record
@@ -247,7 +253,7 @@ def watch_freshness(store: Store) -> list[Finding]:
         fresh = check_freshness(store, record.key)
         if not fresh.stale or fresh.event_at is None or record.ttl is None:
             continue
-        endpoint = f"features:{record.name}"
+        endpoint = f"{VIEW_PREFIX}{record.name}"
         stored = store.records.find(Finding, ("endpoint", "=", endpoint), ("window_from", "=", fresh.event_at), limit=1)
         if stored:
             continue
@@ -268,7 +274,7 @@ def watch_freshness(store: Store) -> list[Finding]:
                 evidence={"rows": fresh.rows},
             )
         )
-    if found:
+    if found and keep:
         store.records.put(*found, verb="found")
     return found
 

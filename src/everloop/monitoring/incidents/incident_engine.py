@@ -1,7 +1,8 @@
 """Turn the findings of checked windows into incidents in the store.
 
-A watch stores findings. This module reads the summary of each window and applies the rule of `incident_rules` to the
-ongoing incident of the endpoint. Every change of an incident is one event, which webhooks and channels announce.
+A watch finds something in a window. This module reads the summary of the window and applies the rule of
+`incident_rules` to the ongoing incident of the endpoint. Every change of an incident is one event, which webhooks and
+channels announce.
 """
 
 from __future__ import annotations
@@ -10,31 +11,46 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.monitoring.findings import WINDOW
 from everloop.monitoring.incidents.incident_actions import EVENT_VERBS, ONGOING, incident_facts
-from everloop.monitoring.incidents.incident_rules import WindowNews, advance, close
+from everloop.monitoring.incidents.incident_rules import WindowNews, advance, close, contributes
 from everloop.records import Incident
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
-    from everloop.records import Finding, FindingKind, IncidentAction
-    from everloop.stores import Store
+    from everloop.records import Finding, FindingKind, IncidentAction, Json
+    from everloop.stores import Condition, Store
 
 
-def update_incidents(store: Store, endpoint: str, findings: Sequence[Finding]) -> list[Incident]:
-    """Apply the findings of checked windows to the endpoint's incidents, and store what changes.
+def update_incidents(
+    store: Store, endpoint: str, findings: Sequence[Finding], *, watch: str, since: datetime, until: datetime
+) -> list[Incident]:
+    """Apply what a watch has found in one window to the endpoint's incidents, and store what changes.
+
+    A window without a reason is news as well: it counts as calm for the incidents to which the watch has contributed.
+    Call this in the transaction that stores the findings, so that a process that dies leaves both or neither.
 
     Args:
-        findings: the findings of one or more windows, oldest window first, each with the summary of its window.
+        findings: the findings of the window, of all versions that answered in it, with their summaries.
+        watch: name of the watch.
+        since: start of the window.
+        until: end of the window, exclusive.
 
     Returns:
         The incidents that were opened, joined, escalated or resolved.
     """
-    changed: dict[str, Incident] = {}
-    for news in news_of(findings):
-        incident, action = _apply(store, endpoint, news)
-        if incident is not None and action is not None:
-            changed[incident.id] = incident
-    return list(changed.values())
+    changed: list[Incident] = []
+    # In one transaction, so that two processes cannot open the same incident twice.
+    with store.records.transaction():
+        news = {one.kind: one for one in news_of(findings, watch, since, until)}
+        for incident in ongoing_incidents(store, endpoint):
+            if incident.kind not in news and contributes(incident, watch):
+                news[incident.kind] = WindowNews(incident.kind, since, until, watch)
+        for one in news.values():
+            after, action = _apply(store, endpoint, one)
+            if after is not None and action is not None:
+                changed.append(after)
+    return changed
 
 
 def close_replaced(store: Store, endpoint: str, answering: Iterable[str]) -> list[Incident]:
@@ -45,75 +61,100 @@ def close_replaced(store: Store, endpoint: str, answering: Iterable[str]) -> lis
     """
     current = set(answering)
     closed: list[Incident] = []
-    for incident in _ongoing(store, endpoint):
-        if incident.kind in ("drift", "performance") and incident.versions and not current & set(incident.versions):
-            text = f"{', '.join(incident.versions)} no longer answers."
-            after = close(incident, store.now(), text)
-            store.records.update(after, verb=EVENT_VERBS["resolve"], data=incident_facts(after, text))
-            closed.append(after)
+    if not ongoing_incidents(store, endpoint):
+        return closed
+    with store.records.transaction():
+        for incident in ongoing_incidents(store, endpoint):
+            versions = set(incident.versions)
+            if incident.kind in ("drift", "performance") and versions and not current & versions:
+                text = f"{', '.join(incident.versions)} no longer answers."
+                closed.append(resolve_incident(store, incident, text))
     return closed
 
 
-def news_of(findings: Sequence[Finding]) -> list[WindowNews]:
-    """Return the news of each checked window, in the order of the findings.
+def resolve_incident(store: Store, incident: Incident, text: str) -> Incident:
+    """Store that an incident is over, as monitoring itself finds out."""
+    after = close(incident, store.now(), text)
+    return store.records.update(after, verb=EVENT_VERBS["resolve"], data=incident_facts(after, text))[0]
 
-    A summary may say in its evidence which subjects are a reason for an incident (`opens`). Without that, alarms are.
+
+def news_of(findings: Sequence[Finding], watch: str, since: datetime, until: datetime) -> list[WindowNews]:
+    """Return the news of a window for each kind of incident, in the order of the findings.
+
+    A finding may list in its evidence which subjects are a reason for an incident (`opens`). Otherwise, alarms are.
     """
-    groups: dict[tuple[object, ...], list[Finding]] = {}
+    groups: dict[FindingKind, list[Finding]] = {}
     for finding in findings:
-        key = (finding.kind, finding.version, finding.window_from, finding.window_to)
-        groups.setdefault(key, []).append(finding)
-    return [_news(group) for group in groups.values()]
+        groups.setdefault(finding.kind, []).append(finding)
+    return [_news(kind, group, watch, since, until) for kind, group in groups.items()]
 
 
-def _news(group: Sequence[Finding]) -> WindowNews:
-    first = group[0]
-    summary = next((one for one in group if one.subject == WINDOW and "subjects" in one.evidence), None)
+def _news(kind: FindingKind, group: Sequence[Finding], watch: str, since: datetime, until: datetime) -> WindowNews:
+    summaries = {one.version: one for one in group if one.subject == WINDOW and "subjects" in one.evidence}
+    opens = {one.version: one.evidence["opens"] for one in group if "opens" in one.evidence}
     flagged = [one for one in group if one.severity != "info"]
-    states = summary.evidence["subjects"] if summary is not None else {}
-    opens = summary.evidence.get("opens") if summary is not None else None
-    reasons = [one for one in flagged if (one.severity == "alarm" if opens is None else one.subject in opens)]
+    reasons = [
+        one
+        for one in flagged
+        if (one.subject in opens[one.version] if one.version in opens else one.severity == "alarm")
+    ]
     restless = {one.subject for one in flagged}
-    restless |= {name for name, state in states.items() if not state.get("calm", state.get("verdict") == "quiet")}
-    harm = (summary.evidence.get("harm") if summary is not None else None) or {}
-    loud = harm.get("severity") if harm else ("alarm" if any(one.severity == "alarm" for one in reasons) else "notice")
-    importance = harm.get("importance", {})
-    return WindowNews(
-        kind=first.kind,
-        since=first.window_from,
-        until=first.window_to,
-        version=first.version,
-        reasons={one.subject: one.message for one in reasons},
+    for summary in summaries.values():
+        states = summary.evidence["subjects"].items()
+        restless |= {name for name, state in states if not state.get("calm", state.get("verdict") == "quiet")}
+    harms = {version: one.evidence["harm"] for version, one in summaries.items() if one.evidence.get("harm")}
+    sentences: dict[str, str] = {}
+    weights: dict[str, float] = {}
+    for one in reasons:
         # What the model uses comes first, then what has moved furthest.
-        weights={one.subject: importance.get(one.subject, 0.0) + 1e-3 * abs(one.value or 0.0) for one in reasons},
+        importance = harms.get(one.version, {}).get("importance", {}).get(one.subject, 0.0)
+        weight = importance + 1e-3 * abs(one.value or 0.0)
+        if one.subject not in weights or weight > weights[one.subject]:
+            sentences[one.subject], weights[one.subject] = one.message, weight
+    loud = {version for version, harm in harms.items() if harm.get("severity") == "alarm"}
+    loud |= {one.version for one in reasons if one.severity == "alarm" and one.version not in harms}
+    versions = dict.fromkeys(one.version for one in reasons)
+    # The version that suffers most describes the harm; otherwise the one with the most predictions.
+    harm: Mapping[str, Json] = next(
+        (harms[version] for version in sorted(harms, key=lambda each: each not in loud)), {}
+    )
+    return WindowNews(
+        kind=kind,
+        since=since,
+        until=until,
+        watch=watch,
+        versions=tuple(version for version in versions if version is not None),
+        reasons=sentences,
+        weights=weights,
         restless=frozenset(restless),
-        severity="alarm" if loud == "alarm" else "notice",
+        severity="alarm" if loud else "notice",
         harm=str(harm.get("text", "")),
         findings=tuple(one.id for one in reasons),
-        evidence={"harm": harm} if harm else {},
+        evidence={"harm": dict(harm)} if harm else {},
     )
 
 
 def ongoing_incident(store: Store, endpoint: str, kind: FindingKind) -> Incident | None:
     """Return the ongoing incident of a kind; None if there is none."""
-    return next((one for one in _ongoing(store, endpoint) if one.kind == kind), None)
+    return next(iter(ongoing_incidents(store, endpoint, kind)), None)
+
+
+def ongoing_incidents(store: Store, endpoint: str | None = None, kind: FindingKind | None = None) -> list[Incident]:
+    """Return the ongoing incidents, oldest first; of one endpoint or kind if it is passed."""
+    where: list[Condition] = [("state", "in", ONGOING)]
+    where += [(name, "=", value) for name, value in (("endpoint", endpoint), ("kind", kind)) if value is not None]
+    return store.records.find(Incident, *where, order="id")
 
 
 def _apply(store: Store, endpoint: str, news: WindowNews) -> tuple[Incident | None, IncidentAction | None]:
     def create(**fields: Any) -> Incident:
         return store.new(Incident, **{**fields, "endpoint": endpoint})
 
-    # In one transaction, so that two processes cannot open the same incident twice.
-    with store.records.transaction():
-        before = ongoing_incident(store, endpoint, news.kind)
-        after, action = advance(before, news, store.now(), create)
-        if after is not None and before is None:
-            store.records.put(after, verb=EVENT_VERBS["open"], data=incident_facts(after))
-        elif after is not None and after != before:
-            verb = EVENT_VERBS[action] if action is not None else "updated"
-            store.records.update(after, verb=verb, data=incident_facts(after) if action is not None else None)
+    before = ongoing_incident(store, endpoint, news.kind)
+    after, action = advance(before, news, store.now(), create)
+    if after is not None and before is None:
+        store.records.put(after, verb=EVENT_VERBS["open"], data=incident_facts(after))
+    elif after is not None and after != before:
+        verb = EVENT_VERBS[action] if action is not None else "updated"
+        after = store.records.update(after, verb=verb, data=incident_facts(after) if action is not None else None)[0]
     return after, action
-
-
-def _ongoing(store: Store, endpoint: str) -> list[Incident]:
-    return store.records.find(Incident, ("endpoint", "=", endpoint), ("state", "in", ONGOING), order="id")

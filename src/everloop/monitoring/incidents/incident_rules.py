@@ -2,7 +2,8 @@
 
 There is at most one ongoing incident of a kind at an endpoint. It opens with the first window that gives a reason,
 and everything of that kind that happens meanwhile joins it, so a slow change is one incident and not hundreds. It is
-over after `CALM_WINDOWS` windows in a row in which none of its subjects was surprising.
+over when each watch that contributed to it has seen `CALM_WINDOWS` windows in a row in which none of its subjects was
+surprising.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class WindowNews:
     """What one window says about an endpoint.
 
     Attributes:
-        version: key of the version that answered; None if it is not known.
+        watch: name of the watch that checked the window. Windows of different watches have different lengths, so the
+            calm of one says nothing about what another has seen.
+        versions: keys of the versions with a reason; empty if they are not known.
         reasons: subjects that are a reason to open an incident or to join the open one, each with a sentence.
         weights: how important each of them is; the incident names the largest first.
         restless: subjects that are not calm, whether or not they are a reason.
@@ -40,7 +43,8 @@ class WindowNews:
     kind: FindingKind
     since: datetime
     until: datetime
-    version: str | None = None
+    watch: str = ""
+    versions: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     restless: frozenset[str] = frozenset()
@@ -62,25 +66,35 @@ def advance(
 
     Returns:
         The incident after the window, changed or not, and the action to announce: `open`, `join`, `escalate` or
-        `resolve`. Without either the window said nothing new.
+        `resolve`; None if there is nothing to announce.
     """
     if incident is None:
         return (_opened(news, now, create), "open") if news.reasons else (None, None)
     state = dict(incident.evidence)
-    done = str(state.get("last_window", ""))
-    if news.until.isoformat() <= done and news.version in incident.versions:
+    watches: dict[str, Json] = dict(state.get("watches", {}))
+    known = watches.get(news.watch)
+    if known is None and not news.reasons and watches:
+        # Other watches opened this incident.
+        return incident, None
+    if known is not None and news.until.isoformat() <= known["last_window"]:
         # The window was checked again because predictions came late. It can add subjects, but no calm.
         return _joined(incident, news, now, state) if news.reasons else (incident, None)
+    restless = bool(news.restless & set(incident.subjects))
+    calm = 0 if news.reasons or restless else (known["calm_windows"] if known is not None else 0) + 1
+    watches[news.watch] = _progress(news, calm)
+    state["watches"] = watches
     if news.reasons:
-        return _joined(incident, news, now, {**state, "calm_windows": 0, "last_window": news.until.isoformat()})
-    if news.restless & set(incident.subjects):
-        state |= {"calm_windows": 0, "last_window": news.until.isoformat()}
+        return _joined(incident, news, now, state)
+    if restless:
         return replace(incident, seen_at=max(incident.seen_at, news.until), evidence=state), None
-    calm = int(state.get("calm_windows", 0)) + 1
-    state |= {"calm_windows": calm, "last_window": news.until.isoformat()}
-    if calm < CALM_WINDOWS:
+    if any(each["calm_windows"] < CALM_WINDOWS for each in watches.values()):
         return replace(incident, evidence=state), None
     return close(replace(incident, evidence=state), now, "Nothing deviates any more."), "resolve"
+
+
+def contributes(incident: Incident, watch: str) -> bool:
+    """Whether a watch has opened or joined an incident."""
+    return watch in incident.evidence.get("watches", {})
 
 
 def close(incident: Incident, now: datetime, text: str) -> Incident:
@@ -100,7 +114,7 @@ def _opened(news: WindowNews, now: datetime, create: Callable[..., Incident]) ->
         title=title,
         message=_message(subjects, sentences, news.harm),
         subjects=tuple(subjects),
-        versions=() if news.version is None else (news.version,),
+        versions=news.versions,
         began_at=news.since,
         seen_at=news.until,
         history=(IncidentChange(at=now, action="open", text=title),),
@@ -111,10 +125,13 @@ def _opened(news: WindowNews, now: datetime, create: Callable[..., Incident]) ->
             "weights": weights,
             "peak": sum(weights.values()),
             "text": news.harm,
-            "calm_windows": 0,
-            "last_window": news.until.isoformat(),
+            "watches": {news.watch: _progress(news, 0)},
         },
     )
+
+
+def _progress(news: WindowNews, calm: int) -> dict[str, Json]:
+    return {"last_window": news.until.isoformat(), "calm_windows": calm}
 
 
 def _joined(
@@ -140,9 +157,7 @@ def _joined(
     if action is not None:
         text = news.harm if louder else " ".join(news.reasons[subject] for subject in added[:_MOST_SENTENCES])
         history = (*history, IncidentChange(at=now, action=action, text=text))
-    versions = incident.versions
-    if news.version is not None and news.version not in versions:
-        versions = (*versions, news.version)
+    versions = tuple(dict.fromkeys((*incident.versions, *news.versions)))
     return (
         replace(
             incident,

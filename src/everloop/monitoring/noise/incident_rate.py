@@ -26,7 +26,7 @@ Array = npt.NDArray[np.floating]
 Flags = npt.NDArray[np.bool_]
 
 CALM_WINDOWS = 3
-"""An incident is over after so many windows in which nothing that belongs to it is surprising."""
+"""An incident is over after this many windows in which nothing that belongs to it is surprising."""
 CALM_SURPRISE = 4.6
 """−ln of the p-value below which a direction is calm: p above 0.01."""
 STRONG = 5.0

@@ -26,7 +26,7 @@ YEAR = timedelta(days=365.2425)
 _EPOCH = datetime(1970, 1, 5, tzinfo=UTC)
 """A Monday."""
 _LEAST_CYCLES = 3
-"""A season needs so many cycles in the reference; the year needs most of one."""
+"""A season needs this many cycles in the reference; the year needs most of one."""
 _LEAST_YEAR = 0.8
 _LEAST_F = 1.5
 _HARMONICS = 2

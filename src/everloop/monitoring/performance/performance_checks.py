@@ -58,6 +58,7 @@ def check_performance(
     labels_after: str | timedelta = "0s",
     alarms_per_month: float = 1.0,
     windows_per_month: float | None = None,
+    keep: bool = True,
 ) -> list[Finding]:
     """Measure a metric on the labelled predictions of a window, and store the findings.
 
@@ -78,6 +79,8 @@ def check_performance(
         labels_after: how long after a prediction its label usually arrives.
         alarms_per_month: how many false alarms a month are tolerated.
         windows_per_month: how many windows a month are checked. Default: as many as fit into a month.
+        keep: False returns the findings without storing them, for a watch, whose findings are stored together with
+            the incidents that follow from them.
 
     Returns:
         A warning or an alarm about the metric if there is one, then a summary (subject `window`, severity `info`)
@@ -166,7 +169,8 @@ def check_performance(
             },
         )
     )
-    store.records.put(*found)
+    if keep:
+        store.records.put(*found)
     return found
 
 

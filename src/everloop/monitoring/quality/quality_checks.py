@@ -45,6 +45,7 @@ def check_quality(
     views: Sequence[str] = (),
     alarms_per_month: float = 1.0,
     windows_per_month: float | None = None,
+    keep: bool = True,
 ) -> list[Finding]:
     """Check the inputs of a version and the service of its endpoint in one window, and store the findings.
 
@@ -65,6 +66,8 @@ def check_quality(
         views: feature views whose features are among the inputs.
         alarms_per_month: how many false alarms a month are tolerated, over all checks together.
         windows_per_month: how many windows a month are checked. Default: as many as fit into a month.
+        keep: False returns the findings without storing them, for a watch, whose findings are stored together with
+            the incidents that follow from them.
 
     Returns:
         The findings: alarms first, the summary of the window last.
@@ -157,7 +160,8 @@ def check_quality(
             },
         )
     )
-    store.records.put(*found)
+    if keep:
+        store.records.put(*found)
     return found
 
 

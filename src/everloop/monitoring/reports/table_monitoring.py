@@ -96,8 +96,8 @@ def monitor_tables(
     from everloop.data.sketches.column_sketches import add_all
     from everloop.monitoring.alarm_budget import budget_for
     from everloop.monitoring.reports.labelled_tables import label_tables
+    from everloop.monitoring.reports.quality_remarks import quality_notes
     from everloop.monitoring.reports.table_incidents import find_incidents
-    from everloop.monitoring.reports.table_quality import quality_notes
 
     labelled = None
     if target is not None and prediction is not None:

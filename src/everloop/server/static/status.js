@@ -83,8 +83,8 @@ function draw(status) {
   chart("performance", status.performance, status.performance_alarms);
   table("releases", ["candidate", "previous", "state", "traffic", "started", "reason"], status.releases.map((r) => [
     r.candidate, r.previous, r.state, `${r.percent}%`, moment(r.created_at), lastReason(r)]), "No releases yet.");
-  table("alarms", ["window end", "kind", "subject", "message"], status.alarms.map((a) => [
-    moment(a.window_to), a.kind, a.subject, a.message]), "No alarms.");
+  table("incidents", ["since", "severity", "state", "endpoint", "kind", "what"], status.incidents.map((i) => [
+    moment(i.began_at), i.severity, i.state, i.endpoint, i.kind, `${i.title} ${i.message}`]), "No incidents.");
   table("versions", ["version", "state", "snapshot", "metrics", "dropped columns"], status.versions.map((v) => [
     `${v.model}@${v.version}`, v.state, v.snapshot,
     Object.entries(v.metrics).map(([name, value]) => `${name} ${short(value)}`).join("  "),
