@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import everloop as el
-from everloop.records import EndpointRecord, Route
+from everloop.records import EndpointRecord, Finding, Route
 from everloop.serving import EndpointApp
 from everloop.serving.protocols.protocol import Request
 from everloop.serving.reloader import EndpointReloader
@@ -140,3 +140,28 @@ def test_unknown_severities_and_kinds_are_refused(everloop, store):
         assert result.code == 2
         assert known in result.err
     assert everloop("monitor", "baseline", "nothing@1", "x.csv").code != 0
+
+
+def test_a_store_of_an_earlier_version_of_everloop_is_readable(everloop, store):
+    """Its alarms are findings with a limit, and it has no incidents."""
+    now = store.now()
+    window = {"endpoint": "delays", "version": "delays@1", "kind": "drift", "window_from": now, "window_to": now}
+    states = {
+        "age": {"psi": 0.3, "p_value": 0.0, "limit": 0.1, "verdict": "alarm"},
+        "city": {"psi": None, "p_value": None, "limit": None, "verdict": "quiet"},
+        "wind": {},
+    }
+    store.records.put(
+        store.new(EndpointRecord, name="delays", model="delays"),
+        store.new(Finding, severity="alarm", subject="age", message="PSI 0.3, above 0.1.", value=0.3, threshold=0.1,
+                  evidence={"limit": 0.1, "psi": 0.3}, **window),
+        store.new(Finding, severity="info", subject="window", message="1 of 3.", threshold=0.1,
+                  evidence={"subjects": states, "limit": 0.1, "told": []}, **window),
+    )  # fmt: skip
+    assert everloop("monitor", "ls", "delays").out.strip().startswith("No open incidents.")
+    assert [one["subject"] for one in everloop("monitor", "findings", "delays", "--json").json] == ["window", "age"]
+    assert "PSI 0.3, above 0.1." in everloop("monitor", "findings", "--severity", "alarm").out
+    drawn = everloop("monitor", "drift", "delays")
+    assert drawn.code == 0
+    assert "alarm" in drawn.out
+    assert everloop("monitor", "drift", "delays", "--json").json["evidence"]["subjects"] == states

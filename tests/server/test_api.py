@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.monitoring.incidents.incident_records import put_incident
 
 from everloop.errors import ConflictError
 from everloop.loop.rollout import start_release
@@ -42,6 +43,7 @@ def served(tmp_path_factory):
             store.records.put(version)
             start_release(store, "e", version, steps=(10, 100))
         store.records.put(store.new(Run, name="<script>alert(1)</script>", started_at=store.now(), state="failed"))
+        put_incident(store, "<b>'age'</b> has risen.", endpoint="e", message="The score has moved.")
         for week in range(3):  # a line needs points
             store.records.put(
                 store.new(
@@ -141,6 +143,7 @@ def test_page_in_a_browser(served, tmp_path):
     assert "m@2" in page
     assert "rolling_out" in page
     assert "region: every row has the same value" in page
+    assert "&lt;b&gt;'age'&lt;/b&gt; has risen. The score has moved." in page
     assert "<polyline" in page  # the live metric, drawn
     assert "&lt;script&gt;alert(1)" in page  # text stays text
     assert "<script>alert(1)" not in page

@@ -99,3 +99,13 @@ def test_the_control_plane_serves_them(store, serve):
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'everloop_incidents_ongoing{endpoint="delays",severity="alarm",state="open"} 1.0' in answer.body.decode()
+
+
+def test_findings_of_earlier_versions_of_everloop_are_measured(store):
+    states = {"age": {"psi": 0.3, "p_value": 0.0, "limit": 0.1, "verdict": "alarm"}, "city": {"limit": 0.1}}
+    store.records.put(store.new(EndpointRecord, name="delays", model="delays"))
+    put_window(store, "drift", NOON, evidence={"subjects": states, "limit": 0.1})
+    found = samples(store)
+    assert found["everloop_drift_psi", "delays", "age"] == 0.3
+    assert found["everloop_drift_subjects", "delays", "alarm"] == 1
+    assert not any(name[0] == "everloop_drift_strength" for name in found)
