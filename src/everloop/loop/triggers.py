@@ -14,7 +14,7 @@ from everloop.errors import UsageError
 from everloop.loop.declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.loop.rollout import champion_of, find_rolling
 from everloop.monitoring.incidents.incident_actions import is_muted
-from everloop.monitoring.incidents.incident_engine import ongoing_incident
+from everloop.monitoring.incidents.incident_engine import ongoing_incidents
 from everloop.records import Run
 from everloop.stores.durations import format_duration, parse_duration
 from everloop.stores.verify import mark_lost
@@ -111,15 +111,21 @@ def _on_incident(
 ) -> Due | None:
     if loop.serve is None or store.now() - last.started_at < parse_duration(trigger.cooldown):
         return None
-    incident = ongoing_incident(store, loop.serve.name, kind)
-    # What was seen before the last run began is answered by that run.
-    if incident is None or is_muted(incident, store.now()) or incident.seen_at <= last.started_at:
-        return None
-    if incident.severity != "alarm" and trigger.at_least == "alarm":
-        return None
     champion = champion_of(store, loop.model)
-    # An incident of a version that has been replaced needs no further run.
-    if incident.versions and champion not in incident.versions:
+    incident = next(
+        (
+            one
+            for one in ongoing_incidents(store, loop.serve.name, kind)
+            # What was seen before the last run began is answered by that run.
+            if one.seen_at > last.started_at
+            and not is_muted(one, store.now())
+            and (one.severity == "alarm" or trigger.at_least == "notice")
+            # An incident of a version that has been replaced needs no further run.
+            and (not one.versions or champion in one.versions)
+        ),
+        None,
+    )
+    if incident is None:
         return None
     waited = format_duration(max(timedelta(0), store.now() - incident.seen_at))
     return Due(

@@ -129,6 +129,7 @@ def check_drift(
                 "counts": pack_counts(counts),
                 "correlations": pack_correlations(correlations),
                 "opens": [shift.subject for shift in flagged],
+                "strong": [shift.subject for shift in flagged if shift.strong],
                 "told": [item.id for item in found],
             },
         )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline
-from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, IncidentRule, find_limit
+from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, STRONG, IncidentRule, find_limit
 from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import WindowCounts, subject_of
@@ -63,6 +63,10 @@ class WindowJudgement:
     values: Array
     limit: float
     model: NoiseModel
+
+    def strong(self, found: SubjectJudgement) -> bool:
+        """Whether a subject is surprising enough to open an incident beside an ongoing one."""
+        return found.surprise > self.limit + STRONG
 
     def calm(self, subject: str) -> bool:
         """Whether nothing about a subject is surprising in this window alone."""

@@ -35,6 +35,7 @@ class PairShift:
     strength: float
     verdict: Verdict
     calm: bool
+    strong: bool = False
     psi: float = 0.0
 
     @property
@@ -83,5 +84,7 @@ def measure_pairs(baseline: Baseline, judgement: WindowJudgement, correlations: 
         strength = max(0.0, found.surprise) / judgement.limit
         verdict: Verdict = "quiet" if strength < 1 else ("warning" if abs(now - before) < SMALL_CHANGE else "alarm")
         calm = strength < 1 and judgement.calm(subject)
-        shifts.append(PairShift(subject, (one, other), before, now, found, strength, verdict, calm))
+        shifts.append(
+            PairShift(subject, (one, other), before, now, found, strength, verdict, calm, judgement.strong(found))
+        )
     return shifts

@@ -13,7 +13,7 @@ from everloop.data.sketches.time_blocks import aligned_grid, moments_of
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
 from everloop.monitoring.drift_judge import MEMORY, WindowJudgement, incidents_per_window, judge_for, typical_size
-from everloop.monitoring.incidents.drift_harm import measure_harm
+from everloop.monitoring.incidents.drift_harm import measure_harm, weight_of
 from everloop.monitoring.incidents.incident_rules import WindowNews, advance
 from everloop.monitoring.pair_shift import PairShift, measure_pairs
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
@@ -151,19 +151,18 @@ def watch_windows(
     """
     judgements = judge_windows(baseline, windows, incidents_per_month)
     incidents: list[Incident] = []
-    ongoing: Incident | None = None
+    ongoing: list[Incident] = []
+    known: dict[str, int] = {}
     for index, judgement in enumerate(judgements):
-        if not windows.rows[index] or (ongoing is None and not (judgement.strongest > judgement.limit).any()):
+        if not windows.rows[index] or not (ongoing or (judgement.strongest > judgement.limit).any()):
             continue
         until = windows.starts[index] + windows.span
         pairs = windows.correlations[index] if windows.correlations is not None else None
         news = _news(baseline, judgement, windows.starts[index], until, sketches(index), pairs)
-        after, action = advance(ongoing, news, until, lambda until=until, **fields: _new(until, fields))
-        if ongoing is None and after is not None:
-            incidents.append(after)
-        elif after is not None:
-            incidents[-1] = after
-        ongoing = None if action == "resolve" else after
+        for step in advance(ongoing, news, until, lambda until=until, **fields: _new(until, fields)):
+            at = known.setdefault(step.incident.id, len(incidents))
+            incidents[at : at + 1] = [step.incident]
+        ongoing = [incident for incident in incidents if incident.state == "open"]
     return StreamReport(baseline, windows, judgements, incidents, sketches)
 
 
@@ -197,7 +196,8 @@ def _news(
         since=since,
         until=until,
         reasons={shift.subject: shift.message() for shift in flagged},
-        weights={shift.subject: harm.importance.get(shift.subject, 0.0) + 1e-3 * shift.psi for shift in flagged},
+        weights={shift.subject: weight_of(shift.psi, harm.importance.get(shift.subject)) for shift in flagged},
+        strong=frozenset(shift.subject for shift in flagged if shift.strong),
         restless=frozenset(shift.subject for shift in shifts if not shift.calm),
         severity=harm.severity,
         harm=" ".join(harm.sentences()),

@@ -45,6 +45,7 @@ class SubjectShift:
         judgement: how surprising the window is in the subject's most surprising direction.
         strength: surprise as a share of the limit; from 1 on it is a reason to open an incident.
         verdict: `quiet` below the limit, `warning` if the shift is small, else `alarm`.
+        strong: whether it may open an incident beside an ongoing one.
         calm: whether an open incident about the subject may be over: this window alone is not surprising.
     """
 
@@ -54,6 +55,7 @@ class SubjectShift:
     strength: float
     verdict: Verdict
     calm: bool
+    strong: bool
     reference: Sketch
     live: Sketch
 
@@ -136,7 +138,9 @@ def measure_shifts(
         strength = max(0.0, found.surprise) / judgement.limit
         verdict: Verdict = "quiet" if strength < 1 else ("warning" if distance < SMALL_PSI else "alarm")
         calm = strength < 1 and judgement.calm(subject)
-        shifts.append(SubjectShift(subject, distance, found, strength, verdict, calm, known, live))
+        shifts.append(
+            SubjectShift(subject, distance, found, strength, verdict, calm, judgement.strong(found), known, live)
+        )
     return shifts
 
 

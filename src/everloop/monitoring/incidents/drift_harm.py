@@ -121,6 +121,11 @@ class DriftHarm:
         return f", mostly because of {text}"
 
 
+def weight_of(psi: float, importance: float | None) -> float:
+    """Return how much a moved input matters: what the model uses and what has moved far comes first."""
+    return (importance or 0.0) * min(psi, 1.0) + 1e-3 * psi
+
+
 def measure_harm(
     baseline: Baseline,
     shifts: Sequence[SubjectShift | PairShift],

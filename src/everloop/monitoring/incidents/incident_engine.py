@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from everloop.monitoring.findings import WINDOW
+from everloop.monitoring.incidents.drift_harm import weight_of
 from everloop.monitoring.incidents.incident_actions import EVENT_VERBS, ONGOING, incident_facts
 from everloop.monitoring.incidents.incident_rules import WindowNews, advance, close, contributes
 from everloop.records import Incident
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from everloop.records import Finding, FindingKind, IncidentAction, Json
+    from everloop.records import Finding, FindingKind, Json
     from everloop.stores import Condition, Store
+
+
+PER_VERSION: tuple[FindingKind, ...] = ("drift", "performance")
+"""Kinds of incidents that concern one version. When it no longer answers, they are over."""
 
 
 def update_incidents(
@@ -42,14 +47,14 @@ def update_incidents(
     changed: list[Incident] = []
     # In one transaction, so that two processes cannot open the same incident twice.
     with store.records.transaction():
-        news = {one.kind: one for one in news_of(findings, watch, since, until)}
+        news = news_of(findings, watch, since, until)
+        heard = {one.kind for one in news}
         for incident in ongoing_incidents(store, endpoint):
-            if incident.kind not in news and contributes(incident, watch):
-                news[incident.kind] = WindowNews(incident.kind, since, until, watch)
-        for one in news.values():
-            after, action = _apply(store, endpoint, one)
-            if after is not None and action is not None:
-                changed.append(after)
+            if incident.kind not in heard and contributes(incident, watch):
+                heard.add(incident.kind)
+                news.append(WindowNews(incident.kind, since, until, watch))
+        for one in news:
+            changed += _apply(store, endpoint, one)
     return changed
 
 
@@ -66,7 +71,7 @@ def close_replaced(store: Store, endpoint: str, answering: Iterable[str]) -> lis
     with store.records.transaction():
         for incident in ongoing_incidents(store, endpoint):
             versions = set(incident.versions)
-            if incident.kind in ("drift", "performance") and versions and not current & versions:
+            if incident.kind in PER_VERSION and versions and not current & versions:
                 text = f"{', '.join(incident.versions)} no longer answers."
                 closed.append(resolve_incident(store, incident, text))
     return closed
@@ -83,13 +88,16 @@ def news_of(findings: Sequence[Finding], watch: str, since: datetime, until: dat
 
     A finding may list in its evidence which subjects are a reason for an incident (`opens`). Otherwise, alarms are.
     """
-    groups: dict[FindingKind, list[Finding]] = {}
+    groups: dict[tuple[FindingKind, str | None], list[Finding]] = {}
     for finding in findings:
-        groups.setdefault(finding.kind, []).append(finding)
-    return [_news(kind, group, watch, since, until) for kind, group in groups.items()]
+        version = finding.version if finding.kind in PER_VERSION else None
+        groups.setdefault((finding.kind, version), []).append(finding)
+    return [_news(kind, version, group, watch, since, until) for (kind, version), group in groups.items()]
 
 
-def _news(kind: FindingKind, group: Sequence[Finding], watch: str, since: datetime, until: datetime) -> WindowNews:
+def _news(
+    kind: FindingKind, version: str | None, group: Sequence[Finding], watch: str, since: datetime, until: datetime
+) -> WindowNews:
     summaries = {one.version: one for one in group if one.subject == WINDOW and "subjects" in one.evidence}
     opens = {one.version: one.evidence["opens"] for one in group if "opens" in one.evidence}
     flagged = [one for one in group if one.severity != "info"]
@@ -106,37 +114,30 @@ def _news(kind: FindingKind, group: Sequence[Finding], watch: str, since: dateti
     sentences: dict[str, str] = {}
     weights: dict[str, float] = {}
     for one in reasons:
-        # What the model uses comes first, then what has moved furthest.
-        importance = harms.get(one.version, {}).get("importance", {}).get(one.subject, 0.0)
-        weight = importance + 1e-3 * abs(one.value or 0.0)
+        importance = harms.get(one.version, {}).get("importance", {}).get(one.subject)
+        weight = weight_of(abs(one.value or 0.0), importance)
         if one.subject not in weights or weight > weights[one.subject]:
             sentences[one.subject], weights[one.subject] = one.message, weight
-    loud = {version for version, harm in harms.items() if harm.get("severity") == "alarm"}
+    loud = {each for each, harm in harms.items() if harm.get("severity") == "alarm"}
     loud |= {one.version for one in reasons if one.severity == "alarm" and one.version not in harms}
-    versions = dict.fromkeys(one.version for one in reasons)
+    versions = dict.fromkeys([version] if version is not None else [one.version for one in reasons])
     # The version that suffers most describes the harm; otherwise the one with the most predictions.
-    harm: Mapping[str, Json] = next(
-        (harms[version] for version in sorted(harms, key=lambda each: each not in loud)), {}
-    )
+    harm: Mapping[str, Json] = next((harms[each] for each in sorted(harms, key=lambda each: each not in loud)), {})
     return WindowNews(
         kind=kind,
         since=since,
         until=until,
         watch=watch,
-        versions=tuple(version for version in versions if version is not None),
+        versions=tuple(each for each in versions if each is not None),
         reasons=sentences,
         weights=weights,
+        strong=frozenset(subject for one in summaries.values() for subject in one.evidence.get("strong", ())),
         restless=frozenset(restless),
         severity="alarm" if loud else "notice",
         harm=str(harm.get("text", "")),
         findings=tuple(one.id for one in reasons),
         evidence={"harm": dict(harm)} if harm else {},
     )
-
-
-def ongoing_incident(store: Store, endpoint: str, kind: FindingKind) -> Incident | None:
-    """Return the ongoing incident of a kind; None if there is none."""
-    return next(iter(ongoing_incidents(store, endpoint, kind)), None)
 
 
 def ongoing_incidents(store: Store, endpoint: str | None = None, kind: FindingKind | None = None) -> list[Incident]:
@@ -146,15 +147,25 @@ def ongoing_incidents(store: Store, endpoint: str | None = None, kind: FindingKi
     return store.records.find(Incident, *where, order="id")
 
 
-def _apply(store: Store, endpoint: str, news: WindowNews) -> tuple[Incident | None, IncidentAction | None]:
+def _apply(store: Store, endpoint: str, news: WindowNews) -> list[Incident]:
+    """Store what a window changes; return the incidents about which there is something to announce."""
+
     def create(**fields: Any) -> Incident:
         return store.new(Incident, **{**fields, "endpoint": endpoint})
 
-    before = ongoing_incident(store, endpoint, news.kind)
-    after, action = advance(before, news, store.now(), create)
-    if after is not None and before is None:
-        store.records.put(after, verb=EVENT_VERBS["open"], data=incident_facts(after))
-    elif after is not None and after != before:
-        verb = EVENT_VERBS[action] if action is not None else "updated"
-        after = store.records.update(after, verb=verb, data=incident_facts(after) if action is not None else None)[0]
-    return after, action
+    ongoing = ongoing_incidents(store, endpoint, news.kind)
+    if news.kind in PER_VERSION and news.versions:
+        # Each version has a reference of its own, so what deviates from one says nothing about another.
+        ongoing = [one for one in ongoing if not one.versions or set(one.versions) & set(news.versions)]
+    announced: list[Incident] = []
+    for step in advance(ongoing, news, store.now(), create):
+        after = step.incident
+        if step.action == "open":
+            store.records.put(after, verb=EVENT_VERBS["open"], data=incident_facts(after))
+        else:
+            verb = EVENT_VERBS[step.action] if step.action is not None else "updated"
+            facts = incident_facts(after) if step.action is not None else None
+            after = store.records.update(after, verb=verb, data=facts)[0]
+        if step.action is not None:
+            announced.append(after)
+    return announced

@@ -1,9 +1,11 @@
 """The rule that opens, extends, escalates and resolves incidents. Pure: it changes records in memory only.
 
-There is at most one ongoing incident of a kind at an endpoint. It opens with the first window that gives a reason,
-and everything of that kind that happens meanwhile joins it, so a slow change is one incident and not hundreds. It is
-over when each watch that contributed to it has seen `CALM_WINDOWS` windows in a row in which none of its subjects was
-surprising.
+The first window that gives a reason opens an incident. What deviates later joins the newest ongoing incident, so a slow
+change is one incident and not hundreds. Only a strong change opens an incident beside an ongoing one, so that this does
+not hide it, and no more than `MOST_ONGOING` at a time. A subject leaves after `CALM_WINDOWS` windows in a row in which
+it is not surprising; only windows of the watch that reported it count. An incident that all have left is over.
+
+`noise/incident_rate.py` applies the same rule to simulated streams.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from everloop.monitoring.noise.incident_rate import CALM_WINDOWS
+from everloop.monitoring.noise.incident_rate import CALM_WINDOWS, MOST_ONGOING
 from everloop.records import Incident, IncidentAction, IncidentChange, IncidentSeverity, Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from everloop.records import FindingKind
@@ -34,6 +36,7 @@ class WindowNews:
         versions: keys of the versions with a reason; empty if they are not known.
         reasons: subjects that are a reason to open an incident or to join the open one, each with a sentence.
         weights: how important each of them is; the incident names the largest first.
+        strong: reasons that may open an incident beside an ongoing one.
         restless: subjects that are not calm, whether or not they are a reason.
         severity: how loud an incident with these reasons is.
         harm: what the change does, in sentences for a product owner.
@@ -47,6 +50,7 @@ class WindowNews:
     versions: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    strong: frozenset[str] = frozenset()
     restless: frozenset[str] = frozenset()
     severity: IncidentSeverity = "notice"
     harm: str = ""
@@ -54,47 +58,88 @@ class WindowNews:
     evidence: Mapping[str, Json] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class IncidentStep:
+    """An incident after a window, and the action to announce; None if there is nothing to announce."""
+
+    incident: Incident
+    action: IncidentAction | None
+
+
 def advance(
-    incident: Incident | None, news: WindowNews, now: datetime, create: Callable[..., Incident]
-) -> tuple[Incident | None, IncidentAction | None]:
-    """Apply the news of one window to the ongoing incident of its kind.
+    ongoing: Sequence[Incident], news: WindowNews, now: datetime, create: Callable[..., Incident]
+) -> list[IncidentStep]:
+    """Apply the news of one window to the ongoing incidents of its kind.
 
     Args:
-        incident: the ongoing incident; None if there is none.
+        ongoing: the ongoing incidents of this kind, and of this version if there is one; oldest first.
         now: the time of the change.
         create: makes a new record from the fields of `Incident` besides those of every record.
 
     Returns:
-        The incident after the window, changed or not, and the action to announce: `open`, `join`, `escalate` or
-        `resolve`; None if there is nothing to announce.
+        The incidents that change: updated ones in their order, then the one that opens.
     """
-    if incident is None:
-        return (_opened(news, now, create), "open") if news.reasons else (None, None)
-    state = dict(incident.evidence)
-    watches: dict[str, Json] = dict(state.get("watches", {}))
-    known = watches.get(news.watch)
-    if known is None and not news.reasons and watches:
-        # Other watches opened this incident.
-        return incident, None
-    if known is not None and news.until.isoformat() <= known["last_window"]:
-        # The window was checked again because predictions came late. It can add subjects, but no calm.
-        return _joined(incident, news, now, state) if news.reasons else (incident, None)
-    restless = bool(news.restless & set(incident.subjects))
-    calm = 0 if news.reasons or restless else (known["calm_windows"] if known is not None else 0) + 1
-    watches[news.watch] = _progress(news, calm)
-    state["watches"] = watches
-    if news.reasons:
-        return _joined(incident, news, now, state)
-    if restless:
-        return replace(incident, seen_at=max(incident.seen_at, news.until), evidence=state), None
-    if any(each["calm_windows"] < CALM_WINDOWS for each in watches.values()):
-        return replace(incident, evidence=state), None
-    return close(replace(incident, evidence=state), now, "Nothing deviates any more."), "resolve"
+    active = {subject for incident in ongoing for subject in active_subjects(incident)}
+    new = [subject for subject in news.reasons if subject not in active]
+    own = [subject for subject in new if subject in news.strong] if ongoing else new
+    opens = bool(own) and len(ongoing) < MOST_ONGOING
+    steps: list[IncidentStep] = []
+    for incident in ongoing:
+        newest = incident is ongoing[-1]
+        joins = new if newest and not opens else []
+        step = _pass(incident, news, [*joins, *(one for one in news.reasons if one in active_subjects(incident))], now)
+        if step is not None:
+            steps.append(step)
+    if opens:
+        steps.append(IncidentStep(_opened(_only(news, new), now, create), "open"))
+    return steps
+
+
+def active_subjects(incident: Incident) -> dict[str, Json]:
+    """Return the subjects that are not calm yet: by subject, the watch that reported it and its calm windows."""
+    found: dict[str, Json] = incident.evidence.get("active", {})
+    return found
 
 
 def contributes(incident: Incident, watch: str) -> bool:
-    """Whether a watch has opened or joined an incident."""
-    return watch in incident.evidence.get("watches", {})
+    """Whether a watch has reported a subject of the incident that is not calm yet."""
+    return any(state["watch"] == watch for state in active_subjects(incident).values())
+
+
+def _pass(incident: Incident, news: WindowNews, reasons: Sequence[str], now: datetime) -> IncidentStep | None:
+    """Apply a window to one incident; None if it says nothing about the incident."""
+    last = dict(incident.evidence.get("last_window", {}))
+    part = _only(news, reasons)
+    if news.until.isoformat() <= last.get(news.watch, ""):
+        # The window was checked again because predictions came late. It can add subjects, but no calm.
+        if not reasons:
+            return None
+        changed, action = _joined(incident, part, now, dict(incident.evidence))
+        return IncidentStep(changed, action) if changed != incident else None
+    if not reasons and not contributes(incident, news.watch):
+        return None
+    active: dict[str, Json] = {}
+    for subject, state in active_subjects(incident).items():
+        own = state["watch"] == news.watch
+        calm = int(state["calm"]) + 1 if own else int(state["calm"])
+        if own and subject in news.restless:
+            calm = 0
+        if calm < CALM_WINDOWS:
+            active[subject] = {"watch": state["watch"], "calm": calm}
+    restless = bool(news.restless & active.keys())
+    active |= {subject: {"watch": news.watch, "calm": 0} for subject in reasons}
+    evidence = {**incident.evidence, "active": active, "last_window": {**last, news.watch: news.until.isoformat()}}
+    if reasons:
+        return IncidentStep(*_joined(incident, part, now, evidence))
+    if not active:
+        return IncidentStep(close(replace(incident, evidence=evidence), now, "Nothing deviates any more."), "resolve")
+    seen = max(incident.seen_at, news.until) if restless else incident.seen_at
+    return IncidentStep(replace(incident, seen_at=seen, evidence=evidence), None)
+
+
+def _only(news: WindowNews, subjects: Sequence[str]) -> WindowNews:
+    chosen = {subject: sentence for subject, sentence in news.reasons.items() if subject in subjects}
+    return replace(news, reasons=chosen, weights={name: news.weights.get(name, 0.0) for name in chosen})
 
 
 def close(incident: Incident, now: datetime, text: str) -> Incident:
@@ -125,13 +170,10 @@ def _opened(news: WindowNews, now: datetime, create: Callable[..., Incident]) ->
             "weights": weights,
             "peak": sum(weights.values()),
             "text": news.harm,
-            "watches": {news.watch: _progress(news, 0)},
+            "active": {subject: {"watch": news.watch, "calm": 0} for subject in sentences},
+            "last_window": {news.watch: news.until.isoformat()},
         },
     )
-
-
-def _progress(news: WindowNews, calm: int) -> dict[str, Json]:
-    return {"last_window": news.until.isoformat(), "calm_windows": calm}
 
 
 def _joined(
