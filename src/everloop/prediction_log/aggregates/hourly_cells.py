@@ -128,7 +128,10 @@ def cells_of(
         inputs = ordered.select(name for name in ordered.columns if name in logged).rename(logged, strict=False)
     # Inputs may have any name, also that of the score, so that the subjects are numbered.
     columns = {name: inputs[name] for name in bins.inputs if name in inputs.columns}
-    columns |= {_SCORE_COLUMN: ordered["score"], _SECONDS_COLUMN: ordered["seconds"]}
+    columns[_SCORE_COLUMN] = ordered["score"]
+    if "seconds" in ordered.columns:
+        # A log that another system has written may not have the time that an answer took.
+        columns[_SECONDS_COLUMN] = ordered["seconds"]
     subjects = _cells(bins)
     numbered = pl.DataFrame([columns[name].rename(f"{at}") for at, name in enumerate(subjects) if name in columns])
     by_number = {f"{at}": cells for at, cells in enumerate(subjects.values())}
