@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from tests.monitoring.noise.simulated_counts import Array, wandering
 
 from everloop.monitoring.noise.reference_seasons import (
     DAY,
@@ -15,7 +16,6 @@ from everloop.monitoring.noise.reference_seasons import (
     learn_seasons,
     seconds_of,
 )
-from tests.monitoring.noise.simulated_counts import Array, wandering
 
 HOUR = timedelta(hours=1)
 CHANCE = 0.01
@@ -119,9 +119,7 @@ def test_seasons_need_enough_cycles() -> None:
     assert learn_seasons(*noisy(np.tile(week, 2), 7), blocks(DAY, 14), DAY) == []
     assert learn_seasons(*noisy(np.tile(week, 3), 7), blocks(DAY, 21), DAY) != []
     year = np.sin(2 * np.pi * np.arange(200) / 365.2425)
-    assert not any(
-        isinstance(season, YearlySeason) for season in learn_seasons(*noisy(year, 7), blocks(DAY, 200), DAY)
-    )
+    assert not any(isinstance(season, YearlySeason) for season in learn_seasons(*noisy(year, 7), blocks(DAY, 200), DAY))
     # Weeks have no weekdays.
     assert learn_seasons(*noisy(np.tile([1.0, 0.0], 20), 7), blocks(7 * DAY, 40), 7 * DAY) == []
 

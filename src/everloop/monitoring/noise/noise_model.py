@@ -146,7 +146,7 @@ class NoiseModel:
             levels=assume_levels(np.zeros(len(names))),
             seasons=[],
             season_variance=np.zeros(len(names)),
-            span=max(window, span) if len(starts) else window,
+            span=window,
             blocks_per_window=per_window,
             residuals=np.zeros((0, len(names))),
             tails=np.full(len(names), _NORMAL),
@@ -297,7 +297,8 @@ class NoiseModel:
     def _inflate_rests(self, own: Array, chance: Array) -> None:
         """Expect more of the rest, as the levels of the same subject will wander further than in the reference."""
         expected = self.levels.variance(1)
-        wandering = self.levels.steady < 0.5
+        # Directions without any rows have no chance to compare with.
+        wandering = (self.levels.steady < 0.5) & (chance > 0)
         for subject, rest in self._rests.items():
             chosen = [
                 index
