@@ -187,7 +187,7 @@ class Baseline:
                 pairs=_pairs_from_json(data["pairs"]) if data.get("pairs") else None,
                 score_effects=ScoreEffects.from_json(data["score_effects"]) if data.get("score_effects") else None,
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise CorruptionError(f"The content is not a baseline: {error!r}.") from error
 
 

@@ -97,7 +97,12 @@ def fit_score_effects(inputs: pl.DataFrame, bins: Mapping[str, Bins], score: pl.
     step = max(1, int(known.sum()) // _MOST_ROWS)
     chosen = np.flatnonzero(known)[::step]
     target = values[chosen]
-    if len(target) < 2 or float(target.std()) == 0.0:
+    if len(target) < 2 or target.min() == target.max():
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(target.std())
+    if not (deviation > 0 and np.isfinite(deviation)):
+        # The scores are so large or so small that their squares are not numbers.
         return None
     codes = {name: cell_codes(inputs[name], cells)[chosen] for name, cells in bins.items() if name in inputs.columns}
     effects = {name: np.zeros(bins[name].cells) for name in codes}
@@ -109,9 +114,7 @@ def fit_score_effects(inputs: pl.DataFrame, bins: Mapping[str, Bins], score: pl.
             effects[name] = _cell_means(residual, code, bins[name].cells)
             residual -= effects[name][code]
     explained = max(0.0, 1 - float(residual.var() / target.var()))
-    return ScoreEffects(
-        {name: tuple(map(float, effect)) for name, effect in effects.items()}, float(target.std()), explained
-    )
+    return ScoreEffects({name: tuple(map(float, effect)) for name, effect in effects.items()}, deviation, explained)
 
 
 def _cell_means(values: npt.NDArray[np.float64], code: npt.NDArray[np.int64], cells: int) -> npt.NDArray[np.float64]:

@@ -23,6 +23,8 @@ _MOST_COUNTS = 200_000
 _LEAST_ROWS = 20
 _LEAST_BLOCKS = 6
 _PARTS = 24
+_WRONG_CLOCKS = 0.001
+"""Share of rows at either end that are left out of the blocks if the others span less than half of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def moments_of(frame: pl.DataFrame, time: str) -> pl.Series:
     import polars as pl
 
     if time not in frame.columns:
-        raise UsageError(f"The reference has no column '{time}'.", help=f"Columns: {', '.join(frame.columns)}")
+        raise UsageError(f"The table has no column '{time}'.", help=f"Columns: {', '.join(frame.columns)}")
     dtype = frame.schema[time]
     if dtype not in (pl.Datetime, pl.Date):
         raise UsageError(f"'{time}' is {dtype}, not a date or a time.", help="Name a column of type Date or Datetime.")
@@ -83,6 +85,10 @@ def choose_grid(frame: pl.DataFrame, time: str, features: int) -> TimeGrid | Non
     low, high = moments.min(), moments.max()
     if not isinstance(low, int) or not isinstance(high, int) or low == high:
         return None
+    # A few rows with a wrong clock do not decide how long the reference is. They are in no block.
+    inner = [int(moments.quantile(share, "nearest") or 0) for share in (_WRONG_CLOCKS, 1 - _WRONG_CLOCKS)]
+    if 0 < 2 * (inner[1] - inner[0]) < high - low:
+        low, high = inner
     first, last = (_EPOCH + timedelta(microseconds=moment) for moment in (low, high))
     dated = len(moments) - moments.null_count()
     for span in (HOUR, DAY):
