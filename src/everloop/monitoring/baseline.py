@@ -12,8 +12,9 @@ import json
 import math
 import zlib
 from base64 import b64decode, b64encode
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from everloop.data.sketches.bins import BINS, CATEGORIES, Bins, choose_bins
@@ -162,6 +163,23 @@ class Baseline:
             "score_effects": self.score_effects.to_json() if self.score_effects else None,
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+    def digest(self) -> str:
+        """Return a digest of the content. It does not compress the blocks as `to_json` does, which takes long."""
+        without = replace(
+            self,
+            features=Reference(self.features.sketches),
+            score=Reference(self.score.sketches) if self.score is not None else None,
+        )
+        found = blake2b(without.to_json(), digest_size=16)
+        for reference in (self.features, self.score):
+            blocks = reference.blocks if reference is not None else None
+            if blocks is not None:
+                found.update(f"{blocks.start.isoformat()} {blocks.span} {blocks.number}".encode())
+                for name in sorted(blocks.counts):
+                    found.update(name.encode())
+                    found.update(blocks.counts[name])
+        return found.hexdigest()
 
     @classmethod
     def from_json(cls, content: bytes) -> Baseline:

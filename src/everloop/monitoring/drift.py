@@ -81,13 +81,15 @@ def check_drift(
             help="Choose another window.",
         )
     check = CheckedSeries(endpoint, version, "drift")
-    earlier = find_checked(store, check, since, until, {"rows": window.rows, "incidents_per_window": rate})
+    digest = known.digest()
+    facts: Mapping[str, Json] = {"rows": window.rows, "incidents_per_window": rate, "baseline": digest}
+    earlier = find_checked(store, check, since, until, facts)
     if earlier:
         return earlier
     counts = counts_of(known, window.features, window.score)
     starts = [since - step * span for step in range(MEMORY, -1, -1)]
     correlations = read_correlations(store, endpoint, version, since, until, known, window.rows)
-    before, pairs = _counts_before(store, check, starts[:-1], span, counts)
+    before, pairs = _counts_before(store, check, starts[:-1], span, counts, digest)
     judge = judge_for(known, span, _typical_rows([*before, counts]), rate)
     stacked = join_windows(starts, span, [*before, counts], [*pairs, correlations])
     judgement = judge.judge(stacked)[-1]
@@ -126,6 +128,7 @@ def check_drift(
             message=_summary(flagged, len(shifts), window.rows),
             evidence={
                 **_overview(shifts, window.rows, rate, known, harm if flagged else None),
+                "baseline": digest,
                 "counts": pack_counts(counts),
                 "correlations": pack_correlations(correlations),
                 "opens": [shift.subject for shift in flagged],
@@ -181,15 +184,23 @@ def compare_sketches(
 
 
 def _counts_before(
-    store: Store, check: CheckedSeries, starts: Sequence[datetime], span: timedelta, counts: Mapping[str, Array]
+    store: Store,
+    check: CheckedSeries,
+    starts: Sequence[datetime],
+    span: timedelta,
+    counts: Mapping[str, Array],
+    baseline: str,
 ) -> tuple[list[Mapping[str, Array] | None], list[Array | None]]:
-    """Return the counts and the correlations of earlier windows, which their summaries hold; None where unknown."""
+    """Return the counts and correlations of earlier windows, which their summaries hold; None where not checked.
+
+    Windows that were checked against another baseline were counted in other cells.
+    """
     summaries = find_summaries(store, check, starts[0], starts[-1] + span)
     cells = {subject: len(found) for subject, found in counts.items()}
     known: dict[datetime, Mapping[str, Array] | None] = {}
     pairs: dict[datetime, Array | None] = {}
     for summary in summaries:
-        packed = summary.evidence.get("counts")
+        packed = summary.evidence.get("counts") if summary.evidence.get("baseline") == baseline else None
         if packed is not None and summary.window_to - summary.window_from == span:
             known[summary.window_from] = unpack_counts(packed, cells)
             pairs[summary.window_from] = unpack_correlations(summary.evidence.get("correlations"))

@@ -10,7 +10,6 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +136,7 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     if not (incidents_per_window > 0 and math.isfinite(incidents_per_window)):
         raise UsageError(f"The budget of incidents must be a number above 0, not {incidents_per_window}.")
     size = typical_size(rows)
-    key = (sha256(baseline.to_json()).hexdigest(), window, size, incidents_per_window)
+    key = (baseline.digest(), window, size, incidents_per_window)
     with _lock:
         found = _judges.get(key)
         if found is not None:
