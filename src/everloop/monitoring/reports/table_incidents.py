@@ -82,7 +82,7 @@ def _spells(verdicts: dict[str, tuple[str, ...]], windows: int) -> list[_Spell]:
 def _drift_incident(report: MonitoringReport, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]]) -> Incident:
     columns = {column.name: column for column in report.columns}
     subjects = sorted((columns[name] for name in spell.names), key=lambda one: -one.psi)
-    meanwhile = add_all(sketches[spell.first : spell.last + 1])
+    meanwhile = {column.name: _meanwhile(column, spell, sketches) for column in report.columns}
     sentences = [change_sentence(one.name, one.reference, meanwhile[one.name]) for one in subjects[:MOST_TOLD]]
     title, others = sentences[0], len(subjects) - 1
     if others:
@@ -92,6 +92,17 @@ def _drift_incident(report: MonitoringReport, spell: _Spell, sketches: Sequence[
     rest = [f"And {more} more {'column' if more == 1 else 'columns'}."] if more > 0 else []
     message = " ".join([harm, *sentences[1:], *rest])
     return _incident(report, spell, "drift", severity, title, message, [one.name for one in subjects])
+
+
+def _meanwhile(column: MonitoredColumn, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]]) -> Sketch:
+    """Return the distribution of a column in the windows of a spell in which it deviated most.
+
+    A window is judged together with those before it, so a spell goes on after the column has come back.
+    """
+    during = range(spell.first, spell.last + 1)
+    highest = max(column.psi_by_window[index] for index in during)
+    chosen = [index for index in during if column.psi_by_window[index] >= highest / 2] or during
+    return add_all([{column.name: sketches[index][column.name]} for index in chosen])[column.name]
 
 
 def _harm(
