@@ -11,7 +11,7 @@ import pytest
 from everloop.data.sketches.column_sketches import sketch_frame
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
 from everloop.monitoring import Baseline, build_baseline, find_baseline, keep_baseline, load_baseline
-from everloop.monitoring.baseline import cut_by_time, spread_beyond_chance
+from everloop.monitoring.baseline import cut_by_time
 from everloop.records import Artifact
 from everloop.training.intervals import delong
 
@@ -136,15 +136,6 @@ def test_the_variation_of_a_metric_between_blocks_is_measured(airport: Airport) 
         values.append(metric.between_block_std)
     assert values[0] < 0.02
     assert values[1] > 0.05
-
-
-def test_spread_beyond_chance_recovers_a_known_spread() -> None:
-    generator = np.random.default_rng(0)
-    truths = generator.normal(0.7, 0.05, 400)
-    pieces = [(float(value), 0.03) for value in truths + generator.normal(0, 0.03, 400)]
-    assert spread_beyond_chance(pieces) == pytest.approx(0.05, rel=0.15)
-    assert spread_beyond_chance([(0.7, 0.03)] * 20) == 0
-    assert spread_beyond_chance(pieces[:5]) == 0
 
 
 def test_invalid_references_are_errors(airport: Airport) -> None:

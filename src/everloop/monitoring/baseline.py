@@ -23,6 +23,7 @@ from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
 from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
+from everloop.monitoring.measures.block_spread import spread_beyond_chance
 from everloop.monitoring.score_effects import ScoreEffects, fit_score_effects
 from everloop.records import Artifact, Json, ModelVersion
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import polars as pl
 
+    from everloop.monitoring.performance.label_expectations import LabelExpectations
     from everloop.stores import Store
 
 FORMAT = 2
@@ -43,7 +45,6 @@ _ARTIFACT = "baseline"
 _STEPS = 8000
 _UNKNOWN_STEP = -(2**15)
 _METRIC_BLOCKS = 12
-_LEAST_BLOCKS = 6
 _LEAST_BLOCK_ROWS = 30
 
 
@@ -145,10 +146,18 @@ class Baseline:
     """How features move together; None if fewer than two are monitored."""
     score_effects: ScoreEffects | None = None
     """How the score depends on each feature; None if the scored rows came without their inputs."""
+    packed_expectations: str | None = None
+    """What labels are expected to show, packed; None if the scored rows came without labels."""
 
     @property
     def bins(self) -> dict[str, Bins]:
         return {name: sketch.bins for name, sketch in self.features.sketches.items()}
+
+    def expectations(self) -> LabelExpectations | None:
+        """Return what labels are expected to show; None if it is not known."""
+        from everloop.monitoring.performance.label_expectations import unpack_expectations
+
+        return unpack_expectations(self.packed_expectations) if self.packed_expectations is not None else None
 
     def to_json(self) -> bytes:
         """Return deterministic UTF-8 JSON. `from_json` restores an equal baseline."""
@@ -161,6 +170,7 @@ class Baseline:
             "skipped": self.skipped,
             "pairs": _pairs_to_json(self.pairs) if self.pairs else None,
             "score_effects": self.score_effects.to_json() if self.score_effects else None,
+            "expectations": self.packed_expectations,
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -204,6 +214,7 @@ class Baseline:
                 skipped=data["skipped"],
                 pairs=_pairs_from_json(data["pairs"]) if data.get("pairs") else None,
                 score_effects=ScoreEffects.from_json(data["score_effects"]) if data.get("score_effects") else None,
+                packed_expectations=data.get("expectations"),
             )
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise CorruptionError(f"The content is not a baseline: {error!r}.") from error
@@ -231,8 +242,9 @@ def build_baseline(
             as `actual` (0/1, class index or number). Metrics of several classes take the class probabilities from a
             list column `scores`. If it has the column `time`, it is divided into blocks as well.
         scored_inputs: the features of the rows of `scored`, in the same order. With them, a later report can say which
-            inputs moved the score.
-        metric: a metric to measure on `scored`, by its name in `everloop.training.METRICS`.
+            inputs moved the score, and the metric of a regression can be estimated before labels arrive.
+        metric: a metric to measure on `scored`, by its name in `everloop.training.METRICS`. What is needed to estimate
+            it in windows without labels is learned as well.
         bins: how many quantile bins a numeric feature has.
         categories: how many categories get their own cell.
 
@@ -249,6 +261,7 @@ def build_baseline(
     score: Reference | None = None
     measured: ReferenceMetric | None = None
     effects: ScoreEffects | None = None
+    expected: str | None = None
     if scored is not None:
         if "score" not in scored.columns:
             raise UsageError("Scored rows need a column 'score'.", help=f"Columns: {', '.join(scored.columns)}")
@@ -263,6 +276,7 @@ def build_baseline(
             skipped[PREDICTION] = reason["score"]
         if metric is not None:
             measured = _measure(scored, metric, score_time)
+            expected = _pack_expectations(scored, scored_inputs, metric, score_time)
     elif metric is not None:
         raise UsageError(f"The reference value of '{metric}' needs scored rows.", help="Pass them as `scored`.")
     features_found = _sketch_reference(reference, cells, time, grid)
@@ -274,6 +288,7 @@ def build_baseline(
         metric=measured,
         skipped=skipped,
         score_effects=effects,
+        packed_expectations=expected,
     )
 
 
@@ -422,6 +437,18 @@ def judged_array(frame: pl.DataFrame, metric: str) -> npt.NDArray[np.float64]:
     return scores_for(metric, score_array(frame), frame["predicted"].to_numpy() if known else None)
 
 
+def _pack_expectations(
+    scored: pl.DataFrame, inputs: pl.DataFrame | None, metric: str, time: str | None
+) -> str | None:
+    from everloop.monitoring.performance.label_expectations import learn_expectations
+
+    place = "place of the row"
+    known = answered(scored.with_row_index(place))
+    features = inputs[known[place]] if inputs is not None else None
+    learned = learn_expectations(known, metric, inputs=features, time=time)
+    return learned.pack() if learned is not None else None
+
+
 def _measure(scored: pl.DataFrame, metric: str, time: str | None) -> ReferenceMetric:
     from everloop.training.intervals import interval
 
@@ -455,21 +482,6 @@ def _measure(scored: pl.DataFrame, metric: str, time: str | None) -> ReferenceMe
         rows=known.height,
         between_block_std=spread_beyond_chance(pieces),
     )
-
-
-def spread_beyond_chance(pieces: Sequence[tuple[float, float]]) -> float:
-    """Return the standard deviation of the true values behind (estimate, standard error) pairs; 0 for fewer than six.
-
-    Source: R. DerSimonian, N. Laird, Meta-analysis in clinical trials (1986): moments of Cochran's Q.
-    """
-    if len(pieces) < _LEAST_BLOCKS:
-        return 0.0
-    weights = [1 / (error * error) for _, error in pieces]
-    total = sum(weights)
-    centre = sum(weight * value for weight, (value, _) in zip(weights, pieces, strict=True)) / total
-    q = sum(weight * (value - centre) ** 2 for weight, (value, _) in zip(weights, pieces, strict=True))
-    excess = q - (len(pieces) - 1)
-    return math.sqrt(max(0.0, excess / (total - sum(weight * weight for weight in weights) / total)))
 
 
 def _reference_to_json(reference: Reference) -> dict[str, Json]:

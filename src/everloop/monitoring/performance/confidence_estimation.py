@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from everloop.errors import CorruptionError, DataError, EmptySampleError, UsageError
-from everloop.monitoring.baseline import spread_beyond_chance
+from everloop.monitoring.measures.block_spread import spread_beyond_chance
 from everloop.monitoring.performance.class_calibration import ClassCalibration
 from everloop.monitoring.performance.custom_metrics import metrics_named
 from everloop.monitoring.performance.performance_estimates import (

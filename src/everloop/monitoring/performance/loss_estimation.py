@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from everloop.errors import CorruptionError, DataError, EmptySampleError, UsageError
-from everloop.monitoring.baseline import spread_beyond_chance
+from everloop.monitoring.measures.block_spread import spread_beyond_chance
 from everloop.monitoring.performance.boosted_trees import BoostedTrees, fit_trees
 from everloop.monitoring.performance.input_codes import InputCodes
 from everloop.monitoring.performance.performance_estimates import (
