@@ -96,6 +96,7 @@ class Airport:
                 pl.lit(role).alias("role"),
                 pl.col("id").alias("entity"),
                 "score",
+                pl.lit(0.01).alias("seconds"),
                 *(pl.col(name).alias(f"input_{name}") for name in self.features),
             ),
         )

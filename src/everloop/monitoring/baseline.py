@@ -437,9 +437,7 @@ def judged_array(frame: pl.DataFrame, metric: str) -> npt.NDArray[np.float64]:
     return scores_for(metric, score_array(frame), frame["predicted"].to_numpy() if known else None)
 
 
-def _pack_expectations(
-    scored: pl.DataFrame, inputs: pl.DataFrame | None, metric: str, time: str | None
-) -> str | None:
+def _pack_expectations(scored: pl.DataFrame, inputs: pl.DataFrame | None, metric: str, time: str | None) -> str | None:
     from everloop.monitoring.performance.label_expectations import learn_expectations
 
     place = "place of the row"

@@ -10,8 +10,14 @@ from everloop.errors import EmptySampleError
 from everloop.monitoring.baseline import Baseline, load_baseline
 from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_for
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_summaries, new_finding
-from everloop.monitoring.incidents.drift_harm import DriftHarm, measure_harm
-from everloop.monitoring.logged_windows import read_correlations, read_sketches, sketch_window
+from everloop.monitoring.incidents.drift_harm import DriftHarm, ExpectedMetric, measure_harm
+from everloop.monitoring.logged_windows import (
+    LoggedWindow,
+    read_correlations,
+    read_sample,
+    read_sketches,
+    sketch_window,
+)
 from everloop.monitoring.pair_shift import PairShift, measure_pairs
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
 from everloop.monitoring.window_counts import (
@@ -96,14 +102,19 @@ def check_drift(
     columns = measure_shifts(known, judgement, window.features, window.score)
     shifts: list[SubjectShift | PairShift] = [*columns, *measure_pairs(known, judgement, correlations)]
     flagged = [shift for shift in shifts if shift.verdict != "quiet"]
-    harm = measure_harm(known, flagged, window.features, window.score)
+    harm = None
+    if flagged:
+        expected = _expected(store, check, since, until, known, window)
+        harm = measure_harm(known, flagged, window.features, window.score, expected)
     found = [
         new_finding(
             store,
             endpoint=endpoint,
             version=version,
             kind="drift",
-            severity="alarm" if harm.severity == "alarm" and shift.verdict == "alarm" else "warning",
+            severity="alarm"
+            if harm is not None and harm.severity == "alarm" and shift.verdict == "alarm"
+            else "warning",
             subject=shift.subject,
             window_from=since,
             window_to=until,
@@ -127,7 +138,7 @@ def check_drift(
             threshold=1.0,
             message=_summary(flagged, len(shifts), window.rows),
             evidence={
-                **_overview(shifts, window.rows, rate, known, harm if flagged else None),
+                **_overview(shifts, window.rows, rate, known, harm),
                 "baseline": digest,
                 "counts": pack_counts(counts),
                 "correlations": pack_correlations(correlations),
@@ -181,6 +192,22 @@ def compare_sketches(
         since, judge = datetime(1970, 1, 1, tzinfo=UTC), replace(judge, model=replace(judge.model, seasons=[]))
     stacked = join_windows([since], span, [counts])
     return measure_shifts(baseline, judge.judge(stacked)[-1], features, score)
+
+
+def _expected(
+    store: Store, check: CheckedSeries, since: datetime, until: datetime, baseline: Baseline, window: LoggedWindow
+) -> ExpectedMetric | None:
+    """Return what the metric is expected to be in the window."""
+    if baseline.packed_expectations is None or check.version is None:
+        return None
+    from everloop.monitoring.incidents.expected_metric import SAMPLE_ROWS, expect_metric
+
+    version = check.version
+
+    def sample() -> pl.DataFrame | None:
+        return read_sample(store, check.endpoint, version, since, until, rows=window.rows, most=SAMPLE_ROWS)
+
+    return expect_metric(baseline, window.score, sample)
 
 
 def _counts_before(

@@ -199,21 +199,48 @@ def read_inputs_and_score(
         EmptySampleError: there are no such predictions.
         NotFoundError: the endpoint does not exist.
     """
+    rows = read_window(store, endpoint, since, until, version=version, where=where)
+    inputs = _inputs_of(store, version, rows)
+    wanted = {f"{INPUT}{name}" for name in features}
+    return inputs.select(name for name in inputs.columns if name in wanted).with_columns(rows["score"])
+
+
+def read_sample(
+    store: Store, endpoint: str, version: str, since: datetime, until: datetime, *, rows: int, most: int
+) -> pl.DataFrame | None:
+    """Return a sample of a version's predictions with `input_<name>`, `score` and `scores`; None if there are none.
+
+    Args:
+        rows: how many predictions there are.
+        most: about how many to return at most. Which ones follows from their ids.
+    """
+    import polars as pl
+
+    from everloop.prediction_log.log_reading import read_predictions
+
+    step = max(1, -(-rows // most))
+    found = read_predictions(store.as_of(store.now()), endpoint, since, until, version)
+    found = found if step == 1 else found.filter(pl.col("id").hash(seed=0) % step == 0)
+    sample = found.collect(engine="streaming")
+    if sample.height == 0:
+        return None
+    scores = [sample[name] for name in ("score", "scores") if name in sample.columns]
+    return _inputs_of(store, version, sample).with_columns(scores)
+
+
+def _inputs_of(store: Store, version: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the logged inputs as `input_<name>`."""
     import polars as pl
 
     from everloop.packages.signature import Signature
     from everloop.prediction_log.log_reading import read_inputs
 
-    rows = read_window(store, endpoint, since, until, version=version, where=where)
     registered = store.records.find(ModelVersion, ("key", "=", version), limit=1)
     if registered and registered[0].signature:
         # An input whose type differs between versions has one column per type. The signature selects the right one.
         signature = Signature.from_json(registered[0].signature)
-        inputs = read_inputs(rows, signature).rename(lambda name: f"{INPUT}{name}")
-    else:
-        inputs = rows.select(pl.col(f"^{INPUT}.*$"))
-    wanted = {f"{INPUT}{name}" for name in features}
-    return pl.DataFrame([*(inputs[name] for name in inputs.columns if name in wanted), rows["score"]])
+        return read_inputs(rows, signature).rename(lambda name: f"{INPUT}{name}")
+    return rows.select(pl.col(f"^{INPUT}.*$"))
 
 
 def read_labels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
 from everloop.monitoring.drift_judge import MEMORY, WindowJudgement, incidents_per_window, judge_for, typical_size
 from everloop.monitoring.incidents.drift_harm import measure_harm, weight_of
+from everloop.monitoring.incidents.expected_metric import SAMPLE_ROWS, expect_metric
 from everloop.monitoring.incidents.incident_rules import WindowNews, advance
+from everloop.monitoring.logged_windows import INPUT
 from everloop.monitoring.pair_shift import PairShift, measure_pairs
+from everloop.monitoring.reports.labelled_tables import label_tables
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
 from everloop.monitoring.window_counts import WindowCounts, count_frame
 from everloop.records import Incident
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST_WINDOWS = 100_000
+_ESTIMATED = ("roc_auc", "rmse")
+"""Metrics of predictions that are scores. Predicted classes have no distribution from which to estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ def watch_table(
     every: str | timedelta = "1d",
     incidents_per_month: float = 1.0,
     prediction: str | None = None,
+    target: str | None = None,
 ) -> StreamReport:
     """Watch a table against a reference, window by window.
 
@@ -73,27 +80,35 @@ def watch_table(
         current: the rows to watch, with the column `time`.
         every: length of a window.
         incidents_per_month: how many incidents a month may open if nothing changes.
-        prediction: column with the score of a model.
+        prediction: column with the score of a model: a number, or the probability of the greater of two classes.
+        target: column of the reference with the labels. With it, incidents say what the metric is expected to be:
+            roc_auc for probabilities of two classes, rmse for numbers. The current table needs no labels.
 
     Raises:
         EmptySampleError: a table has no rows, or the current table no time.
-        UsageError: `time` is not a column of dates or times, `prediction` is not a column, the windows have no length
-            or there are more than 100,000 of them, or the budget is not above 0.
+        UsageError: `time` is not a column of dates or times, `prediction` is not a column, target and prediction do not
+            fit each other, the windows have no length or there are more than 100,000 of them, or the budget is not
+            above 0.
     """
     for name, table in (("reference", reference), ("current table", current)):
         if prediction is not None and prediction not in table.columns:
             raise UsageError(f"The {name} has no column '{prediction}'.", help=f"Columns: {', '.join(table.columns)}")
     known = time if time in reference.columns else None
-    scored = None
+    scored, metric = None, None
     if prediction is not None:
         scored = reference.select([prediction, *([known] if known else [])]).rename({prediction: "score"})
-    features = [name for name in reference.columns if name not in (time, prediction)]
+        if target is not None:
+            labelled = label_tables(reference, reference.clear(), target, prediction, "the reference")
+            if labelled.metric in _ESTIMATED:
+                scored, metric = scored.with_columns(labelled.reference["actual"]), labelled.metric
+    features = [name for name in reference.columns if name not in (time, prediction, target)]
     baseline = build_baseline(
         reference,
         features,
         time=known,
         scored=scored,
         scored_inputs=reference.select(features) if scored is not None else None,
+        metric=metric,
     )
     return watch_stream(
         baseline, current, time=time, every=every, incidents_per_month=incidents_per_month, score=prediction
@@ -138,16 +153,30 @@ def watch_stream(
         cells = {PREDICTION: baseline.score.sketches[PREDICTION].bins}
         return features, sketch_frame(rows, cells, columns={PREDICTION: score})[PREDICTION]
 
-    return watch_windows(baseline, windows, incidents_per_month, sketches)
+    def sample(index: int) -> pl.DataFrame | None:
+        if score is None or score not in current.columns:
+            return None
+        places = order[borders[index] : borders[index + 1]]
+        rows = current[places[:: max(1, -(-len(places) // SAMPLE_ROWS))]]
+        # The prefix keeps a feature called `score` apart from the score.
+        features = [rows[name].alias(f"{INPUT}{name}") for name in baseline.bins if name in rows.columns]
+        return rows.select(rows[score].alias("score"), *features)
+
+    return watch_windows(baseline, windows, incidents_per_month, sketches, sample)
 
 
 def watch_windows(
-    baseline: Baseline, windows: WindowCounts, incidents_per_month: float, sketches: Callable[[int], WindowSketches]
+    baseline: Baseline,
+    windows: WindowCounts,
+    incidents_per_month: float,
+    sketches: Callable[[int], WindowSketches],
+    sample: Callable[[int], pl.DataFrame | None] = lambda index: None,
 ) -> StreamReport:
     """Judge windows in a row, and open and resolve incidents as they come.
 
     Args:
         sketches: returns the sketches of a window that has rows, by its index.
+        sample: returns rows of such a window with `score` and the inputs, if the metric can be estimated from them.
     """
     judgements = judge_windows(baseline, windows, incidents_per_month)
     incidents: list[Incident] = []
@@ -158,7 +187,8 @@ def watch_windows(
             continue
         until = windows.starts[index] + windows.span
         pairs = windows.correlations[index] if windows.correlations is not None else None
-        news = _news(baseline, judgement, windows.starts[index], until, sketches(index), pairs)
+        rows = partial(sample, index)
+        news = _news(baseline, judgement, windows.starts[index], until, sketches(index), pairs, rows)
         for step in advance(ongoing, news, until, lambda until=until, **fields: _new(until, fields)):
             at = known.setdefault(step.incident.id, len(incidents))
             incidents[at : at + 1] = [step.incident]
@@ -185,12 +215,14 @@ def _news(
     until: datetime,
     sketches: WindowSketches,
     correlations: Array | None,
+    sample: Callable[[], pl.DataFrame | None],
 ) -> WindowNews:
     features, score = sketches
     columns = measure_shifts(baseline, judgement, features, score)
     shifts: list[SubjectShift | PairShift] = [*columns, *measure_pairs(baseline, judgement, correlations)]
     flagged = [shift for shift in shifts if shift.verdict != "quiet"]
-    harm = measure_harm(baseline, flagged, features, score)
+    expected = expect_metric(baseline, score, sample) if flagged else None
+    harm = measure_harm(baseline, flagged, features, score, expected)
     return WindowNews(
         kind="drift",
         since=since,

@@ -304,3 +304,16 @@ def test_too_many_windows_are_refused():
     nothing = now.with_columns(at=pl.lit(None, dtype=pl.Datetime("us", "UTC")))
     with pytest.raises(EmptySampleError, match="No row of the current table has a time in 'at'"):
         monitor_tables(table(60, 1, days=9), nothing, time="at")
+
+
+def test_without_labels_an_incident_says_what_the_metric_is_expected_to_be() -> None:
+    generator = np.random.default_rng(5)
+
+    def table(rows: int, shift: float) -> pl.DataFrame:
+        x = generator.normal(size=rows) + shift
+        price = 50 + 5 * x + 3 * np.exp(0.3 * x) * generator.normal(size=rows)
+        return pl.DataFrame({"x": x, "p": 50 + 5 * x, "price": price})
+
+    report = monitor_tables(table(2000, 0.0), table(1000, 1.0).drop("price"), target="price", prediction="p")
+    assert [one.severity for one in report.incidents] == ["alarm"]
+    assert "rmse is expected to be" in report.incidents[0].message

@@ -6,7 +6,7 @@ fallen, and a notice otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,25 +22,80 @@ MATERIAL_MOVEMENT = 0.1
 """Scores have moved if their mean has moved by a tenth of their standard deviation."""
 MATERIAL_PSI = 0.1
 """Without scores, an input that has moved that far is loud."""
+_MATERIAL_LOSS = 0.01
+_MATERIAL_SHARE = 0.02
+_MATERIAL_INCREASE = 0.05
+_UNLIMITED = ("log_loss", "rmse", "mae", "mape", "median_ae")
 _LEAST_PART = 0.1
 _MOST_INPUTS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedMetric:
-    """A metric before, and what it is expected to be in the window, with a 95 % interval."""
+    """A metric before, and what it is expected to be in the window, with a 95 % interval.
+
+    Attributes:
+        loss: by how much it is expected to be worse than before, in its own unit.
+        certain_loss: lower end of the 95 % interval of the loss.
+        rows: rows of the window that the estimate is based on.
+        doubt: why the estimate is not trusted, as a sentence; empty if it is.
+    """
 
     name: str
     before: float
     now: float
     low: float
     high: float
+    loss: float
+    certain_loss: float
+    rows: int
     greater_is_better: bool = True
+    doubt: str = ""
+
+    @property
+    def material_loss(self) -> float:
+        """The smallest loss that matters.
+
+        For a metric between 0 and 1 it is 0.01, or 2 % of the distance from its value before to its worst value if that
+        is more. For an error without an upper limit, such as log_loss or rmse, it is 5 % of its value before.
+        """
+        if self.name in _UNLIMITED:
+            return _MATERIAL_INCREASE * abs(self.before)
+        worst = 0.0 if self.greater_is_better else 1.0
+        return max(_MATERIAL_LOSS, _MATERIAL_SHARE * abs(self.before - worst))
 
     @property
     def fallen(self) -> bool:
-        """Whether the whole interval is worse than before."""
-        return self.high < self.before if self.greater_is_better else self.low > self.before
+        """Whether the metric is certain to be worse than before, and expected to be worse by an amount that matters."""
+        return not self.doubt and self.certain_loss > 0 and self.loss >= self.material_loss
+
+    def shifted(self, by: float) -> ExpectedMetric:
+        """Return the same loss from another value before."""
+        moved = {name: getattr(self, name) + by for name in ("before", "now", "low", "high")}
+        return replace(self, **moved)
+
+    def sentences(self) -> list[str]:
+        """Return the expectation in words."""
+        now, low, high = (self._possible(value) for value in (self.now, self.low, self.high))
+        text = f"{self.name} is expected to be {now:.3g} ({low:.3g} to {high:.3g})"
+        return [f"{text}; in the reference it was {self.before:.3g}.", *([self.doubt] if self.doubt else [])]
+
+    def _possible(self, value: float) -> float:
+        value = value if self.name == "r2" else max(0.0, value)
+        return value if self.name in _UNLIMITED else min(1.0, value)
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "metric": self.name,
+            "before": self.before,
+            "now": self.now,
+            "low": self.low,
+            "high": self.high,
+            "loss": self.loss,
+            "certain_loss": self.certain_loss,
+            "rows": self.rows,
+            "doubt": self.doubt,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +120,11 @@ class DriftHarm:
 
     @property
     def severity(self) -> IncidentSeverity:
+        """How loud an incident is.
+
+        It is an alarm if the metric is expected to have fallen (see `ExpectedMetric.fallen`) or the mean score has
+        moved by a tenth of the scores' standard deviation; without scores, if an input has moved far.
+        """
         if self.expected is not None and self.expected.fallen:
             return "alarm"
         if self.score is not None:
@@ -86,9 +146,7 @@ class DriftHarm:
         else:
             found.append("Without predictions it is not known whether a model suffers.")
         if self.expected is not None:
-            metric = self.expected
-            text = f"{metric.name} is expected to be {metric.now:.3f} ({metric.low:.3f} to {metric.high:.3f})"
-            found.append(f"{text}; in the reference it was {metric.before:.3f}.")
+            found += self.expected.sentences()
         return found
 
     def to_json(self) -> dict[str, Json]:
@@ -102,14 +160,7 @@ class DriftHarm:
             "text": " ".join(self.sentences()),
         }
         if self.expected is not None:
-            metric = self.expected
-            data["expected"] = {
-                "metric": metric.name,
-                "before": metric.before,
-                "now": metric.now,
-                "low": metric.low,
-                "high": metric.high,
-            }
+            data["expected"] = self.expected.to_json()
         return data
 
     def _because(self) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, EmptySampleError
 from everloop.monitoring.performance.confidence_estimation import ConfidenceEstimator
-from everloop.monitoring.performance.label_expectations import Estimator
 from everloop.monitoring.performance.labelled_predictions import read_performance_rows
 from everloop.monitoring.performance.metrics_over_time import cut_into_periods
 from everloop.monitoring.performance.score_columns import plain_inputs, scores_of
@@ -18,8 +17,10 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.monitoring.performance.label_expectations import Estimator
     from everloop.monitoring.performance.performance_estimates import EstimateCheck, PerformanceEstimate
     from everloop.stores import Store
+
 
 def estimates_over_time(
     store: Store,

@@ -1,8 +1,8 @@
 """Make incidents of the verdicts on a table's windows: opened once, joined by all that belongs to them, then resolved.
 
 Harm decides how loud a drift incident is. If performance was measured, drift is an alarm only if performance has fallen
-as well. If only predictions are known, it is an alarm only if they have moved. If neither is known, it is an alarm if a
-column has moved by more than a small amount.
+as well. If only predictions are known, it is an alarm only if they have moved, or if performance is expected to have
+fallen. If neither is known, it is an alarm if a column has moved by more than a small amount.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from everloop.records import Incident, IncidentChange, IncidentSeverity
 from everloop.stores.clock import SystemClock, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from everloop.data.sketches.column_sketches import Sketch
+    from everloop.monitoring.incidents.drift_harm import ExpectedMetric
     from everloop.monitoring.reports.monitoring_report import MetricSeries, MonitoredColumn, MonitoringReport
     from everloop.records import FindingKind
+
+    Expect = Callable[[int, int], ExpectedMetric | None]
 
 QUIET_WINDOWS = 3
 """An incident is over after this many windows in a row in which none of its subjects was flagged."""
@@ -39,16 +42,19 @@ class _Spell:
     over: bool = False
 
 
-def find_incidents(report: MonitoringReport, sketches: Sequence[Mapping[str, Sketch]]) -> MonitoringReport:
+def find_incidents(
+    report: MonitoringReport, sketches: Sequence[Mapping[str, Sketch]], expect: Expect = lambda first, last: None
+) -> MonitoringReport:
     """Return the report with its incidents.
 
     Args:
         sketches: the distributions of each window, by column.
+        expect: returns what the metric is expected to be in the windows from the first to the last of an incident.
     """
     count = len(report.windows)
     moved = [column for column in report.columns if column.role != "target" or column.verdict == "alarm"]
     drift = _spells({column.name: column.verdicts for column in moved}, count)
-    incidents = [_drift_incident(report, spell, sketches) for spell in drift]
+    incidents = [_drift_incident(report, spell, sketches, expect) for spell in drift]
     if report.performance is not None:
         for spell in _spells({report.performance.metric: report.performance.verdicts}, count):
             incidents.append(_performance_incident(report, report.performance, spell, drift))
@@ -79,7 +85,9 @@ def _spells(verdicts: dict[str, tuple[str, ...]], windows: int) -> list[_Spell]:
     return found
 
 
-def _drift_incident(report: MonitoringReport, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]]) -> Incident:
+def _drift_incident(
+    report: MonitoringReport, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]], expect: Expect
+) -> Incident:
     columns = {column.name: column for column in report.columns}
     subjects = sorted((columns[name] for name in spell.names), key=lambda one: -one.psi)
     meanwhile = {column.name: _meanwhile(column, spell, sketches) for column in report.columns}
@@ -88,6 +96,9 @@ def _drift_incident(report: MonitoringReport, spell: _Spell, sketches: Sequence[
     if others:
         title += f" {others} more {'column has' if others == 1 else 'columns have'} changed as well."
     severity, harm = _harm(report, spell, subjects, meanwhile)
+    if not _is_judged(report, spell) and (expected := expect(spell.first, spell.last)) is not None:
+        severity = "alarm" if expected.fallen else severity
+        harm = " ".join([harm, *expected.sentences()])
     more = len(subjects) - MOST_TOLD
     rest = [f"And {more} more {'column' if more == 1 else 'columns'}."] if more > 0 else []
     message = " ".join([harm, *sentences[1:], *rest])
@@ -105,13 +116,19 @@ def _meanwhile(column: MonitoredColumn, spell: _Spell, sketches: Sequence[Mappin
     return add_all([{column.name: sketches[index][column.name]} for index in chosen])[column.name]
 
 
+def _is_judged(report: MonitoringReport, spell: _Spell) -> bool:
+    """Whether labels show the performance in the windows of an incident."""
+    during = slice(spell.first, spell.last + 1)
+    return report.performance is not None and any(one.value is not None for one in report.performance.points[during])
+
+
 def _harm(
     report: MonitoringReport, spell: _Spell, subjects: list[MonitoredColumn], meanwhile: Mapping[str, Sketch]
 ) -> tuple[IncidentSeverity, str]:
     """Return how loud a drift incident is, and why."""
     if report.performance is not None:
         during = slice(spell.first, spell.last + 1)
-        judged = any(point.value is not None for point in report.performance.points[during])
+        judged = _is_judged(report, spell)
         if judged and "alarm" in report.performance.verdicts[during]:
             return "alarm", f"Meanwhile {report.performance.metric} became worse than in the reference."
         if judged:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from everloop.monitoring.alarm_budget import AlarmBudget, Verdict
     from everloop.monitoring.baseline import Baseline
     from everloop.monitoring.drift_judge import WindowJudgement
+    from everloop.monitoring.incidents.drift_harm import ExpectedMetric
     from everloop.monitoring.reports.labelled_tables import LabelledTables
     from everloop.monitoring.subject_shift import SubjectShift
     from everloop.monitoring.window_counts import Array
@@ -105,6 +107,7 @@ def monitor_tables(
         remarks += labelled.remarks
     windows, parts = _cut(now, time, span)
     baseline, keys = _baseline(before, roles, time, labelled, remarks)
+    inputs = {name: key for name, key in _keys(roles).items() if roles[name] == "input"}
     # Half of the budget is for drift and half for performance, if both are watched.
     share = incidents_per_month / (1 if labelled is None else 2)
     length = span if time is not None else ONE_COMPARISON
@@ -131,7 +134,8 @@ def monitor_tables(
         },
         remarks=tuple(remarks),
     )
-    return find_incidents(report, [{name: window[key] for name, key in keys.items()} for window in sketches])
+    expect = partial(_expect, baseline, labelled, now, prediction, parts, inputs)
+    return find_incidents(report, [{name: window[key] for name, key in keys.items()} for window in sketches], expect)
 
 
 def table_name(source: Any, otherwise: str) -> str:
@@ -263,7 +267,9 @@ def _baseline(
     moment = "time" if clock is not None else None
     metric = labelled.metric if labelled is not None else None
     try:
-        baseline = build_baseline(frame, features, time=moment, scored=scored, metric=metric)
+        inputs = frame.select(key for name, key in keys.items() if roles[name] == "input" and key in frame.columns)
+        known = inputs if scored is not None and inputs.width else None
+        baseline = build_baseline(frame, features, time=moment, scored=scored, scored_inputs=known, metric=metric)
     except (UsageError, EmptySampleError) as error:
         if labelled is None:
             raise
@@ -275,6 +281,32 @@ def _baseline(
             help="Numbers, texts and booleans are monitored; dates, lists and columns without values are not.",
         )
     return baseline, {name: key for name, key in keys.items() if key in baseline.features.sketches}
+
+
+def _expect(
+    baseline: Baseline,
+    labelled: LabelledTables | None,
+    now: pl.DataFrame,
+    prediction: str | None,
+    parts: Sequence[pl.Series | None],
+    inputs: Mapping[str, str],
+    first: int,
+    last: int,
+) -> ExpectedMetric | None:
+    """Return what the metric is expected to be in the windows from `first` to `last`, without their labels."""
+    import polars as pl
+
+    from everloop.monitoring.incidents.expected_metric import SAMPLE_ROWS, expect_metric
+    from everloop.monitoring.logged_windows import INPUT
+
+    if labelled is None or prediction is None or labelled.metric == "accuracy":
+        return None
+    chosen = [rows for rows in parts[first : last + 1] if rows is not None]
+    frame = now[pl.concat(chosen)] if chosen else now
+    sample = frame.gather_every(max(1, -(-frame.height // SAMPLE_ROWS)))
+    columns = [sample[name].alias(f"{INPUT}{key}") for name, key in inputs.items() if name in sample.columns]
+    score = sample[prediction].cast(pl.Float64, strict=False).alias("score")
+    return expect_metric(baseline, None, lambda: pl.DataFrame([score, *columns]))
 
 
 def _compare(
