@@ -113,12 +113,20 @@ def unmute(incident: IncidentRef, reason: Because = "", home: Home = None, json:
 
 @app.command()
 def accept(incident: IncidentRef, reason: Because = "", home: Home = None, json: AsJson = False) -> None:
-    """Accept what has changed as the new normal. This closes the incident."""
+    """Accept what has changed as the new normal. This closes the incident.
+
+    Later windows are compared with what the incident's windows looked like. To undo that, build the version's baseline
+    again: everloop monitor baseline MODEL@VERSION FILE
+    """
     from everloop.monitoring.incidents.incident_actions import accept as accept_incident
+    from everloop.records import Artifact
 
     with opened(home) as store:
         changed = accept_incident(store, incident, reason)
-    emit(changed, json, lambda: say(f"Accepted as the new normal: {changed.title}"))
+        kept = store.records.find(Artifact, ("name", "=", "baseline"), ("meta.accepted.incident", "=", changed.id))
+    versions = ", ".join(str(one.meta["version"]) for one in kept)
+    more = f" Later windows of {versions} are compared with it." if versions else ""
+    emit(changed, json, lambda: say(f"Accepted as the new normal: {changed.title}{more}"))
 
 
 @app.command()

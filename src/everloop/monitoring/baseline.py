@@ -23,6 +23,7 @@ from everloop.data.sketches.column_sketches import Sketch, sketch_frame
 from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
 from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
+from everloop.monitoring.accepted_subjects import AcceptedSubject
 from everloop.monitoring.measures.block_spread import spread_beyond_chance
 from everloop.monitoring.score_effects import ScoreEffects, fit_score_effects
 from everloop.records import Artifact, Json, ModelVersion
@@ -148,6 +149,8 @@ class Baseline:
     """How the score depends on each feature; None if the scored rows came without their inputs."""
     packed_expectations: str | None = None
     """What labels are expected to show, packed; None if the scored rows came without labels."""
+    accepted: dict[str, AcceptedSubject] = field(default_factory=dict)
+    """Subjects, as findings name them, that are compared with what has been accepted instead of the reference."""
 
     @property
     def bins(self) -> dict[str, Bins]:
@@ -171,6 +174,7 @@ class Baseline:
             "pairs": _pairs_to_json(self.pairs) if self.pairs else None,
             "score_effects": self.score_effects.to_json() if self.score_effects else None,
             "expectations": self.packed_expectations,
+            "accepted": {subject: one.to_json() for subject, one in self.accepted.items()},
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -206,15 +210,18 @@ class Baseline:
                     f"This baseline has format {data['format']}, but this version of everloop reads up to {FORMAT}.",
                     help="Upgrade with: pip install --upgrade everloop",
                 )
+            features = _reference_from_json(data["features"])
+            score = _reference_from_json(data["score"]) if data["score"] else None
             return cls(
                 rows=data["rows"],
-                features=_reference_from_json(data["features"]),
-                score=_reference_from_json(data["score"]) if data["score"] else None,
+                features=features,
+                score=score,
                 metric=ReferenceMetric.from_json(data["metric"]) if data["metric"] else None,
                 skipped=data["skipped"],
                 pairs=_pairs_from_json(data["pairs"]) if data.get("pairs") else None,
                 score_effects=ScoreEffects.from_json(data["score_effects"]) if data.get("score_effects") else None,
                 packed_expectations=data.get("expectations"),
+                accepted=_accepted_from_json(data.get("accepted", {}), features, score),
             )
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise CorruptionError(f"The content is not a baseline: {error!r}.") from error
@@ -292,11 +299,14 @@ def build_baseline(
     )
 
 
-def keep_baseline(store: Store, version: str, baseline: Baseline) -> Artifact:
+def keep_baseline(
+    store: Store, version: str, baseline: Baseline, *, accepted: Mapping[str, Json] | None = None
+) -> Artifact:
     """Store the baseline of a model version. Storing an equal one again returns the same record.
 
     Args:
         version: key of the model version, such as `delays@3`.
+        accepted: if a person accepted an incident: which one, and its windows. It is kept in the record.
     """
     digest = store.objects.add(baseline.to_json())
     existing = _find_artifact(store, version)
@@ -310,7 +320,12 @@ def keep_baseline(store: Store, version: str, baseline: Baseline) -> Artifact:
         type="json",
         digest=digest,
         size_bytes=store.objects.size(digest),
-        meta={"version": version, "rows": baseline.rows, "features": len(baseline.features.sketches)},
+        meta={
+            "version": version,
+            "rows": baseline.rows,
+            "features": len(baseline.features.sketches),
+            **({"accepted": dict(accepted)} if accepted is not None else {}),
+        },
     )
     store.records.put(artifact)
     return artifact
@@ -503,6 +518,17 @@ def _reference_from_json(data: dict[str, Any]) -> Reference:
         {name: Sketch.from_json(sketch) for name, sketch in data["sketches"].items()},
         _blocks_from_json(blocks) if blocks else None,
     )
+
+
+def _accepted_from_json(
+    data: Mapping[str, Any], features: Reference, score: Reference | None
+) -> dict[str, AcceptedSubject]:
+    bins = {name: sketch.bins for name, sketch in features.sketches.items()}
+    if score is not None:
+        # A feature that has the same name as the score is another subject; see `subject_of`.
+        bins = {(f"input_{name}" if name == PREDICTION else name): cells for name, cells in bins.items()}
+        bins[PREDICTION] = score.sketches[PREDICTION].bins
+    return {subject: AcceptedSubject.from_json(one, bins[subject]) for subject, one in data.items()}
 
 
 def _blocks_from_json(data: dict[str, Any]) -> Blocks | None:

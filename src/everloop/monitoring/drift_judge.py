@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
@@ -136,19 +136,31 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     if not (incidents_per_window > 0 and math.isfinite(incidents_per_window)):
         raise UsageError(f"The budget of incidents must be a number above 0, not {incidents_per_window}.")
     size = typical_size(rows)
-    key = (baseline.digest(), window, size, incidents_per_window)
+    # What has been accepted moves the centre only, so the noise need not be learned again.
+    reference = replace(baseline, accepted={}) if baseline.accepted else baseline
+    key = (reference.digest(), window, size, incidents_per_window)
     with _lock:
         found = _judges.get(key)
         if found is not None:
             _judges.move_to_end(key)
-            return found
+            return _recentred(found, baseline)
     model = NoiseModel.learn(reference_counts(baseline), window, size)
     judge = DriftJudge(model, find_limit(model, min(0.5, incidents_per_window)))
     with _lock:
         _judges[key] = judge
         while len(_judges) > _MOST_JUDGES:
             _judges.popitem(last=False)
-    return judge
+    return _recentred(judge, baseline)
+
+
+def _recentred(judge: DriftJudge, baseline: Baseline) -> DriftJudge:
+    if not baseline.accepted:
+        return judge
+    accepted = {
+        subject: (one.sketch, seconds_of(one.since), seconds_of(one.until))
+        for subject, one in baseline.accepted.items()
+    }
+    return replace(judge, model=judge.model.recentred(accepted))
 
 
 def typical_size(rows: float) -> float:

@@ -19,7 +19,7 @@ from everloop.monitoring.measures.distances import (
     smoothed_shares,
 )
 from everloop.monitoring.reports.change_sentences import change_sentence
-from everloop.monitoring.window_counts import subject_of
+from everloop.monitoring.window_counts import centres_of, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,13 +122,14 @@ def measure_shifts(
     Returns:
         One shift for each subject that both sides have, the most surprising first.
     """
+    centres = centres_of(baseline)
     pairs = {
-        subject_of(name, baseline): (baseline.features.sketches[name], live)
+        subject_of(name, baseline): (centres[subject_of(name, baseline)], live)
         for name, live in features.items()
         if name in baseline.features.sketches
     }
     if baseline.score is not None and score is not None:
-        pairs[PREDICTION] = (baseline.score.sketches[PREDICTION], score)
+        pairs[PREDICTION] = (centres[PREDICTION], score)
     shifts = []
     for subject, found in judgement.subjects().items():
         if subject not in pairs:

@@ -55,6 +55,14 @@ def subject_of(name: str, baseline: Baseline) -> str:
     return f"input_{name}" if name == PREDICTION and baseline.score is not None else name
 
 
+def centres_of(baseline: Baseline) -> dict[str, Sketch]:
+    """Return what windows are compared with, by subject: the reference, or what has been accepted since."""
+    found = {subject_of(name, baseline): sketch for name, sketch in baseline.features.sketches.items()}
+    if baseline.score is not None:
+        found[PREDICTION] = baseline.score.sketches[PREDICTION]
+    return found | {subject: one.sketch for subject, one in baseline.accepted.items()}
+
+
 def count_frame(
     baseline: Baseline, frame: pl.DataFrame, moments: pl.Series, grid: TimeGrid, *, score: str | None = None
 ) -> WindowCounts:

@@ -193,14 +193,17 @@ def measure_harm(
         expected: the estimated performance of the window, if it is known.
     """
     from everloop.monitoring.baseline import PREDICTION
+    from everloop.monitoring.window_counts import centres_of, subject_of
 
+    centres = centres_of(baseline)
+    before = {name: centres[subject_of(name, baseline)] for name in baseline.features.sketches}
     largest = max((shift.psi for shift in shifts), default=0.0)
     effects = baseline.score_effects
     importance: dict[str, float] = {}
     if effects is not None:
-        every = effects.importance(baseline.features.sketches)
+        every = effects.importance(before)
         importance = {shift.subject: every[shift.subject] for shift in shifts if shift.subject in every}
-    known = baseline.score.sketches[PREDICTION].moments if baseline.score is not None else None
+    known = centres[PREDICTION].moments if baseline.score is not None else None
     live = score.moments if score is not None else None
     if known is None or live is None:
         return DriftHarm(importance=importance, expected=expected, largest_psi=largest)
@@ -208,11 +211,7 @@ def measure_harm(
     movement = moved / known.deviation if known.deviation > 0 else 0.0
     parts: dict[str, float] = {}
     if effects is not None and moved != 0:
-        along = {
-            name: part / moved
-            for name, part in effects.movement(baseline.features.sketches, features).items()
-            if part / moved > 0
-        }
+        along = {name: part / moved for name, part in effects.movement(before, features).items() if part / moved > 0}
         total = sum(along.values())
         parts = {name: part / total for name, part in sorted(along.items(), key=lambda item: -item[1])}
     return DriftHarm((known.mean, live.mean), movement, parts, importance, expected, largest)

@@ -132,13 +132,23 @@ def unmute(store: Store, ref: str, reason: str = "") -> Incident:
 def accept(store: Store, ref: str, reason: str = "") -> Incident:
     """Accept what has changed as the new normal. This closes the incident.
 
-    The reference that later windows are compared with is the business of the caller.
+    Each version that answered meanwhile gets a new baseline: later windows are compared with the distributions, or the
+    metric, of the incident's windows. Building the version's baseline again undoes that.
 
     Raises:
         NotFoundError: there is no such incident.
         ConflictError: it is closed already, or another process changed it at the same time.
     """
-    return _change(store, ref, "accept", ONGOING, "accepted", reason, resolved_at=store.now(), muted_until=None)
+    from everloop.monitoring.incidents.acceptance import keep_rebased, rebase
+
+    incident = get_incident(store, ref)
+    rebased = rebase(store, incident) if incident.state in ONGOING else []
+    with store.records.transaction():
+        kept = [keep_rebased(store, incident, one) for one in rebased]
+        facts: dict[str, Json] = {"baselines": {str(one.meta["version"]): one.id for one in kept}}
+        return _change(
+            store, ref, "accept", ONGOING, "accepted", reason, facts, resolved_at=store.now(), muted_until=None
+        )
 
 
 def resolve(store: Store, ref: str, reason: str = "") -> Incident:
@@ -178,6 +188,7 @@ def _change(
     allowed: tuple[IncidentState, ...],
     state: IncidentState,
     reason: str,
+    more_facts: Mapping[str, Json] | None = None,
     **fields: datetime | None,
 ) -> Incident:
     with store.records.transaction():
@@ -186,7 +197,7 @@ def _change(
             raise ConflictError(_wrong_state(incident, action), help=_way_out(incident))
         change = IncidentChange(at=store.now(), action=action, text=reason, actor=store.actor)
         changed = replace(incident, state=state, history=(*incident.history, change), **fields)  # type: ignore[arg-type]
-        facts = incident_facts(changed, reason)
+        facts = {**incident_facts(changed, reason), **(more_facts or {})}
         if changed.muted_until is not None:
             facts["muted_until"] = changed.muted_until.isoformat()
         return store.records.update(changed, verb=EVENT_VERBS[action], data=facts)[0]

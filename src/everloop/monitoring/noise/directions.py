@@ -17,6 +17,7 @@ J. Neyman, Smooth test for goodness of fit (1937); E. B. Wilson, M. M. Hilferty,
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -108,6 +109,26 @@ class Directions:
         self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
         self._cells, self._merged = _merge_rare(cells, self._shares, min(typical_rows, self.rows))
         self.freedom = max(0, len(self._merged) - 1 - self._scores.shape[1])
+
+    def recentred(self, accepted: Sketch) -> Directions:
+        """Return the same directions, measured from other shares of the same cells."""
+        moved = copy(self)
+        counts = np.maximum(accepted.array(), 0.5)
+        moved.rows = float(accepted.rows)
+        moved._shares = counts / counts.sum()
+        moved._present = moved._shares.copy()
+        if self.numeric:
+            moved._present[0] = 0.0
+            moved._present /= moved._present.sum()
+            scores = _orthonormal_scores(moved._present)
+            if scores.shape == self._scores.shape:
+                moved._scores = scores
+            else:
+                # Nearly all rows are in one or two cells, so the unit of the reference stays.
+                centred = self._scores - moved._present @ self._scores
+                centred[0] = 0.0
+                moved._scores = centred
+        return moved
 
     def measure(self, counts: Array) -> Deviations:
         """Return the deviations of windows from the reference.

@@ -7,7 +7,7 @@ windows is measured with array operations.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from everloop.data.sketches.column_sketches import Sketch
+
+    Accepted = tuple[Sketch, float, float]
 
 Array = npt.NDArray[np.float64]
 
@@ -121,6 +123,10 @@ class NoiseModel:
     _reference_correlations: Array | None = None
     _correlated_rows: int = 0
     _variances: dict[int, Array] = field(default_factory=dict)
+    _centre: Array | None = None
+    """Where deviations are measured from; None: the mean of the reference's blocks, shape (m,)."""
+    _centre_variance: Array | float = 0.0
+    """How uncertain it is, beyond the level's own variance."""
 
     @classmethod
     def learn(cls, reference: ReferenceCounts, window: timedelta, rows: float) -> NoiseModel:
@@ -170,6 +176,37 @@ class NoiseModel:
             model.levels = assume_levels(guess, np.where(one_sided, rows / (rows + known), own))
         return model
 
+    def recentred(self, accepted: Mapping[str, Accepted]) -> NoiseModel:
+        """Return the model with the same noise around other centres.
+
+        Args:
+            accepted: by subject, its sketch in the accepted windows, and their start and end in seconds as
+                `seconds_of` gives them.
+        """
+        centre = self.levels.mean.copy()
+        extra = np.zeros(len(self.names))
+        directions = [
+            item.recentred(accepted[item.subject][0]) if item.subject in accepted else item for item in self._directions
+        ]
+        rests = dict(self._rests)
+        length = self.span.total_seconds()
+        for subject, (sketch, since, until) in accepted.items():
+            own = np.array([name == subject for name, _ in self.names])
+            count = max(1, round((until - since) / length))
+            windows = np.asarray(since + length * np.arange(count), dtype=np.float64)
+            effect, _ = effect_of(self.seasons, windows, self.span, len(self.names))
+            level = self.levels.variance(self.blocks_per_window * count) + self.season_variance / count
+            # Accepted windows are few, so their mean is known less well than that of the reference.
+            uncertain = level + 1 / max(sketch.rows, 1)
+            located = own & ~self.one_sided
+            centre[located] = -effect.mean(axis=0)[located]
+            extra[located] = uncertain[located]
+            if subject in rests:
+                rests[subject] = replace(rests[subject], inflation=rests[subject].inflation * (1 + 1 / count))
+        return replace(
+            self, _directions=directions, _rests=rests, _variances={}, _centre=centre, _centre_variance=extra
+        )
+
     def deviations(
         self, counts: Mapping[str, Array], starts: Array, correlations: Array | None = None, rows: Array | None = None
     ) -> tuple[Array, Array]:
@@ -186,7 +223,7 @@ class NoiseModel:
         }
         values, variances = self._stack(measured, len(starts), correlations, rows, reference=False)
         effect, _ = effect_of(self.seasons, starts, self.span, len(self.names))
-        return values - effect - self.levels.mean, variances
+        return values - effect - (self.levels.mean if self._centre is None else self._centre), variances
 
     def z_scores(self, values: Array, variances: Array, scale: int = 1) -> Array:
         """Return standardised deviations, shape (windows, m), of the mean of `scale` windows up to each one.
@@ -221,7 +258,8 @@ class NoiseModel:
 
     def _variance(self, scale: int) -> Array:
         if scale not in self._variances:
-            self._variances[scale] = self.levels.variance(self.blocks_per_window * scale) + self.season_variance / scale
+            level = self.levels.variance(self.blocks_per_window * scale)
+            self._variances[scale] = level + self.season_variance / scale + self._centre_variance
         return self._variances[scale]
 
     def _stack(
