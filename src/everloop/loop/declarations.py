@@ -266,7 +266,8 @@ class Drift:
     """Watch: compare the live inputs and scores of every time window with the training data.
 
     Args:
-        alarms_per_month: how many false alarms a month you tolerate, on average. The thresholds are derived from it.
+        alarms_per_month: how many incidents a month may open although nothing has changed, on average. How surprising a
+            window must be follows from it.
         window: length of a time window, such as `"1d"` or `"1w"`.
 
     Raises:

@@ -108,7 +108,7 @@ def _drift_incident(
 def _meanwhile(column: MonitoredColumn, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]]) -> Sketch:
     """Return the distribution of a column in the windows of a spell in which it deviated most.
 
-    A window is judged together with those before it, so a spell goes on after the column has come back.
+    A window is judged together with those before it, so a spell continues after the column has come back.
     """
     during = range(spell.first, spell.last + 1)
     highest = max(column.psi_by_window[index] for index in during)
