@@ -196,7 +196,7 @@ def reference_counts(baseline: Baseline) -> ReferenceCounts:
         return ReferenceCounts(sketches, blocks, starts, span, score)
     named = [(subject_of(one, baseline), subject_of(other, baseline)) for one, other in pairs_of(pairs.names)]
     return ReferenceCounts(
-        sketches, blocks, starts, span, score, tuple(named), pairs.block_values(), np.asarray(pairs.values), pairs.rows
+        sketches, blocks, starts, span, score, tuple(named), pairs.block_values(), np.asarray(pairs.values)
     )
 
 

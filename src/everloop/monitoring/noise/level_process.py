@@ -28,10 +28,11 @@ _GUESS = 1 + _CORRELATIONS.index(0.8)
 """Index of a pair with ρ = 0.8, for levels that are assumed."""
 _NO_LEVEL = 0.25
 """Prior probability that the level does not wander, before the data."""
-_EM_STEPS = 20
-_LEAST_WEIGHT = 2.0
-_SHARE_OF_PRIOR = 0.05
-"""The prior before the data weighs as much as a twentieth of the directions, and at least as much as two."""
+_PENALTY = 2.0
+_EM_STEPS = 100
+_LEAST_WEIGHT = 1.0
+_SHARE_OF_PRIOR = 0.02
+"""The prior before the data weighs as much as a fiftieth of the directions, and at least as much as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,9 @@ def _prior() -> Array:
 
 
 def _posterior(log_likelihood: Array, groups: Array) -> Array:
-    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
+    # Akaike's penalty for two parameters: levels that are hardly distinguishable from none would only blur the limit.
+    penalised = log_likelihood - np.where(RATIOS > 0, _PENALTY, 0.0)
+    likelihood = np.exp(penalised - penalised.max(axis=1, keepdims=True))
     before = _prior()
     weights: Array = np.empty(likelihood.shape, dtype=np.float64)
     for group in np.unique(groups):

@@ -16,6 +16,9 @@ import numpy.typing as npt
 from everloop.monitoring.noise.directions import (
     CORRELATION,
     LOCATION,
+    MISSING,
+    NEW,
+    OUTSIDE,
     REST,
     SCALE,
     Deviations,
@@ -43,6 +46,7 @@ _ASSUMED_LEVEL = 0.05
 _ASSUMED_REST = 0.5
 _LEAST_WINDOWS = 20
 """Blocks of the reference are merged into windows if there are at least as many windows."""
+_KINDS = frozenset({LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST, CORRELATION})
 _NORMAL = 200.0
 """Degrees of freedom above which tails count as normal."""
 _LEAST_FOR_TAILS = 12
@@ -75,7 +79,6 @@ class ReferenceCounts:
     pairs: tuple[tuple[str, str], ...] = ()
     block_correlations: Array | None = None
     reference_correlations: Array | None = None
-    correlated_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class NoiseModel:
         alive: directions that vary at all in the reference, shape (m,).
         residuals: standardised residuals of the reference's blocks, shape (blocks, m), for simulations; brought to
             normal tails.
+        calibration: standard deviation that chance has in units of what theory says, shape (m,), by kind of direction.
         tails: degrees of freedom of a t-distribution with the tails of the residuals, shape (m,).
         unknown: directions with too few blocks to tell their residuals, shape (m,); the normal distribution is assumed.
         chance: variance by chance in a typical window, shape (m,).
@@ -114,6 +118,7 @@ class NoiseModel:
     blocks_per_window: float
     residuals: Array
     tails: Array
+    calibration: Array
     alive: npt.NDArray[np.bool_]
     unknown: npt.NDArray[np.bool_]
     chance: Array
@@ -121,7 +126,6 @@ class NoiseModel:
     _rests: dict[str, _Rest]
     _pairs: tuple[tuple[str, str], ...] = ()
     _reference_correlations: Array | None = None
-    _correlated_rows: int = 0
     _variances: dict[int, Array] = field(default_factory=dict)
     _centre: Array | None = None
     """Where deviations are measured from; None: the mean of the reference's blocks, shape (m,)."""
@@ -156,6 +160,7 @@ class NoiseModel:
             blocks_per_window=per_window,
             residuals=np.zeros((0, len(names))),
             tails=np.full(len(names), _NORMAL),
+            calibration=np.ones(len(names)),
             alive=np.ones(len(names), dtype=bool),
             unknown=np.zeros(len(names), dtype=bool),
             chance=chance,
@@ -163,7 +168,6 @@ class NoiseModel:
             _rests=rests,
             _pairs=reference.pairs,
             _reference_correlations=reference.reference_correlations,
-            _correlated_rows=reference.correlated_rows,
         )
         if len(starts) and names:
             model._learn_blocks(measured, correlations, starts, span)
@@ -232,6 +236,7 @@ class NoiseModel:
         """
         total, chance = _rolling(values, variances, scale)
         spread = np.sqrt(self._variance(scale) + chance)
+        spread = spread * self.calibration
         return np.asarray(np.divide(total, spread, out=np.zeros_like(total), where=np.isfinite(spread) & (spread > 0)))
 
     def surprise(self, z_scores: Array, *, normal: bool = False) -> Array:
@@ -299,8 +304,6 @@ class NoiseModel:
             else:
                 values.append(np.where(np.isfinite(correlations), correlations - self._reference_correlations, 0.0))
                 chance = 1 / np.maximum(rows[:, None] - 3, 1e-9)
-                if not reference:
-                    chance = chance + 1 / max(self._correlated_rows - 3, 1)
                 variances.append(np.where(np.isfinite(correlations) & (rows[:, None] > 10), chance, np.inf))
         if not values:
             return np.zeros((windows, 0)), np.zeros((windows, 0))
@@ -315,7 +318,8 @@ class NoiseModel:
         effect, self.season_variance = effect_of(self.seasons, starts, span, len(self.names))
         residual = values - effect
         guess = np.where(self.one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2)
-        self.levels = learn_levels(residual, variances, self.one_sided.astype(np.float64), guess)
+        kinds = np.array([{REST: 1.0, CORRELATION: 2.0}.get(direction, 0.0) for _, direction in self.names])
+        self.levels = learn_levels(residual, variances, kinds, guess)
         known = np.isfinite(variances)
         own = np.maximum(_variance_of(residual, known) - _mean_of(variances, known), 0.0)
         self._inflate_rests(own, _mean_of(variances, known))
@@ -328,6 +332,7 @@ class NoiseModel:
         # Rare counts vary less than the normal approximation says; the others are brought to variance 1. Blocks
         # without rows have the residual 0, so the others stand for them.
         share = np.sqrt(np.maximum(known.mean(axis=0), 1 / len(starts)))
+        self.calibration = _calibrate(self.names, deviation, self.levels.steady, known)
         standard = standard / np.where(deviation > 0.7, deviation, 1.0)
         self.tails = _tails_of(standard, known, self.one_sided)
         self.residuals = np.sign(standard) * as_normal(np.abs(standard), self.tails) / share
@@ -347,6 +352,31 @@ class NoiseModel:
                 ratios = expected[chosen] / np.maximum(own[chosen], 0.1 * chance[chosen])
                 inflation = float(np.clip(np.median(ratios), 1.0, _LARGEST_INFLATION))
                 self._rests[subject] = _Rest(rest.freedom, rest.overdispersion, rest.effective, inflation)
+
+
+def _calibrate(
+    names: Sequence[tuple[str, str]], deviation: Array, steady: Array, known: npt.NDArray[np.bool_]
+) -> Array:
+    """Return by how much chance varies more or less than theory says, from the directions whose levels are steady.
+
+    Directions of a kind share a factor, because that of one alone would be rough. It is moved towards 1 by its standard
+    error, and lies between 0.8 and 1.2.
+    """
+    factors = np.ones(len(names))
+    kinds = np.array([direction if direction in _KINDS else "share" for _, direction in names])
+    usual = (deviation > 0.7) & (steady > 0.5)
+    for kind in np.unique(kinds):
+        members = usual & (kinds == kind)
+        blocks = known[:, members].sum(axis=0)
+        if blocks.sum() < _LEAST_FOR_TAILS:
+            continue
+        # The mean of the blocks has been subtracted, which costs one block.
+        variance = float((deviation[members] ** 2 * blocks).sum() / np.maximum(blocks - 1, 1).sum())
+        error = math.sqrt(1 / (2 * blocks.sum()))
+        gap = math.sqrt(variance) - 1
+        gap = math.copysign(max(0.0, abs(gap) - error), gap)
+        factors[kinds == kind] = np.clip(1 + gap, 0.8, 1.2)
+    return factors
 
 
 def as_normal(size: Array, tails: Array) -> Array:
