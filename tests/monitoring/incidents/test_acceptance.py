@@ -21,7 +21,7 @@ from everloop.monitoring import (
 from everloop.monitoring.accepted_subjects import AcceptedSubject
 from everloop.monitoring.drift_judge import judge_for
 from everloop.monitoring.incidents.incident_actions import accept
-from everloop.monitoring.incidents.incident_engine import ongoing_incident, update_incidents
+from everloop.monitoring.incidents.incident_engine import ongoing_incidents, update_incidents
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import centres_of
 from everloop.prediction_log.aggregates.version_bins import find_version_bins
@@ -77,7 +77,7 @@ def live(store: Store, airport: Airport, day: int, rows: int = 600, **shift: flo
 
 def watch(store: Store, since: datetime) -> list[Finding]:
     found = check_drift(store, "delays", "delays@1", since, since + DAY)
-    update_incidents(store, "delays", found)
+    update_incidents(store, "delays", found, watch="drift", since=since, until=since + DAY)
     return found
 
 
@@ -87,8 +87,7 @@ def drifted(store: Store, airport: Airport, at: Callable[[datetime], None], days
         since = live(store, airport, day, **shift)
         at(since + DAY)
         watch(store, since)
-    incident = ongoing_incident(store, "delays", "drift")
-    assert incident is not None
+    (incident,) = ongoing_incidents(store, "delays", "drift")
     return incident
 
 
@@ -113,7 +112,7 @@ def test_later_windows_are_judged_against_what_was_accepted(
         since = live(store, airport, day, distance=0.8)
         at(since + DAY)
         assert watch(store, since)[-1].evidence["opens"] == []
-    assert ongoing_incident(store, "delays", "drift") is None
+    assert ongoing_incidents(store, "delays", "drift") == []
     # Back where the reference was is drift now, and so is anything else.
     since = live(store, airport, 8)
     at(since + DAY)
@@ -175,9 +174,8 @@ def test_a_worse_metric_becomes_the_expectation(
         since = live(store, airport, day, fog=0.8)
         at(since + 2 * DAY)
         found = check_performance(store, "delays", None, since, since + DAY, version="delays@1")
-        update_incidents(store, "delays", found)
-    incident = ongoing_incident(store, "delays", "performance")
-    assert incident is not None
+        update_incidents(store, "delays", found, watch="performance", since=since, until=since + DAY)
+    (incident,) = ongoing_incidents(store, "delays", "performance")
     accept(store, incident.id)
     accepted = load_baseline(store, "delays@1")
     assert baseline.metric is not None

@@ -11,7 +11,6 @@ from everloop.monitoring.incidents.incident_actions import acknowledge, list_inc
 from everloop.monitoring.incidents.incident_engine import (
     close_replaced,
     news_of,
-    ongoing_incident,
     ongoing_incidents,
     update_incidents,
 )
@@ -84,7 +83,7 @@ def test_information_alone_is_a_calm_window(store):
 def test_harm_decides_how_loud_it_is_and_what_comes_first(store):
     harm = {"severity": "notice", "text": "The predictions have hardly moved.", "importance": {"city": 0.6, "age": 0.1}}
     news = one_news(
-        finding(store, subject="age", value=9.0), finding(store, subject="city", value=0.1),
+        finding(store, subject="age", value=9.0), finding(store, subject="city", value=0.5),
         summary(store, opens=["age", "city"], harm=harm),
     )  # fmt: skip
     assert news.severity == "notice"
@@ -93,19 +92,29 @@ def test_harm_decides_how_loud_it_is_and_what_comes_first(store):
     assert news.evidence == {"harm": harm}
 
 
-def test_all_versions_that_answered_in_a_window_are_one_piece_of_news(store):
-    """The version that suffers most describes the harm, and one calm version does not hide another."""
+def test_each_version_has_a_reference_of_its_own(store):
+    """So drift and performance are news about a version; quality is news about the endpoint."""
     quiet = {"severity": "notice", "text": "Hardly moved.", "importance": {}}
     loud = {"severity": "alarm", "text": "Has fallen.", "importance": {"age": 0.5}}
-    news = one_news(
+    findings = [
         finding(store, subject="age", value=0.1), summary(store, opens=["age"], harm=quiet),
         finding(store, subject="age", value=0.1, version="m@2"),
         summary(store, opens=["age"], harm=loud, version="m@2"),
         summary(store, calm=["age"], version="m@3"),
-    )  # fmt: skip
-    assert (news.severity, news.harm) == ("alarm", "Has fallen.")
-    assert news.versions == ("m@1", "m@2")
-    assert len(news.findings) == 2
+        finding(store, kind="quality"), finding(store, kind="quality", version="m@2"),
+    ]  # fmt: skip
+    first, second, third, quality = news_of(findings, "drift", *window(0))
+    assert [one.versions for one in (first, second, third, quality)] == [("m@1",), ("m@2",), ("m@3",), ("m@1", "m@2")]
+    assert [one.severity for one in (first, second)] == ["notice", "alarm"]
+    assert [one.harm for one in (first, second, third)] == ["Hardly moved.", "Has fallen.", ""]
+    assert not third.reasons
+
+
+def test_strong_reasons_come_from_the_summary(store):
+    known = summary(store, opens=["age"])
+    known.evidence["strong"] = ["age"]
+    assert one_news(finding(store), known).strong == {"age"}
+    assert one_news(finding(store), summary(store, opens=["age"])).strong == frozenset()
 
 
 def test_the_same_subject_is_told_once_in_the_words_of_the_largest_deviation(store):
@@ -123,7 +132,7 @@ def test_every_change_is_one_event_with_its_facts(store, clock):
     update(store, 0, finding(store, severity="warning"), summary(store, opens=["age"]))
     clock.go(days=1)
     update(store, 1, finding(store, 1, "city", "warning"), summary(store, 1, opens=["city"]))
-    acknowledge(store, ongoing_incident(store, "delays", "drift").id, "on it")
+    acknowledge(store, ongoing_incidents(store, "delays", "drift")[0].id, "on it")
     harm = {"severity": "alarm", "text": "The score has moved."}
     clock.go(days=1)
     (louder,) = update(store, 2, finding(store, 2), summary(store, 2, opens=["age"], harm=harm))
@@ -173,13 +182,31 @@ def test_kinds_have_incidents_of_their_own(store):
 
 
 def test_other_endpoints_are_left_alone(store):
-    other = put_incident(
-        store, endpoint="arrivals", evidence={"watches": {"drift": {"last_window": "", "calm_windows": 0}}}
-    )
+    evidence = {"active": {"age": {"watch": "drift", "calm": 0}}}
+    other = put_incident(store, endpoint="arrivals", evidence=evidence)
     for day in range(CALM_WINDOWS + 1):
         assert update(store, day, summary(store, day, calm=["age"])) == []
     assert ongoing_incidents(store) == [other]
     assert ongoing_incidents(store, "delays") == []
+
+
+def test_the_calm_of_one_version_does_not_end_the_incident_of_another(store):
+    both = finding(store, version="m@1"), finding(store, version="m@2")
+    first, second = update(store, 0, *both)
+    assert (first.versions, second.versions) == (("m@1",), ("m@2",))
+    for day in range(1, 1 + CALM_WINDOWS):
+        changed = update(store, day, summary(store, day, calm=["age"]), finding(store, day, version="m@2"))
+    assert [(one.id, one.state) for one in changed] == [(first.id, "resolved")]
+    assert [one.id for one in ongoing_incidents(store)] == [second.id]
+
+
+def test_a_strong_change_is_told_although_another_incident_is_ongoing(store):
+    update(store, 0, finding(store))
+    known = summary(store, 1, opens=["city"], restless=["age"])
+    known.evidence["strong"] = ["city"]
+    (opened,) = update(store, 1, finding(store, 1, "city"), known)
+    assert opened.subjects == ("city",)
+    assert [event.verb for event in store.records.events_since(0, kinds=["incident"])].count("opened") == 2
 
 
 def test_an_incident_that_was_resolved_by_hand_opens_again_if_it_goes_on(store):

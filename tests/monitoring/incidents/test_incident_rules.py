@@ -1,7 +1,8 @@
-"""The rule of incidents, window by window: one ongoing incident, in which nothing is counted twice."""
+"""The rule of incidents, window by window: few ongoing incidents, in which nothing is counted twice."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,16 +11,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from everloop.monitoring.incidents.incident_actions import CLOSED, ONGOING
-from everloop.monitoring.incidents.incident_rules import WindowNews, advance, close
-from everloop.monitoring.noise.incident_rate import CALM_WINDOWS
+from everloop.monitoring.incidents.incident_rules import WindowNews, active_subjects, advance, close
+from everloop.monitoring.noise.incident_rate import CALM_WINDOWS, MOST_ONGOING
 from everloop.records import Incident, IncidentChange
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-def create(**fields):
-    return Incident(id="i", project="p", created_at=START, **{**fields, "endpoint": "delays"})
 
 
 def news(day, *reasons, watch="drift", restless=(), days=1, **fields):
@@ -32,28 +29,58 @@ def news(day, *reasons, watch="drift", restless=(), days=1, **fields):
     )  # fmt: skip
 
 
+class Stream:
+    """The incidents of one kind at an endpoint, window by window."""
+
+    def __init__(self, *incidents):
+        self.incidents = list(incidents)
+        self.numbers = itertools.count()
+
+    @property
+    def ongoing(self):
+        return [one for one in self.incidents if one.state in ONGOING]
+
+    def create(self, **fields):
+        return Incident(id=f"i{next(self.numbers)}", project="p", created_at=START, **{**fields, "endpoint": "delays"})
+
+    def see(self, window, now=None):
+        """Apply a window; return the actions to announce."""
+        steps = advance(self.ongoing, window, now or window.until, self.create)
+        for step in steps:
+            known = [at for at, one in enumerate(self.incidents) if one.id == step.incident.id]
+            assert bool(known) == (step.action != "open")
+            if known:
+                assert self.incidents[known[0]].state in ONGOING, "what is over stays as it was"
+                self.incidents[known[0]] = step.incident
+            else:
+                self.incidents.append(step.incident)
+        return [step.action for step in steps if step.action is not None]
+
+
 def after(*windows, incident=None):
-    """Apply windows one by one; return the incident and the actions."""
-    actions = []
-    for one in windows:
-        incident, action = advance(incident, one, one.until, create)
-        actions.append(action)
-    return incident, actions
+    """Apply windows one by one to one incident; return it and the action of each window."""
+    stream = Stream(*([incident] if incident is not None else []))
+    actions = [stream.see(window) for window in windows]
+    (last,) = stream.incidents
+    assert all(len(each) <= 1 for each in actions)
+    return last, [each[0] if each else None for each in actions]
 
 
 # --- opening -------------------------------------------------------------------------------------------------
 
 
 def test_a_window_without_a_reason_opens_nothing():
-    assert advance(None, news(0), START, create) == (None, None)
-    assert advance(None, news(0, restless=["age"], severity="alarm"), START, create) == (None, None)
+    stream = Stream()
+    assert stream.see(news(0)) == []
+    assert stream.see(news(0, restless=["age"], severity="alarm")) == []
+    assert stream.incidents == []
 
 
 def test_the_first_reason_opens_an_incident_that_says_what_has_happened():
     weights = {"age": 0.1, "city": 0.7, "wind": 0.2}
     window = news(3, *weights, weights=weights, harm="The mean prediction has risen.", evidence={"harm": {"x": 1}})
-    incident, action = advance(None, window, START + 4 * DAY, create)
-    assert action == "open"
+    incident, actions = after(window)
+    assert actions == ["open"]
     assert (incident.state, incident.severity, incident.kind) == ("open", "notice", "drift")
     assert incident.subjects == ("city", "wind", "age"), "the most important first"
     assert incident.title == "'city' has risen. 2 more have changed as well."
@@ -140,7 +167,7 @@ def test_it_is_over_after_calm_windows_in_a_row():
     assert incident.history[-1].text == "Nothing deviates any more."
 
 
-@pytest.mark.parametrize("interruption", [news(CALM_WINDOWS, restless=["age"]), news(CALM_WINDOWS, "city")])
+@pytest.mark.parametrize("interruption", [news(CALM_WINDOWS, restless=["age"]), news(CALM_WINDOWS, "age")])
 def test_a_restless_window_starts_the_count_again(interruption):
     before = [news(day) for day in range(1, CALM_WINDOWS)]
     later = [news(CALM_WINDOWS + 1 + day) for day in range(CALM_WINDOWS)]
@@ -155,6 +182,25 @@ def test_restless_subjects_that_do_not_belong_to_it_do_not_prolong_it():
     assert incident.subjects == ("age",)
 
 
+def test_each_subject_counts_its_own_calm_windows():
+    """One that has come back is named, but no longer prolongs the incident."""
+    windows = [news(0, "age", "city"), *(news(1 + day, "city") for day in range(CALM_WINDOWS))]
+    incident, _ = after(*windows)
+    assert list(active_subjects(incident)) == ["city"]
+    assert set(incident.subjects) == {"age", "city"}
+    rest = [news(1 + CALM_WINDOWS + day, restless=["age"]) for day in range(CALM_WINDOWS)]
+    over, actions = after(*rest, incident=incident)
+    assert actions == [*[None] * (CALM_WINDOWS - 1), "resolve"]
+    assert over.seen_at == windows[-1].until
+
+
+def test_a_subject_that_comes_again_belongs_to_the_incident_again():
+    windows = [news(0, "age", "city"), *(news(1 + day, "city") for day in range(CALM_WINDOWS)), news(9, "age", "city")]
+    incident, actions = after(*windows)
+    assert set(active_subjects(incident)) == {"age", "city"}
+    assert actions == ["open", *[None] * (CALM_WINDOWS + 1)], "it is known already"
+
+
 def test_a_window_that_is_checked_again_adds_subjects_but_no_calm():
     incident, _ = after(news(0, "age"), news(1))
     again, actions = after(*[news(1)] * 5, incident=incident)
@@ -163,7 +209,7 @@ def test_a_window_that_is_checked_again_adds_subjects_but_no_calm():
     joined, actions = after(news(1, "city"), incident=incident)
     assert actions == ["join"]
     assert set(joined.subjects) == {"age", "city"}
-    assert joined.evidence["watches"] == incident.evidence["watches"]
+    assert joined.evidence["last_window"] == incident.evidence["last_window"]
     assert joined.seen_at == START + 2 * DAY
 
 
@@ -200,6 +246,38 @@ def test_monitoring_closes_with_a_reason():
     assert closed.history[-1] == IncidentChange(at=START + 2 * DAY, action="resolve", text="m@1 no longer answers.")
 
 
+# --- several at a time ---------------------------------------------------------------------------------------
+
+
+def test_a_strong_change_opens_an_incident_beside_the_ongoing_one():
+    stream = Stream()
+    assert stream.see(news(0, "age")) == ["open"]
+    assert stream.see(news(1, "age", "city", "wind", strong=frozenset({"city"}))) == ["open"]
+    first, second = stream.incidents
+    assert (first.subjects, set(second.subjects)) == (("age",), {"city", "wind"})
+    assert second.began_at == START + DAY
+    assert first.seen_at == second.seen_at == START + 2 * DAY
+    assert stream.see(news(2, "gust", "age")) == ["join"], "what is weaker joins the newest"
+    assert "gust" in stream.incidents[1].subjects
+
+
+def test_each_of_several_ends_by_itself():
+    stream = Stream()
+    stream.see(news(0, "age"))
+    stream.see(news(1, "city", strong=frozenset({"city"})))
+    actions = [stream.see(news(2 + day, restless=["city"])) for day in range(CALM_WINDOWS)]
+    assert [action for each in actions for action in each] == ["resolve"]
+    assert [one.state for one in stream.incidents] == ["resolved", "open"]
+
+
+def test_no_more_than_a_few_are_ongoing():
+    stream = Stream()
+    for day in range(MOST_ONGOING + 2):
+        stream.see(news(day, f"c{day}", restless=[f"c{one}" for one in range(day)], strong=frozenset({f"c{day}"})))
+    assert len(stream.incidents) == MOST_ONGOING
+    assert len(stream.incidents[-1].subjects) == 3
+
+
 # --- any sequence --------------------------------------------------------------------------------------------
 
 SUBJECTS = st.sets(st.sampled_from(["age", "city", "wind", "prediction"]), max_size=3)
@@ -207,6 +285,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(
             st.sampled_from(["daily", "weekly"]),
+            SUBJECTS,
             SUBJECTS,
             SUBJECTS,
             st.sampled_from(["notice", "alarm"]),
@@ -219,59 +298,58 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_any_sequence_leaves_one_ongoing_incident_and_a_consistent_history(steps):
-    incidents: list[Incident] = []
+def test_any_sequence_leaves_few_ongoing_incidents_and_a_consistent_history(steps):
+    stream = Stream()
     ends = {"daily": START, "weekly": START}
-    calm: dict[str, int] = {}
     now = START
     for step in steps:
-        ongoing = [one for one in incidents if one.state in ONGOING]
-        assert len(ongoing) <= 1
-        current = ongoing[0] if ongoing else None
+        before = {one.id: one for one in stream.incidents}
         if isinstance(step, str):
-            if current is not None and step == "replaced":
-                incidents[-1] = close(current, now, "m@1 no longer answers.")
-            elif current is not None:
-                incidents[-1] = replace(current, state=step, resolved_at=now if step in CLOSED else None)
+            for one in stream.ongoing[:1]:
+                at = stream.incidents.index(one)
+                resolved_at = now if step in CLOSED else None
+                closed = step == "replaced"
+                stream.incidents[at] = (
+                    close(one, now, "m@1 no longer answers.")
+                    if closed
+                    else replace(one, state=step, resolved_at=resolved_at)
+                )
             continue
-        watch, reasons, restless, severity, again = step
+        watch, reasons, strong, restless, severity, again = step
         span = {"daily": DAY, "weekly": 7 * DAY}[watch]
-        if not again or ends[watch] == START:
-            ends[watch] += span
-            again = False
+        again = again and ends[watch] > START
+        ends[watch] += timedelta(0) if again else span
         until, now = ends[watch], max(now, ends[watch])
         window = WindowNews(
             kind="drift", since=until - span, until=until, watch=watch, versions=("m@1",),
             reasons={name: f"'{name}' has risen." for name in sorted(reasons)}, restless=frozenset(reasons | restless),
-            severity=severity, weights=dict.fromkeys(reasons, 0.5), findings=tuple(f"{name}-{now}" for name in reasons),
+            strong=frozenset(strong), severity=severity, weights=dict.fromkeys(reasons, 0.5),
+            findings=tuple(f"{name}-{now}" for name in reasons),
         )  # fmt: skip
-        known = current is not None and watch in calm
-        later, action = advance(current, window, now, create)
-        # The rule in a few lines, counted beside the code.
-        if current is None:
-            calm = {watch: 0} if reasons else {}
-            assert action == ("open" if reasons else None)
-        elif known and current.evidence["watches"][watch]["last_window"] >= until.isoformat():
-            assert action in (None, "join", "escalate")
-        elif known or reasons:
-            calm[watch] = 0 if reasons or restless & set(current.subjects) else calm.get(watch, 0) + 1
-            over = not reasons and not restless & set(current.subjects) and min(calm.values()) >= CALM_WINDOWS
-            assert (action == "resolve") == over
-        if later is None:
-            assert current is None
-            assert not reasons
-            continue
-        if current is None:
-            incidents.append(later)
-        else:
-            incidents[-1] = later
-            assert set(current.subjects) <= set(later.subjects)
-            assert later.history[: len(current.history)] == current.history
-            assert len(later.history) - len(current.history) == (action is not None)
-            assert (later.severity == "alarm") >= (current.severity == "alarm")
-            assert later.state == ("resolved" if action == "resolve" else current.state)
-        assert reasons <= set(later.subjects)
-    for one in incidents:
+        ongoing = stream.ongoing
+        actions = stream.see(window, now)
+        assert len(stream.ongoing) <= MOST_ONGOING
+        assert actions.count("open") <= 1
+        if not ongoing:
+            assert actions == (["open"] if reasons else [])
+        elif not strong & reasons:
+            assert "open" not in actions
+        active = [subject for one in stream.ongoing for subject in active_subjects(one)]
+        assert len(set(active)) == len(active), "a subject belongs to one ongoing incident"
+        assert reasons <= set(active)
+        for one in stream.incidents:
+            if one.id not in before:
+                continue
+            known = before[one.id]
+            assert set(known.subjects) <= set(one.subjects)
+            assert one.history[: len(known.history)] == known.history
+            assert len(one.history) - len(known.history) <= 1
+            assert (one.severity == "alarm") >= (known.severity == "alarm")
+            assert one.seen_at >= known.seen_at
+            if one.state != known.state:
+                assert (known.state in ONGOING, one.state, one.history[-1].action) == (True, "resolved", "resolve")
+                assert not active_subjects(one)
+    for one in stream.incidents:
         assert [change.action for change in one.history].count("open") == 1
         assert one.history[0].action == "open"
         assert [change.at for change in one.history] == sorted(change.at for change in one.history)

@@ -114,11 +114,12 @@ def _pass(incident: Incident, news: WindowNews, reasons: Sequence[str], now: dat
         # The window was checked again because predictions came late. It can add subjects, but no calm.
         if not reasons:
             return None
-        changed, action = _joined(incident, part, now, dict(incident.evidence))
+        active = {**active_subjects(incident), **_reported(news, reasons)}
+        changed, action = _joined(incident, part, now, {**incident.evidence, "active": active})
         return IncidentStep(changed, action) if changed != incident else None
     if not reasons and not contributes(incident, news.watch):
         return None
-    active: dict[str, Json] = {}
+    active = {}
     for subject, state in active_subjects(incident).items():
         own = state["watch"] == news.watch
         calm = int(state["calm"]) + 1 if own else int(state["calm"])
@@ -127,7 +128,7 @@ def _pass(incident: Incident, news: WindowNews, reasons: Sequence[str], now: dat
         if calm < CALM_WINDOWS:
             active[subject] = {"watch": state["watch"], "calm": calm}
     restless = bool(news.restless & active.keys())
-    active |= {subject: {"watch": news.watch, "calm": 0} for subject in reasons}
+    active |= _reported(news, reasons)
     evidence = {**incident.evidence, "active": active, "last_window": {**last, news.watch: news.until.isoformat()}}
     if reasons:
         return IncidentStep(*_joined(incident, part, now, evidence))
@@ -135,6 +136,10 @@ def _pass(incident: Incident, news: WindowNews, reasons: Sequence[str], now: dat
         return IncidentStep(close(replace(incident, evidence=evidence), now, "Nothing deviates any more."), "resolve")
     seen = max(incident.seen_at, news.until) if restless else incident.seen_at
     return IncidentStep(replace(incident, seen_at=seen, evidence=evidence), None)
+
+
+def _reported(news: WindowNews, subjects: Sequence[str]) -> dict[str, Json]:
+    return {subject: {"watch": news.watch, "calm": 0} for subject in subjects}
 
 
 def _only(news: WindowNews, subjects: Sequence[str]) -> WindowNews:
@@ -170,7 +175,7 @@ def _opened(news: WindowNews, now: datetime, create: Callable[..., Incident]) ->
             "weights": weights,
             "peak": sum(weights.values()),
             "text": news.harm,
-            "active": {subject: {"watch": news.watch, "calm": 0} for subject in sentences},
+            "active": _reported(news, subjects),
             "last_window": {news.watch: news.until.isoformat()},
         },
     )
