@@ -28,12 +28,15 @@ class Watch(Protocol):
 
     `check` is called once for each window `[since, until)`, oldest first, after the window has closed. It returns
     findings, or an empty list if nothing is worth one. Findings that are not in the store yet are stored in one
-    transaction, together with the note that the window has been checked.
+    transaction, together with the note that the window has been checked and the incidents that change.
 
+    - A finding with the severity `alarm` opens an incident or joins an ongoing one of its kind. One with the severity
+      `warning` prolongs an incident about its subject. Windows without either count as calm.
     - A check may be repeated for a window if the process was killed during it.
-    - If it raises EmptySampleError, the window had nothing to check. It counts as checked.
-    - If it raises anything else, that becomes a finding about the watch, once for each window. The window is tried
-      again at each tick for as long as it is long, and then skipped. Other watches and serving continue.
+    - If it raises EmptySampleError, the window had nothing to check. It counts as checked, but not as calm.
+    - If it raises anything else, that becomes a finding about the watch, once for each window, and an incident that is
+      a notice. The window is tried again at each tick for as long as it is long, and then skipped. Other watches and
+      serving continue.
 
     A watch may also have these attributes:
 

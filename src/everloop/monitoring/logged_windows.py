@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LEAST_SHARE = 0.01
 _MOST_CORRELATED = 100_000
-"""From about so many rows of a window correlations are measured."""
+"""From about this many rows of a window correlations are measured."""
 INPUT = "input_"
 """Prefix of a feature's name in the columns of a window."""
 
