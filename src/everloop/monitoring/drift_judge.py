@@ -17,7 +17,7 @@ import numpy.typing as npt
 from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline
-from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, STRONG, IncidentRule, find_limit
+from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, STRONG, find_limit
 from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import WindowCounts, subject_of
@@ -113,9 +113,6 @@ class DriftJudge:
             WindowJudgement(strongest[index], alone[index], values[index], self.limit, self.model)
             for index in range(len(windows.starts))
         ]
-
-    def new_rule(self) -> IncidentRule:
-        return IncidentRule(1, len(self.model.names))
 
 
 def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_window: float) -> DriftJudge:

@@ -89,6 +89,15 @@ def test_the_posterior_finds_the_true_process(rho: float, deviation: float, fact
     assert found.steady.max() < 0.01
 
 
+@pytest.mark.parametrize("chance", [1e-3, 2e-4, 1e-5, 1e-8])
+def test_the_level_is_found_in_blocks_of_any_size(chance: float) -> None:
+    generator = np.random.default_rng(12)
+    level = np.stack([wandering(generator, 60, 0.8, 0.25) for _ in range(30)], axis=1)
+    found = learned(level, chance, generator)
+    expected = np.sqrt((found.weights * found.level_variances).sum(axis=1).mean())
+    assert 0.25 / 1.5 < expected < 0.25 * 1.5
+
+
 def test_constant_levels_are_steady_and_their_mean_is_known_by_chance_alone() -> None:
     generator = np.random.default_rng(9)
     found = learned(np.full((100, 20), 0.3), 0.01, generator)

@@ -21,7 +21,7 @@ from tests.monitoring.noise.simulated_counts import (
 )
 
 from everloop.monitoring.noise.incident_rate import find_limit
-from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts, _rolling
+from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts, _rolling, as_normal
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,30 @@ def test_surprise_is_the_logarithm_of_the_p_value(model: NoiseModel) -> None:
     plain = replace(model, handicap=np.zeros(len(model.names)))
     for size in (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 40.0):
         for sign in (1, -1):
-            found = plain.surprise(np.full((1, len(model.names)), sign * size))[0]
+            found = plain.surprise(np.full((1, len(model.names)), sign * size), normal=True)[0]
             two_sided = -(stats.norm.logsf(size) + np.log(2))
             one_sided = -stats.norm.logsf(size if sign > 0 else 0.0)
             assert found[~model.one_sided] == pytest.approx(np.full((~model.one_sided).sum(), two_sided), abs=0.25)
             assert found[model.one_sided] == pytest.approx(np.full(model.one_sided.sum(), one_sided), abs=0.25)
+
+
+@pytest.mark.parametrize("freedom", [4.5, 6.0, 10.0, 200.0])
+def test_a_heavy_tail_is_as_rare_as_the_normal_one_it_becomes(freedom: float) -> None:
+    for size in (0.5, 1.0, 2.0, 4.0, 8.0, 20.0):
+        expected = stats.t.logsf(size * np.sqrt(freedom / (freedom - 2)), freedom)
+        found = stats.norm.logsf(float(as_normal(np.array(size), np.array(freedom))))
+        assert found == pytest.approx(expected, rel=0.03, abs=0.15)
+
+
+def test_heavy_tails_of_the_reference_are_learned() -> None:
+    generator = np.random.default_rng(12)
+    heavy, plain = (
+        learn({f"x{index}": normal_counts(generator, 20_000, draw(365)) for index in range(6)}, rows=16_384)
+        for draw in (lambda n: 0.1 * generator.standard_t(5, n), lambda n: 0.1 * generator.normal(size=n))
+    )
+    of_location = [index for index, (_, direction) in enumerate(plain.names) if direction == "location"]
+    assert np.median(heavy.tails[of_location]) < 12
+    assert np.median(plain.tails[of_location]) > 50
 
 
 def test_z_scores_are_standard_normal_where_nothing_happens() -> None:

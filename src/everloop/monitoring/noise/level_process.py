@@ -20,8 +20,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 _CORRELATIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-_RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
-"""τ² in units of the variance by chance of a typical block."""
+_RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6, 1e7)
+"""τ² in units of the variance by chance of a typical block. In blocks of a hundred million rows, chance is tiny."""
 RATIOS: Array = np.array([0.0, *(ratio for ratio in _RATIOS for _ in _CORRELATIONS)])
 CORRELATIONS: Array = np.array([0.0, *(rho for _ in _RATIOS for rho in _CORRELATIONS)])
 _GUESS = 1 + _CORRELATIONS.index(0.8)

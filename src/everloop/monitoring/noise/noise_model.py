@@ -380,8 +380,12 @@ def _calibrate(
 
 
 def as_normal(size: Array, tails: Array) -> Array:
-    """Return the size of a normal deviation that is as rare as this one of a t-distribution, both of variance 1."""
-    return np.asarray(np.sqrt((tails + 1) * np.log1p(size * size / (tails - 2))))
+    """Return the size of a normal deviation that is as rare as this one of a t-distribution, both of variance 1.
+
+    Source: D. L. Wallace, Bounds on normal approximations to Student's and the chi-square distributions, Annals of
+    Mathematical Statistics 30 (1959).
+    """
+    return np.asarray((8 * tails + 1) / (8 * tails + 3) * np.sqrt(tails * np.log1p(size * size / (tails - 2))))
 
 
 def _tails_of(residuals: Array, known: npt.NDArray[np.bool_], one_sided: npt.NDArray[np.bool_]) -> Array:
