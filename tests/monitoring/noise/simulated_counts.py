@@ -83,7 +83,7 @@ def simulate(
     rows: int = 1000,
     rho: float = 0.0,
     deviation: float = 0.0,
-    features: int = 10,
+    features: int = 5,
     times: bool = True,
 ) -> Simulation:
     """Daily windows of `features` features, every fifth one a category, whose levels wander independently."""

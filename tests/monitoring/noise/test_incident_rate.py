@@ -100,12 +100,12 @@ def rates(budget: float, seeds: int, **stream: float) -> float:
     ids=["independent", "level 0.8", "level 0.5, 200 rows", "20,000 rows", "30 rows"],
 )
 def test_one_incident_a_month_is_one_incident_a_month(stream: dict[str, float]) -> None:
-    # Six streams of forty months.
-    assert 0.5 <= rates(1.0, 6, **stream) <= 1.5
+    # Five streams of forty months.
+    assert 0.5 <= rates(1.0, 5, **stream) <= 1.5
 
 
 def test_a_smaller_budget_opens_fewer() -> None:
-    found = [rates(budget, 4) for budget in (0.2, 1.0, 3.0)]
+    found = [rates(budget, 3) for budget in (0.2, 1.0, 3.0)]
     assert found[0] < found[1] < found[2]
     assert found[0] <= 0.3
     assert found[2] <= 4.5
@@ -113,7 +113,7 @@ def test_a_smaller_budget_opens_fewer() -> None:
 
 def test_limits_rise_as_budgets_fall() -> None:
     model = simulate(1, live_days=1).learn()
-    limits = [find_limit(model, budget / MONTH) for budget in (1e-9, 1e-3, 0.1, 0.3, 1, 2, 3, 30, 1000)]
+    limits = [find_limit(model, budget / MONTH) for budget in (1e-9, 1e-3, 0.3, 1, 3, 1000)]
     assert limits == sorted(limits, reverse=True)
     assert np.isfinite(limits).all()
     # Below what the simulation can show, each decade of the budget costs a decade of the p-value.
@@ -164,5 +164,5 @@ def test_tiny_windows_keep_below_the_budget(rows: int) -> None:
 
 @pytest.mark.parametrize(("days", "rows"), [(1, 200), (1, 1000), (20, 1000)])
 def test_a_reference_without_times_keeps_below_the_budget(days: int, rows: int) -> None:
-    found = [simulate(seed, days=days, rows=rows, times=False).incidents_a_month(1.0) for seed in range(4)]
+    found = [simulate(seed, days=days, rows=rows, times=False).incidents_a_month(1.0) for seed in range(3)]
     assert np.mean(found) <= 1.5
