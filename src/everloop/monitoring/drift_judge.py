@@ -126,12 +126,7 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     Raises:
         UsageError: the window has no length, or the rate is not above 0.
     """
-    if window <= timedelta(0):
-        raise UsageError(
-            f"A window must end after it starts, but this one lasts {window}.", help="Pass a later end of the window."
-        )
-    if not (incidents_per_window > 0 and math.isfinite(incidents_per_window)):
-        raise UsageError(f"The budget of incidents must be a number above 0, not {incidents_per_window}.")
+    _check_settings(window, incidents_per_window)
     size = typical_size(rows)
     # What has been accepted moves the centre only, so the noise need not be learned again.
     reference = replace(baseline, accepted={}) if baseline.accepted else baseline
@@ -198,5 +193,22 @@ def reference_counts(baseline: Baseline) -> ReferenceCounts:
 
 
 def incidents_per_window(incidents_per_month: float, window: timedelta, versions: int = 1) -> float:
-    """Return the budget of one window, shared by the versions that answered in it."""
+    """Return the budget of one window, shared by the versions that answered in it.
+
+    Raises:
+        UsageError: the window has no length, or the budget is not above 0.
+    """
+    _check_settings(window, incidents_per_month)
     return incidents_per_month * (window / MONTH) / max(1, versions)
+
+
+def _check_settings(window: timedelta, incidents: float) -> None:
+    if window <= timedelta(0):
+        raise UsageError(
+            f"A window must end after it starts, but this one lasts {window}.", help="Pass a later end of the window."
+        )
+    if not (incidents > 0 and math.isfinite(incidents)):
+        raise UsageError(
+            f"The budget of incidents must be a number above 0, not {incidents}.",
+            help="Pass the number of incidents a month that you tolerate without need, such as 1.",
+        )
