@@ -55,7 +55,9 @@ class IncidentRule:
         self._incident = np.zeros((streams, directions), dtype=np.int8)
         """Number of the ongoing incident of each direction, from 1; 0 for none."""
         self._calm = np.zeros((streams, directions), dtype=np.int8)
-        self._newest = np.zeros(streams, dtype=np.int8)
+        self._opened = np.zeros((streams, MOST_ONGOING), dtype=np.int32)
+        """When the ongoing incident with each number was opened, in windows; numbers are used again."""
+        self._window = 0
         self._numbers = np.arange(1, MOST_ONGOING + 1, dtype=np.int8)
 
     @property
@@ -79,16 +81,15 @@ class IncidentRule:
         ongoing = used.any(axis=1)
         opening = free & np.where(ongoing, own.any(axis=1), new.any(axis=1))
         number = (np.argmin(used, axis=1) + 1).astype(np.int8)
-        opens = np.where(ongoing[:, None], own, new) & opening[:, None]
-        joins = new & ~opens
-        self._newest = np.where(opening, number, self._newest)
-        self._incident = np.where(opens, number[:, None], self._incident)
-        self._incident = np.where(joins, self._newest[:, None], self._incident)
+        self._window += 1
+        self._opened[opening, number[opening] - 1] = self._window
+        newest = np.argmax(np.where(used, self._opened, 0), axis=1) + 1
+        # An opening incident takes all that is new, whether or not it is strong.
+        joined = np.where(opening, number, newest).astype(np.int8)
+        self._incident = np.where(new, joined[:, None], self._incident)
         restless = beyond | (alone > CALM_SURPRISE)
         self._calm = np.where(restless, 0, np.minimum(self._calm + 1, CALM_WINDOWS)).astype(np.int8)
         self._incident[self._calm >= CALM_WINDOWS] = 0
-        newest = (self._incident == self._newest[:, None]).any(axis=1)
-        self._newest = np.where(newest, self._newest, self._incident.max(axis=1))
         return np.asarray(opening)
 
 
