@@ -114,7 +114,7 @@ def _pass(incident: Incident, news: WindowNews, reasons: Sequence[str], now: dat
         # The window was checked again because predictions came late. It can add subjects, but no calm.
         if not reasons:
             return None
-        active = {**active_subjects(incident), **_reported(news, reasons)}
+        active = {**_reported(news, reasons), **active_subjects(incident)}
         changed, action = _joined(incident, part, now, {**incident.evidence, "active": active})
         return IncidentStep(changed, action) if changed != incident else None
     if not reasons and not contributes(incident, news.watch):
