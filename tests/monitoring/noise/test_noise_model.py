@@ -40,23 +40,44 @@ def test_surprise_is_the_logarithm_of_the_p_value(model: NoiseModel) -> None:
             assert found[model.one_sided] == pytest.approx(np.full(model.one_sided.sum(), one_sided), abs=0.25)
 
 
-@pytest.mark.parametrize("freedom", [4.5, 6.0, 10.0, 200.0])
-def test_a_heavy_tail_is_as_rare_as_the_normal_one_it_becomes(freedom: float) -> None:
-    for size in (0.5, 1.0, 2.0, 4.0, 8.0, 20.0):
-        expected = stats.t.logsf(size * np.sqrt(freedom / (freedom - 2)), freedom)
-        found = stats.norm.logsf(float(as_normal(np.array(size), np.array(freedom))))
-        assert found == pytest.approx(expected, rel=0.03, abs=0.15)
+def test_surprise_has_the_tails_of_the_reference(model: NoiseModel) -> None:
+    count = len(model.names)
+    tails = np.linspace(5, 30, count)
+    heavy = replace(model, handicap=np.zeros(count), tails=tails)
+    for size in (1.0, 3.0, 5.0, 10.0):
+        # A t-distribution of variance 1.
+        p_value = stats.t.logsf(size * np.sqrt(tails / (tails - 2)), tails) + np.where(heavy.one_sided, 0.0, np.log(2))
+        found = heavy.surprise(np.full((1, count), size))[0]
+        assert found == pytest.approx(-p_value, abs=0.3, rel=0.03)
+        assert (found <= heavy.surprise(np.full((1, count), size), normal=True)[0] + 0.3).all()
 
 
-def test_heavy_tails_of_the_reference_are_learned() -> None:
+@pytest.mark.parametrize("freedom", [5.0, 8.0, 15.0, 50.0, 200.0])
+def test_a_deviation_of_heavy_tails_is_brought_to_the_normal_one_that_is_as_rare(freedom: float) -> None:
+    size = np.array([0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0])
+    rare = stats.t.logsf(size * np.sqrt(freedom / (freedom - 2)), freedom)
+    normal = as_normal(size, np.full(len(size), freedom))
+    assert stats.norm.logsf(normal) == pytest.approx(rare, rel=0.03)
+    assert (np.diff(normal) > 0).all()
+    assert as_normal(np.zeros(1), np.array([freedom])).tolist() == [0.0]
+
+
+def test_tails_are_those_of_the_reference() -> None:
     generator = np.random.default_rng(12)
-    heavy, plain = (
-        learn({f"x{index}": normal_counts(generator, 20_000, draw(365)) for index in range(6)}, rows=16_384)
-        for draw in (lambda n: 0.1 * generator.standard_t(5, n), lambda n: 0.1 * generator.normal(size=n))
-    )
-    of_location = [index for index, (_, direction) in enumerate(plain.names) if direction == "location"]
-    assert np.median(heavy.tails[of_location]) < 12
-    assert np.median(plain.tails[of_location]) > 50
+
+    def tails_of(levels: Array) -> float:
+        learned = learn({"x": normal_counts(generator, 5000, levels)}, rows=4096)
+        return float(learned.tails[learned.names.index(("x", "location"))])
+
+    heavy = stats.t.rvs(5, size=365, random_state=generator) * np.sqrt(3 / 5) * 0.2
+    assert tails_of(heavy) < 15
+    assert tails_of(0.2 * generator.standard_normal(365)) > 30
+    # A few blocks cannot tell.
+    assert tails_of(heavy[:10]) == 200
+    # One wild day out of sixty is a tail.
+    wild = 0.05 * generator.standard_normal(60)
+    wild[30] = 1.0
+    assert tails_of(wild) < 15
 
 
 def test_z_scores_are_standard_normal_where_nothing_happens() -> None:

@@ -382,6 +382,10 @@ def _calibrate(
 def as_normal(size: Array, tails: Array) -> Array:
     """Return the size of a normal deviation that is as rare as this one of a t-distribution, both of variance 1.
 
+    Args:
+        size: absolute deviations, shape (…, m).
+        tails: degrees of freedom, above 2, shape (m,).
+
     Source: D. L. Wallace, Bounds on normal approximations to Student's and the chi-square distributions, Annals of
     Mathematical Statistics 30 (1959).
     """
