@@ -32,11 +32,11 @@ def finding(store, day=0, subject="age", severity="alarm", *, kind="drift", vers
     )  # fmt: skip
 
 
-def summary(store, day=0, *, opens=(), restless=(), calm=(), harm=None, version="m@1"):
+def summary(store, day=0, *, opens=(), strong=(), restless=(), calm=(), harm=None, version="m@1"):
     """The summary of a window as `check_drift` makes it."""
     states = {name: {"verdict": "warning", "calm": False} for name in (*opens, *restless)}
     states |= {name: {"verdict": "quiet", "calm": True} for name in calm}
-    evidence = {"subjects": states, "opens": list(opens), "harm": harm}
+    evidence = {"subjects": states, "opens": list(opens), "strong": list(strong), "harm": harm}
     return finding(store, day, "window", "info", version=version, evidence=evidence)
 
 
@@ -83,7 +83,7 @@ def test_information_alone_is_a_calm_window(store):
 def test_harm_decides_how_loud_it_is_and_what_comes_first(store):
     harm = {"severity": "notice", "text": "The predictions have hardly moved.", "importance": {"city": 0.6, "age": 0.1}}
     news = one_news(
-        finding(store, subject="age", value=9.0), finding(store, subject="city", value=0.5),
+        finding(store, subject="age", value=9.0), finding(store, subject="city", value=0.4),
         summary(store, opens=["age", "city"], harm=harm),
     )  # fmt: skip
     assert news.severity == "notice"
@@ -92,29 +92,37 @@ def test_harm_decides_how_loud_it_is_and_what_comes_first(store):
     assert news.evidence == {"harm": harm}
 
 
-def test_each_version_has_a_reference_of_its_own(store):
-    """So drift and performance are news about a version; quality is news about the endpoint."""
+def test_each_version_has_news_of_its_own_about_drift_and_performance(store):
+    """Each has a reference of its own, so one that is calm says nothing about another."""
     quiet = {"severity": "notice", "text": "Hardly moved.", "importance": {}}
     loud = {"severity": "alarm", "text": "Has fallen.", "importance": {"age": 0.5}}
-    findings = [
-        finding(store, subject="age", value=0.1), summary(store, opens=["age"], harm=quiet),
-        finding(store, subject="age", value=0.1, version="m@2"),
-        summary(store, opens=["age"], harm=loud, version="m@2"),
-        summary(store, calm=["age"], version="m@3"),
-        finding(store, kind="quality"), finding(store, kind="quality", version="m@2"),
-    ]  # fmt: skip
-    first, second, third, quality = news_of(findings, "drift", *window(0))
-    assert [one.versions for one in (first, second, third, quality)] == [("m@1",), ("m@2",), ("m@3",), ("m@1", "m@2")]
-    assert [one.severity for one in (first, second)] == ["notice", "alarm"]
+    first, second, third = news_of(
+        [
+            finding(store, subject="age", value=0.1), summary(store, opens=["age"], harm=quiet),
+            finding(store, subject="age", value=0.1, version="m@2"),
+            summary(store, opens=["age"], strong=["age"], harm=loud, version="m@2"),
+            summary(store, calm=["age"], version="m@3"),
+        ],
+        "drift", *window(0),
+    )  # fmt: skip
+    assert [one.versions for one in (first, second, third)] == [("m@1",), ("m@2",), ("m@3",)]
+    assert [one.severity for one in (first, second, third)] == ["notice", "alarm", "notice"]
     assert [one.harm for one in (first, second, third)] == ["Hardly moved.", "Has fallen.", ""]
-    assert not third.reasons
+    assert [set(one.reasons) for one in (first, second, third)] == [{"age"}, {"age"}, set()]
+    assert [set(one.strong) for one in (first, second, third)] == [set(), {"age"}, set()]
+    assert [len(one.findings) for one in (first, second, third)] == [1, 1, 0]
 
 
-def test_strong_reasons_come_from_the_summary(store):
-    known = summary(store, opens=["age"])
-    known.evidence["strong"] = ["age"]
-    assert one_news(finding(store), known).strong == {"age"}
-    assert one_news(finding(store), summary(store, opens=["age"])).strong == frozenset()
+def test_what_is_wrong_with_the_data_is_one_piece_of_news_for_all_versions(store):
+    """The version that suffers most describes it, and one calm version does not hide another."""
+    news = one_news(
+        finding(store, kind="quality", severity="warning", value=0.1, evidence={"opens": ["age"]}),
+        finding(store, kind="quality", value=0.1, version="m@2"),
+        finding(store, kind="quality", subject="window", severity="info", version="m@3"),
+    )
+    assert (news.severity, set(news.reasons)) == ("alarm", {"age"})
+    assert news.versions == ("m@1", "m@2")
+    assert len(news.findings) == 2
 
 
 def test_the_same_subject_is_told_once_in_the_words_of_the_largest_deviation(store):
@@ -182,31 +190,68 @@ def test_kinds_have_incidents_of_their_own(store):
 
 
 def test_other_endpoints_are_left_alone(store):
-    evidence = {"active": {"age": {"watch": "drift", "calm": 0}}}
-    other = put_incident(store, endpoint="arrivals", evidence=evidence)
+    active = {"age": {"watch": "drift", "calm": 0}}
+    other = put_incident(store, endpoint="arrivals", evidence={"active": active, "last_window": {"drift": ""}})
     for day in range(CALM_WINDOWS + 1):
         assert update(store, day, summary(store, day, calm=["age"])) == []
     assert ongoing_incidents(store) == [other]
     assert ongoing_incidents(store, "delays") == []
 
 
-def test_the_calm_of_one_version_does_not_end_the_incident_of_another(store):
-    both = finding(store, version="m@1"), finding(store, version="m@2")
-    first, second = update(store, 0, *both)
-    assert (first.versions, second.versions) == (("m@1",), ("m@2",))
-    for day in range(1, 1 + CALM_WINDOWS):
-        changed = update(store, day, summary(store, day, calm=["age"]), finding(store, day, version="m@2"))
-    assert [(one.id, one.state) for one in changed] == [(first.id, "resolved")]
-    assert [one.id for one in ongoing_incidents(store)] == [second.id]
+def test_a_strong_change_opens_an_incident_beside_an_ongoing_one(store):
+    (first,) = update(store, 0, finding(store), summary(store, opens=["age"]))
+    (second,) = update(
+        store,
+        1,
+        finding(store, 1),
+        finding(store, 1, "city"),
+        summary(store, 1, opens=["age", "city"], strong=["city"]),
+    )
+    assert [one.id for one in ongoing_incidents(store, "delays", "drift")] == [first.id, second.id]
+    assert (first.subjects, second.subjects) == (("age",), ("city",))
+    (joined,) = update(store, 2, finding(store, 2, "wind"), summary(store, 2, opens=["wind"], restless=["age", "city"]))
+    assert (joined.id, set(joined.subjects)) == (second.id, {"city", "wind"})
 
 
-def test_a_strong_change_is_told_although_another_incident_is_ongoing(store):
-    update(store, 0, finding(store))
-    known = summary(store, 1, opens=["city"], restless=["age"])
-    known.evidence["strong"] = ["city"]
-    (opened,) = update(store, 1, finding(store, 1, "city"), known)
-    assert opened.subjects == ("city",)
-    assert [event.verb for event in store.records.events_since(0, kinds=["incident"])].count("opened") == 2
+def test_at_most_three_incidents_of_a_kind_are_ongoing(store):
+    names = ["a", "b", "c", "d", "e"]
+    for day, name in enumerate(names):
+        update(
+            store, day, finding(store, day, name), finding(store, day, name, kind="quality"),
+            summary(store, day, opens=[name], strong=[name], restless=names[:day]),
+        )  # fmt: skip
+    assert [set(one.subjects) for one in ongoing_incidents(store, kind="drift")] == [{"a"}, {"b"}, {"c", "d", "e"}]
+    # Alarms about quality say nothing about strength, so they are one incident.
+    assert [set(one.subjects) for one in ongoing_incidents(store, kind="quality")] == [set(names)]
+
+
+def test_each_version_has_drift_incidents_of_its_own(store):
+    (old,) = update(store, 0, finding(store), summary(store, opens=["age"]))
+    both = [summary(store, 1, restless=["age"]), summary(store, 1, opens=["age"], version="m@2")]
+    (new,) = update(store, 1, finding(store, 1, version="m@2"), *both)
+    assert [one.versions for one in ongoing_incidents(store)] == [("m@1",), ("m@2",)]
+    assert new.subjects == old.subjects
+    # The calm of one version does not end the incident of the other.
+    ended = []
+    for day in range(2, 2 + CALM_WINDOWS):
+        ended += update(store, day, summary(store, day, restless=["age"]), summary(store, day, version="m@2"))
+    assert [one.id for one in ended] == [new.id]
+    assert [one.id for one in ongoing_incidents(store)] == [old.id]
+    # Nor do windows in which it did not answer.
+    for day in range(6, 6 + CALM_WINDOWS):
+        assert update(store, day, summary(store, day, version="m@2")) == []
+
+
+def test_each_version_may_have_three(store):
+    for day, name in enumerate(["a", "b", "c", "d"]):
+        for version in ("m@1", "m@2"):
+            update(
+                store, day, finding(store, day, name, version=version),
+                summary(store, day, opens=[name], strong=[name], restless="abc"[:day], version=version),
+                watch=f"drift of {version}",
+            )  # fmt: skip
+    versions = [one.versions for one in ongoing_incidents(store)]
+    assert sorted(versions) == [("m@1",)] * 3 + [("m@2",)] * 3
 
 
 def test_an_incident_that_was_resolved_by_hand_opens_again_if_it_goes_on(store):
