@@ -115,8 +115,7 @@ def unmute(incident: IncidentRef, reason: Because = "", home: Home = None, json:
 def accept(incident: IncidentRef, reason: Because = "", home: Home = None, json: AsJson = False) -> None:
     """Accept what has changed as the new normal. This closes the incident.
 
-    Later windows are compared with what the incident's windows looked like. `everloop monitor baseline` builds the
-    version's baseline again, which undoes this.
+    Later windows are compared with the windows of the incident. A new `everloop monitor baseline` undoes that.
     """
     from everloop.monitoring.incidents.incident_actions import accept as accept_incident
     from everloop.records import Artifact

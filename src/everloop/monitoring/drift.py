@@ -19,6 +19,7 @@ from everloop.monitoring.logged_windows import (
     sketch_window,
 )
 from everloop.monitoring.pair_shift import PairShift, measure_pairs
+from everloop.monitoring.performance.label_verdicts import find_doubt
 from everloop.monitoring.subject_shift import SubjectShift, measure_shifts
 from everloop.monitoring.window_counts import (
     counts_of,
@@ -207,7 +208,7 @@ def _expected(
     def sample() -> pl.DataFrame | None:
         return read_sample(store, check.endpoint, version, since, until, rows=window.rows, most=SAMPLE_ROWS)
 
-    return expect_metric(baseline, window.score, sample)
+    return expect_metric(baseline, window.score, sample, find_doubt(store, check.endpoint, version, baseline))
 
 
 def _counts_before(

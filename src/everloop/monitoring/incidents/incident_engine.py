@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from everloop.monitoring.findings import WINDOW
 from everloop.monitoring.incidents.drift_harm import weight_of
 from everloop.monitoring.incidents.incident_actions import EVENT_VERBS, ONGOING, incident_facts
-from everloop.monitoring.incidents.incident_rules import WindowNews, advance, close, contributes
+from everloop.monitoring.incidents.incident_rules import (
+    WindowNews,
+    advance,
+    close,
+    contributes,
+    with_label_verdict,
+)
 from everloop.records import Incident
 
 if TYPE_CHECKING:
@@ -55,6 +61,9 @@ def update_incidents(
                 news.append(WindowNews(incident.kind, since, until, watch))
         for one in news:
             changed += _apply(store, endpoint, one)
+        for finding in findings:
+            if finding.kind == "performance" and finding.evidence.get("estimates"):
+                _add_label_verdict(store, endpoint, finding)
     return changed
 
 
@@ -169,3 +178,15 @@ def _apply(store: Store, endpoint: str, news: WindowNews) -> list[Incident]:
         if step.action is not None:
             announced.append(after)
     return announced
+
+
+def _add_label_verdict(store: Store, endpoint: str, summary: Finding) -> None:
+    """Say in the ongoing incidents about drift whether labels confirm what was expected of the metric."""
+    verdict = summary.evidence["estimates"]
+    for incident in ongoing_incidents(store, endpoint, "drift"):
+        expected = (incident.evidence.get("harm") or {}).get("expected") or {}
+        about = expected.get("metric") == verdict["metric"] and summary.version in incident.versions
+        if about and summary.window_to > incident.began_at:
+            after = with_label_verdict(incident, verdict)
+            if after != incident:
+                store.records.update(after, verb="updated")

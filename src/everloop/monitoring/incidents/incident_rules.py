@@ -153,6 +153,22 @@ def close(incident: Incident, now: datetime, text: str) -> Incident:
     return replace(incident, state="resolved", resolved_at=now, history=(*incident.history, change))
 
 
+def with_label_verdict(incident: Incident, verdict: dict[str, Json]) -> Incident:
+    """Return the incident with what labels say about the performance that was expected.
+
+    Args:
+        verdict: the comparison, with a `text` for people.
+    """
+    state = {**incident.evidence, "labels": verdict}
+    message = _message(list(incident.subjects), state.get("sentences", {}), _harm_of(state))
+    return replace(incident, message=message, evidence=state)
+
+
+def _harm_of(state: Mapping[str, Json]) -> str:
+    parts = (str(state.get("text", "")), str((state.get("labels") or {}).get("text", "")))
+    return " ".join(part for part in parts if part)
+
+
 def _opened(news: WindowNews, now: datetime, create: Callable[..., Incident]) -> Incident:
     sentences, weights = dict(news.reasons), dict(news.weights)
     subjects = _ranked(sentences, weights)
@@ -197,6 +213,8 @@ def _joined(
     worst = louder or peak >= float(state.get("peak", 0.0))
     if worst:
         state = {**state, **news.evidence, "peak": peak, "text": news.harm}
+        # Labels have said nothing about this window yet.
+        state.pop("labels", None)
     subjects = _ranked(sentences, weights)
     title = _title(subjects, sentences)
     action: IncidentAction | None = "escalate" if louder else "join" if added else None
@@ -210,7 +228,7 @@ def _joined(
             incident,
             severity="alarm" if louder else incident.severity,
             title=title,
-            message=_message(subjects, sentences, str(state.get("text", ""))),
+            message=_message(subjects, sentences, _harm_of(state)),
             subjects=tuple(subjects),
             versions=versions,
             seen_at=max(incident.seen_at, news.until),

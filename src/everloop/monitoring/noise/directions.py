@@ -121,13 +121,8 @@ class Directions:
             moved._present[0] = 0.0
             moved._present /= moved._present.sum()
             scores = _orthonormal_scores(moved._present)
-            if scores.shape == self._scores.shape:
-                moved._scores = scores
-            else:
-                # Nearly all rows are in one or two cells, so the unit of the reference stays.
-                centred = self._scores - moved._present @ self._scores
-                centred[0] = 0.0
-                moved._scores = centred
+            # If nearly all rows are in one or two cells, location and scale say nothing; the other directions do.
+            moved._scores = scores if scores.shape == self._scores.shape else np.zeros_like(self._scores)
         return moved
 
     def measure(self, counts: Array) -> Deviations:

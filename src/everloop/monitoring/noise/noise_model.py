@@ -189,12 +189,15 @@ class NoiseModel:
         """
         centre = self.levels.mean.copy()
         extra = np.zeros(len(self.names))
-        directions = [
-            item.recentred(accepted[item.subject][0]) if item.subject in accepted else item for item in self._directions
-        ]
+        moved = {
+            item.subject: item.recentred(accepted[item.subject][0])
+            for item in self._directions
+            if item.subject in accepted
+        }
         rests = dict(self._rests)
         length = self.span.total_seconds()
-        for subject, (sketch, since, until) in accepted.items():
+        for subject in moved:
+            sketch, since, until = accepted[subject]
             own = np.array([name == subject for name, _ in self.names])
             count = max(1, round((until - since) / length))
             windows = np.asarray(since + length * np.arange(count), dtype=np.float64)
@@ -203,12 +206,19 @@ class NoiseModel:
             # Accepted windows are few, so their mean is known less well than that of the reference.
             uncertain = level + 1 / max(sketch.rows, 1)
             located = own & ~self.one_sided
-            centre[located] = -effect.mean(axis=0)[located]
+            # Shares of cells without rows are not 0, so the accepted windows deviate a little from themselves.
+            itself = moved[subject].measure(sketch.array()[None, :]).values[0]
+            centre[located] = itself - effect.mean(axis=0)[located]
             extra[located] = uncertain[located]
             if subject in rests:
                 rests[subject] = replace(rests[subject], inflation=rests[subject].inflation * (1 + 1 / count))
         return replace(
-            self, _directions=directions, _rests=rests, _variances={}, _centre=centre, _centre_variance=extra
+            self,
+            _directions=[moved.get(item.subject, item) for item in self._directions],
+            _rests=rests,
+            _variances={},
+            _centre=centre,
+            _centre_variance=extra,
         )
 
     def deviations(

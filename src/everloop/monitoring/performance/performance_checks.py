@@ -13,6 +13,13 @@ from everloop.monitoring.baseline import ReferenceMetric, answered, find_baselin
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_recently_flagged, new_finding
 from everloop.monitoring.logged_windows import due_until, read_labels, read_window
 from everloop.monitoring.measures.tail_probabilities import normal_quantile, normal_tail
+from everloop.monitoring.performance.label_verdicts import (
+    CONCEPT,
+    ESTIMATES,
+    compare_told,
+    concept_sentence,
+    look_at_labels,
+)
 from everloop.records import EndpointRecord, Finding, Json, ModelVersion
 from everloop.stores.durations import format_duration, parse_duration
 
@@ -67,6 +74,10 @@ def check_performance(
     worse than the reference by more than the noise of both, at the level that the budget allows. Twice within three
     windows is an alarm. Checking a window again returns the earlier findings, unless new or corrected labels have
     arrived in the meantime.
+
+    If the version's baseline knows what labels should show, the summary also says in its evidence whether labels still
+    follow predictions as in the reference (`concept`, a sequential test over all windows), and whether they confirm
+    what drift checks have estimated for these predictions (`estimates`).
 
     Args:
         metric: a name in `everloop.training.METRICS`, such as `roc_auc`. None takes the metric of the version's
@@ -127,6 +138,10 @@ def check_performance(
     limit = _limit(expected, measured, budget, greater_is_better=_greater_is_better(metric))
     evidence = _evidence(measured, expected, p_value, labelled.height, predictions.height, end)
     evidence["newest_label"] = facts["newest_label"]
+    concept, estimates = _compare_with_expectations(store, check, labelled, since, until)
+    remark = concept_sentence(concept)
+    if concept is not None:
+        evidence[CONCEPT] = {name: value for name, value in concept.items() if name != "state"}
     found = []
     if verdict != "quiet":
         found.append(
@@ -141,8 +156,10 @@ def check_performance(
                 window_to=until,
                 value=measured.value,
                 threshold=limit,
-                message=f"{metric} is {_interval_text(measured)}, before the release it was "
-                f"{_interval_text(expected)}.",
+                message=_joined(
+                    f"{metric} is {_interval_text(measured)}, before the release it was {_interval_text(expected)}.",
+                    remark,
+                ),
                 evidence=evidence,
             )
         )
@@ -158,9 +175,11 @@ def check_performance(
             window_to=until,
             value=None if math.isnan(measured.value) else measured.value,
             threshold=limit,
-            message=_summary(metric, measured, predictions.height),
+            message=_joined(_summary(metric, measured, predictions.height), remark),
             evidence={
                 **evidence,
+                **({CONCEPT: concept} if concept is not None else {}),
+                **({ESTIMATES: estimates} if estimates is not None else {}),
                 "metric": metric,
                 "told": [item.id for item in found],
                 **asdict(budget),
@@ -172,6 +191,20 @@ def check_performance(
     if keep:
         store.records.put(*found)
     return found
+
+
+def _compare_with_expectations(
+    store: Store, check: CheckedSeries, labelled: pl.DataFrame, since: datetime, until: datetime
+) -> tuple[dict[str, Json] | None, dict[str, Json] | None]:
+    """Return whether labels follow predictions as in the reference, and whether they confirm what was estimated."""
+    baseline = find_baseline(store, check.version) if check.version is not None else None
+    if baseline is None or baseline.packed_expectations is None or check.metric is None:
+        return None, None
+    measure = partial(measure_labelled, metric=check.metric)
+    return (
+        look_at_labels(store, check, baseline, labelled, since),
+        compare_told(store, check, baseline, labelled, since, until, measure),
+    )
 
 
 def performance_by(
@@ -458,6 +491,10 @@ def _summary(metric: str, measured: Measured, predictions: int) -> str:
     if math.isnan(measured.standard_error):
         return f"{metric} cannot be measured: {labelled}, which are too few or of one class only."
     return f"{metric} {_interval_text(measured)}; {labelled}."
+
+
+def _joined(message: str, remark: str) -> str:
+    return f"{message} {remark}" if remark else message
 
 
 def _interval_text(measured: Measured | ReferenceMetric) -> str:
