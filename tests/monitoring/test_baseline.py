@@ -10,9 +10,8 @@ import pytest
 
 from everloop.data.sketches.column_sketches import sketch_frame
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
-from everloop.monitoring import Baseline, build_baseline, find_baseline, keep_baseline, load_baseline
-from everloop.monitoring.baseline import cut_by_time, spread_beyond_chance
-from everloop.monitoring.drift_judge import judge_for
+from everloop.monitoring import Baseline, build_baseline, find_baseline, keep_baseline, load_baseline, watch_table
+from everloop.monitoring.baseline import cut_by_time
 from everloop.records import Artifact
 from everloop.training.intervals import delong
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 START = datetime(2024, 3, 4, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 FEATURES = ("distance", "carrier", "wind")
 
 
@@ -107,112 +105,14 @@ def test_blocks_have_equal_lengths_of_time() -> None:
     assert cut_by_time(frame.clear(), "t", 4) is None
 
 
-@pytest.mark.parametrize(
-    ("rows", "days", "span", "number"),
-    [(1000, 64, None, 24), (3000, 64, 24 * HOUR, 64), (40_000, 64, HOUR, 1536)],
-)
-def test_blocks_count_every_row_once(
-    airport: Airport, rows: int, days: int, span: timedelta | None, number: int
-) -> None:
-    frame = airport.flights(rows, 3, span=timedelta(days=days))
-    baseline = build_baseline(frame, FEATURES, time="event_at", scored=frame)
-    blocks = baseline.features.blocks
+def test_blocks_count_every_row_once(airport: Airport) -> None:
+    frame = airport.flights(2000, 3, span=timedelta(days=64))
+    blocks = build_baseline(frame, FEATURES, time="event_at").features.blocks
     assert blocks is not None
-    assert blocks.number == number
-    assert span is None or blocks.span == span
-    assert blocks.start == START
+    assert (blocks.span, blocks.number) == (timedelta(days=1), 64)
+    sketches = build_baseline(frame, FEATURES).features.sketches
     for name in FEATURES:
-        counts = blocks.counts_of(name)
-        assert counts.shape == (number, baseline.bins[name].cells)
-        assert tuple(counts.sum(axis=0)) == baseline.features.sketches[name].counts
-        # Each block counts the rows of its own time.
-        second = frame.filter(pl.col("event_at").is_between(START + blocks.span, START + 2 * blocks.span, "left"))
-        assert tuple(counts[1]) == sketch_frame(second, baseline.bins)[name].counts
-    assert baseline.score is not None
-    assert baseline.score.blocks is not None
-    assert baseline.score.blocks.counts_of("prediction").sum() == rows
-
-
-def test_scores_are_divided_into_the_blocks_of_the_features(airport: Airport) -> None:
-    frame = airport.flights(3000, 3, span=timedelta(days=60))
-    # Held-out rows of the last days, some of them later than the reference.
-    held_out = airport.flights(500, 4, start=START + timedelta(days=50), span=timedelta(days=20))
-    score = build_baseline(frame, FEATURES, time="event_at", scored=held_out).score
-    assert score is not None
-    assert score.blocks is not None
-    rows = score.blocks.counts_of("prediction").sum(axis=1)
-    assert len(rows) == 60
-    assert (rows[:50] == 0).all()
-    assert rows.sum() == 250
-    untimed = build_baseline(frame, FEATURES, time="event_at", scored=held_out.drop("event_at")).score
-    assert untimed is not None
-    assert untimed.blocks is None
-    assert untimed.sketches["prediction"].rows == 500
-
-
-def test_a_baseline_of_format_1_is_read_without_its_blocks() -> None:
-    old = {
-        "format": 1,
-        "rows": 10,
-        "features": {
-            "sketches": {
-                "x": {"bins": {"edges": [0.0, 1.0, 2.0]}, "counts": [0, 0, 4, 6, 0], "moments": [10, 1.1, 2.0, 0.1, 2]},
-                "c": {"bins": {"categories": ["a"], "complete": True}, "counts": [1, 9, 0]},
-            },
-            "blocks": {"span_s": 86400.0, "counts": {"x": [[0, 0, 4, 6, 0]], "c": [[1, 9, 0]]}},
-        },
-        "score": None,
-        "metric": {
-            "name": "roc_auc",
-            "value": 0.7,
-            "low": 0.6,
-            "high": 0.8,
-            "standard_error": 0.05,
-            "rows": 10,
-            "restlessness": 0.02,
-        },
-        "skipped": {},
-    }
-    baseline = Baseline.from_json(json.dumps(old).encode())
-    assert baseline.features.blocks is None
-    assert baseline.features.sketches["x"].counts == (0, 0, 4, 6, 0)
-    assert baseline.metric is not None
-    assert baseline.metric.between_block_std == 0.02
-    assert baseline.score_effects is None
-    assert baseline.pairs is None
-    assert json.loads(baseline.to_json())["format"] == 2
-    assert Baseline.from_json(baseline.to_json()) == baseline
-    # It can judge a window.
-    judge = judge_for(baseline, timedelta(days=1), 10, 1 / 30)
-    assert judge.limit > 1
-
-
-def test_the_digest_follows_the_content(airport: Airport) -> None:
-    frame = airport.flights(3000, 3, span=timedelta(days=60))
-    plain, again = (build_baseline(frame, FEATURES, time="event_at", scored=frame) for _ in range(2))
-    assert plain.digest() == again.digest()
-    assert Baseline.from_json(plain.to_json()).digest() == plain.digest()
-    later = frame.with_columns(pl.col("event_at") + timedelta(days=1))
-    shuffled = frame.with_columns(pl.col("event_at").shuffle(seed=1))
-    others = [
-        build_baseline(frame, FEATURES, time="event_at"),
-        build_baseline(frame, FEATURES, scored=frame),
-        build_baseline(later, FEATURES, time="event_at", scored=frame),
-        build_baseline(shuffled, FEATURES, time="event_at", scored=frame),
-        build_baseline(frame, FEATURES[:2], time="event_at", scored=frame),
-    ]
-    assert len({plain.digest(), *(other.digest() for other in others)}) == 6
-
-
-def test_damaged_blocks_are_an_error(airport: Airport) -> None:
-    content = json.loads(build_baseline(airport.flights(3000, 3), FEATURES, time="event_at").to_json())
-    for damaged in ("AAAA", "?", None):
-        content["features"]["blocks"]["counts"]["wind"] = damaged
-        with pytest.raises(CorruptionError, match="not a baseline"):
-            Baseline.from_json(json.dumps(content).encode())
-    content["features"]["sketches"] = []
-    with pytest.raises(CorruptionError, match="not a baseline"):
-        Baseline.from_json(json.dumps(content).encode())
+        assert tuple(blocks.counts_of(name).sum(axis=0)) == sketches[name].counts
 
 
 def test_the_variation_of_a_metric_between_blocks_is_measured(airport: Airport) -> None:
@@ -233,15 +133,6 @@ def test_the_variation_of_a_metric_between_blocks_is_measured(airport: Airport) 
     assert values[1] > 0.05
 
 
-def test_spread_beyond_chance_recovers_a_known_spread() -> None:
-    generator = np.random.default_rng(0)
-    truths = generator.normal(0.7, 0.05, 400)
-    pieces = [(float(value), 0.03) for value in truths + generator.normal(0, 0.03, 400)]
-    assert spread_beyond_chance(pieces) == pytest.approx(0.05, rel=0.15)
-    assert spread_beyond_chance([(0.7, 0.03)] * 20) == 0
-    assert spread_beyond_chance(pieces[:5]) == 0
-
-
 def test_invalid_references_are_errors(airport: Airport) -> None:
     frame = airport.flights(50, 1)
     with pytest.raises(EmptySampleError, match="reference has none"):
@@ -260,3 +151,30 @@ def test_invalid_references_are_errors(airport: Airport) -> None:
         build_baseline(frame, FEATURES, scored=frame.with_columns(actual=pl.lit(1.0)), metric="roc_auc")
     with pytest.raises(EmptySampleError, match="none of the scored rows has a label"):
         build_baseline(frame, FEATURES, scored=frame.with_columns(actual=pl.lit(None, pl.Float64)), metric="roc_auc")
+
+
+def test_free_texts_and_vectors_are_monitored_by_numbers_derived_from_them() -> None:
+    generator = np.random.default_rng(4)
+    words = np.array(["late", "gate", "crew", "storm", "bag", "door", "seat", "fuel"])
+
+    def table(rows: int, length: int, start: datetime) -> pl.DataFrame:
+        texts = [" ".join(generator.choice(words, length + int(extra))) for extra in generator.integers(0, 6, rows)]
+        return pl.DataFrame(
+            {
+                "note": texts,
+                "embedding": generator.normal(size=(rows, 3)),
+                "price": generator.normal(size=rows),
+                "at": [start + timedelta(hours=place) for place in range(rows)],
+            }
+        )
+
+    frame = table(1200, 8, START)
+    scored = frame.select("at", score="price", actual=pl.col("price") * 2)
+    built = build_baseline(frame, time="at", scored=scored, scored_inputs=frame.drop("at"), metric="rmse")
+    assert Baseline.from_json(built.to_json()) == built
+    assert built.columns == ["price", "note", "embedding"]
+    assert {"price", "note.length", "note.unknown_words", "embedding.norm"} <= set(built.bins)
+    assert not {"note", "embedding"} & set(built.bins)
+    # Texts that became longer are drift of their length.
+    report = watch_table(frame, table(240, 16, START + timedelta(hours=1200)), time="at")
+    assert "note.length" in report.incidents[0].subjects

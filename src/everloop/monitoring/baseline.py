@@ -20,6 +20,13 @@ from typing import TYPE_CHECKING, Any
 from everloop.data.sketches.bins import BINS, CATEGORIES, Bins, choose_bins
 from everloop.data.sketches.block_counts import count_blocks
 from everloop.data.sketches.column_sketches import Sketch, sketch_frame
+from everloop.data.sketches.derived_columns import (
+    DerivedSpec,
+    choose_columns,
+    derive,
+    spec_from_json,
+    spec_to_json,
+)
 from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
 from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
@@ -149,12 +156,20 @@ class Baseline:
     """How the score depends on each feature; None if the scored rows came without their inputs."""
     packed_expectations: str | None = None
     """What labels are expected to show, packed; None if the scored rows came without labels."""
+    derived: dict[str, DerivedSpec] = field(default_factory=dict)
+    """By free text or vector, how the numbers are derived that are monitored in its place, such as `comment.length`."""
     accepted: dict[str, AcceptedSubject] = field(default_factory=dict)
     """Subjects, as findings name them, that are compared with what has been accepted instead of the reference."""
 
     @property
     def bins(self) -> dict[str, Bins]:
         return {name: sketch.bins for name, sketch in self.features.sketches.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read: the features, with free texts and vectors in place of what is derived of them."""
+        parts = {f"{name}.{part}" for name, spec in self.derived.items() for part in spec.parts}
+        return [*(name for name in self.features.sketches if name not in parts), *self.derived]
 
     def expectations(self) -> LabelExpectations | None:
         """Return what labels are expected to show; None if it is not known."""
@@ -174,6 +189,7 @@ class Baseline:
             "pairs": _pairs_to_json(self.pairs) if self.pairs else None,
             "score_effects": self.score_effects.to_json() if self.score_effects else None,
             "expectations": self.packed_expectations,
+            "derived": {name: spec_to_json(spec) for name, spec in self.derived.items()},
             "accepted": {subject: one.to_json() for subject, one in self.accepted.items()},
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -221,6 +237,7 @@ class Baseline:
                 pairs=_pairs_from_json(data["pairs"]) if data.get("pairs") else None,
                 score_effects=ScoreEffects.from_json(data["score_effects"]) if data.get("score_effects") else None,
                 packed_expectations=data.get("expectations"),
+                derived={name: spec_from_json(spec) for name, spec in data.get("derived", {}).items()},
                 accepted=_accepted_from_json(data.get("accepted", {}), features, score),
             )
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
@@ -242,7 +259,8 @@ def build_baseline(
 
     Args:
         frame: the rows that the model was trained on, preferably together with those that it was validated on.
-        features: the columns to monitor. Default: all except `time`.
+        features: the columns to monitor. Default: all except `time`. Of free texts and vectors, a few numbers are
+            monitored, such as their length; see `everloop.data.sketches.derived_columns`.
         time: the column by which the reference is divided into blocks. Without it, only chance counts as noise, so
             large windows will report every harmless seasonal change.
         scored: rows that the model was not fitted on, with its `score` (number or class) and, for `metric`, the label
@@ -263,7 +281,9 @@ def build_baseline(
 
     reference = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
     names = [name for name in (features if features is not None else reference.columns) if name != time]
-    cells, skipped = choose_bins(reference, names, bins=bins, categories=categories)
+    chosen = choose_columns(reference, names, bins=bins, categories=categories)
+    cells, skipped = chosen.bins, chosen.skipped
+    reference = derive(reference, chosen.specs)
     grid = choose_grid(reference, time, len(cells)) if time is not None else None
     score: Reference | None = None
     measured: ReferenceMetric | None = None
@@ -278,7 +298,7 @@ def build_baseline(
             cells_of_score = {PREDICTION: score_bins["score"]}
             score = _sketch_reference(scored, cells_of_score, score_time, grid, {PREDICTION: "score"})
             if scored_inputs is not None:
-                effects = fit_score_effects(scored_inputs, cells, scored["score"])
+                effects = fit_score_effects(derive(scored_inputs, chosen.specs), cells, scored["score"])
         else:
             skipped[PREDICTION] = reason["score"]
         if metric is not None:
@@ -296,6 +316,7 @@ def build_baseline(
         skipped=skipped,
         score_effects=effects,
         packed_expectations=expected,
+        derived=chosen.specs,
     )
 
 

@@ -76,7 +76,7 @@ def report_drift(
     until: Any = moments.max() + _INSTANT  # type: ignore[operator]
     since: datetime = first if window is None else max(first, until - window)
     baseline, notice = baseline_of(store, version)
-    rows = read_inputs_and_score(store, endpoint, version, since, until, list(baseline.bins))
+    rows = read_inputs_and_score(store, endpoint, version, since, until, baseline.columns)
     span = max(until - since, _LEAST_SPAN)
     shifts = compare_window(baseline, rows, span=span, since=since, alarms_per_month=alarms_per_month)
     return DriftReport(

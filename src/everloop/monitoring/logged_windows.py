@@ -101,7 +101,7 @@ def read_sketches(
         same = {name: sketch.bins for name, sketch in window.inputs.items()} == baseline.bins
         if same and (baseline.score is None) == (window.score is None):
             return LoggedWindow(window.rows, window.inputs, window.score)
-        rows = read_inputs_and_score(store, endpoint, version, since, until, list(baseline.bins))
+        rows = read_inputs_and_score(store, endpoint, version, since, until, baseline.columns)
         features, score = sketch_window(baseline, rows)
         return LoggedWindow(rows.height, features, score)
     return None
@@ -120,13 +120,17 @@ def read_correlations(
     import numpy as np
     import polars as pl
 
+    from everloop.data.sketches.derived_columns import derive
     from everloop.data.sketches.pair_correlations import LEAST_ROWS, correlate_blocks
 
     if baseline.pairs is None or rows < LEAST_ROWS:
         return None
     every = -(-rows // _MOST_CORRELATED)
     chosen = None if every <= 1 else pl.col("id").hash(0) % every == 0
-    found = read_inputs_and_score(store, endpoint, version, since, until, baseline.pairs.names, where=chosen)
+    # Without derived numbers, only the columns of the pairs are needed.
+    names = baseline.columns if baseline.derived else baseline.pairs.names
+    found = read_inputs_and_score(store, endpoint, version, since, until, names, where=chosen)
+    found = derive(found, baseline.derived, columns={name: f"{INPUT}{name}" for name in baseline.derived})
     correlations: Array = correlate_blocks(
         found,
         baseline.features.sketches,
@@ -170,11 +174,13 @@ def sketch_window(baseline: Baseline, predictions: pl.DataFrame) -> tuple[dict[s
         EmptySampleError: there are no predictions.
     """
     from everloop.data.sketches.column_sketches import sketch_frame
+    from everloop.data.sketches.derived_columns import derive
     from everloop.monitoring.baseline import PREDICTION
 
     if predictions.height == 0:
         raise EmptySampleError("A window without predictions cannot be compared.", help="Choose a longer window.")
     # One pass for features and score together. The prefix keeps a feature called `score` apart from the score.
+    predictions = derive(predictions, baseline.derived, columns={name: f"{INPUT}{name}" for name in baseline.derived})
     keyed = {f"{INPUT}{name}": cells for name, cells in baseline.bins.items()}
     if baseline.score is not None and "score" in predictions.columns:
         keyed["score"] = baseline.score.sketches[PREDICTION].bins

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from everloop.data.sketches.column_sketches import Sketch, sketch_frame
+from everloop.data.sketches.derived_columns import derive
 from everloop.data.sketches.time_blocks import aligned_grid, moments_of
 from everloop.errors import EmptySampleError, UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline, build_baseline
@@ -147,7 +148,7 @@ def watch_stream(
 
     def sketches(index: int) -> WindowSketches:
         rows = current[order[borders[index] : borders[index + 1]]]
-        features = sketch_frame(rows, baseline.bins)
+        features = sketch_frame(derive(rows, baseline.derived), baseline.bins)
         if baseline.score is None or score is None or score not in rows.columns:
             return features, None
         cells = {PREDICTION: baseline.score.sketches[PREDICTION].bins}
@@ -159,7 +160,7 @@ def watch_stream(
         places = order[borders[index] : borders[index + 1]]
         rows = current[places[:: max(1, -(-len(places) // SAMPLE_ROWS))]]
         # The prefix keeps a feature called `score` apart from the score.
-        features = [rows[name].alias(f"{INPUT}{name}") for name in baseline.bins if name in rows.columns]
+        features = [rows[name].alias(f"{INPUT}{name}") for name in baseline.columns if name in rows.columns]
         return rows.select(rows[score].alias("score"), *features)
 
     return watch_windows(baseline, windows, incidents_per_month, sketches, sample)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.data.sketches.block_counts import count_blocks
+from everloop.data.sketches.derived_columns import derive
 from everloop.data.sketches.pair_correlations import correlate_blocks
 from everloop.monitoring.baseline import PREDICTION, Baseline
 from everloop.monitoring.noise.reference_seasons import seconds_of
@@ -69,13 +70,14 @@ def count_frame(
     """Count the rows of a frame by window.
 
     Args:
-        frame: columns named like the baseline's features; those that are absent count as missing in every row.
+        frame: columns named like the baseline's columns; those that are absent count as missing in every row.
         moments: the time of each row in microseconds since 1970.
         grid: the windows.
         score: the column with the score, if it is monitored.
     """
     number = grid.number_of(moments)
     rows = np.bincount(number[number >= 0], minlength=grid.number).astype(np.float64)
+    frame = derive(frame, baseline.derived)
     found = count_blocks(frame, baseline.bins, number, grid.number)
     counts = {subject_of(name, baseline): cells for name, cells in found.items()}
     if baseline.score is not None and score is not None and score in frame.columns:

@@ -221,7 +221,8 @@ def test_odd_columns_are_reported_and_never_crash():
     assert notes["kind"] == "100.0% of the values are not in the reference: 'b'."
     assert "All values are equal" in notes["varied"]
     assert notes["city"] == "100.0% of the values are missing; in the reference 0.0%."
-    assert set(report.skipped) == {"empty", "day", "items", "new"}
+    assert set(report.skipped) == {"empty", "day", "new"}
+    assert column(report, "items.norm").verdict == "quiet"
     assert column(report, "constant").verdict == "quiet"
     assert {column(report, name).verdict for name in ("gone", "kind", "city", "score", "huge")} == {"alarm"}
     json.dumps(report.to_json(), allow_nan=False)
@@ -317,3 +318,21 @@ def test_without_labels_an_incident_says_what_the_metric_is_expected_to_be() -> 
     report = monitor_tables(table(2000, 0.0), table(1000, 1.0).drop("price"), target="price", prediction="p")
     assert [one.severity for one in report.incidents] == ["alarm"]
     assert "rmse is expected to be" in report.incidents[0].message
+
+
+def test_free_texts_are_compared_by_their_length() -> None:
+    generator = np.random.default_rng(6)
+
+    def table(rows: int, length: int) -> pl.DataFrame:
+        words = np.array(["late", "gate", "crew", "storm", "bag", "door", "seat", "fuel"])
+        texts = [" ".join(generator.choice(words, length + int(extra))) for extra in generator.integers(0, 6, rows)]
+        return pl.DataFrame({"note": texts, "price": generator.normal(size=rows)})
+
+    before = table(800, 8)
+    report = monitor_tables(before, table(400, 16))
+    verdicts = {column.name: column.verdict for column in report.columns}
+    assert verdicts["note.length"] == "alarm"
+    assert verdicts["price"] == "quiet"
+    assert "note" not in verdicts
+    missing = monitor_tables(before, table(400, 8).drop("note"))
+    assert [note.column for note in missing.quality if "missing in the current table" in note.message] == ["note"]

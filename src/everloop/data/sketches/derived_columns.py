@@ -121,19 +121,31 @@ def choose_columns(
     """
     if frame.height == 0:
         raise EmptySampleError("A baseline needs rows, but the reference has none.")
-    specs = {name: spec for name in features if name in frame.columns and (spec := _spec_of(frame[name]))}
+    specs = choose_specs(frame, features)
+    others = [name for name in features if name not in specs]
+    chosen, skipped = choose_bins(frame, others, bins=bins, categories=categories)
+    if not specs:
+        return ChosenColumns(chosen, skipped, specs)
     derived = derive(frame.select(list(specs)), specs)
     parts = [column for column in derived.columns if column not in specs]
-    taken = [column for column in parts if column in features]
+    more, empty = choose_bins(derived, parts, bins=bins, categories=categories)
+    return ChosenColumns(chosen | more, skipped | empty, specs)
+
+
+def choose_specs(frame: pl.DataFrame, features: Sequence[str]) -> dict[str, DerivedSpec]:
+    """Return how numbers are derived from the features that are free texts or vectors.
+
+    Raises:
+        UsageError: a feature has the name of a derived number.
+    """
+    specs = {name: spec for name in features if name in frame.columns and (spec := _spec_of(frame[name]))}
+    taken = [part for name, spec in specs.items() for part in _names(name, spec) if part in features]
     if taken:
         raise UsageError(
             f"The feature '{taken[0]}' has the name of a number that is derived from '{taken[0].rpartition('.')[0]}'.",
             help="Rename one of the two columns.",
         )
-    others = [name for name in features if name not in specs]
-    chosen, skipped = choose_bins(frame, others, bins=bins, categories=categories)
-    more, empty = choose_bins(derived, parts, bins=bins, categories=categories)
-    return ChosenColumns(chosen | more, skipped | empty, specs)
+    return specs
 
 
 def derive(
@@ -155,7 +167,7 @@ def derive(
         # Slices bound the memory: words of texts and vectors are larger than the numbers derived from them.
         slices = [_parts_of(values.slice(start, _SLICE), spec) for start in range(0, max(1, len(values)), _SLICE)]
         together = pl.concat(slices)
-        found += [together[part].alias(f"{column}.{part}") for part in spec.parts]
+        found += [together[part].alias(name) for part, name in zip(spec.parts, _names(column, spec), strict=True)]
     return frame.with_columns(found) if found else frame
 
 
@@ -172,6 +184,10 @@ def is_free_text(values: pl.Series) -> bool:
     words, characters = int(sample.str.count_matches(r"\w+").sum()), int(sample.str.len_chars().sum())
     several = words >= _LEAST_WORDS * len(sample) and characters >= _LEAST_LENGTH * len(sample)
     return several and sample.n_unique() >= _DISTINCT * len(sample)
+
+
+def _names(column: str, spec: DerivedSpec) -> list[str]:
+    return [f"{column}.{part}" for part in spec.parts]
 
 
 def spec_to_json(spec: DerivedSpec) -> dict[str, Json]:

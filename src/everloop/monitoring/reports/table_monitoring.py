@@ -85,8 +85,20 @@ def monitor_tables(
     names = names or (table_name(reference, "the reference"), table_name(current, "the current table"))
     before, now, remarks = _read_both(reference, current, names, time)
     _check_columns(before, now, names, target, prediction, columns)
+
+    from everloop.data.sketches.column_sketches import add_all
+    from everloop.data.sketches.derived_columns import choose_specs, derive
+    from everloop.monitoring.alarm_budget import budget_for
+    from everloop.monitoring.reports.labelled_tables import label_tables
+    from everloop.monitoring.reports.quality_remarks import quality_notes
+    from everloop.monitoring.reports.table_incidents import find_incidents
+
     chosen = [name for name in (columns if columns is not None else before.columns) if name != time]
-    roles: dict[str, ColumnRole] = dict.fromkeys(chosen, "input")
+    specs = choose_specs(before, [name for name in chosen if name not in (target, prediction)])
+    before, now = derive(before, specs), derive(now, specs)
+    # Of free texts and vectors, a few numbers are monitored.
+    parts_of = {name: [f"{name}.{part}" for part in spec.parts] for name, spec in specs.items()}
+    roles: dict[str, ColumnRole] = {part: "input" for name in chosen for part in parts_of.get(name, [name])}
     if prediction is not None:
         roles[prediction] = "prediction"
     if target is not None:
@@ -94,12 +106,6 @@ def monitor_tables(
     if target is not None and (target not in now.columns or now[target].null_count() == now.height):
         remarks.append(f"The current table has no labels in '{target}', so performance cannot be measured yet.")
         roles.pop(target)
-
-    from everloop.data.sketches.column_sketches import add_all
-    from everloop.monitoring.alarm_budget import budget_for
-    from everloop.monitoring.reports.labelled_tables import label_tables
-    from everloop.monitoring.reports.quality_remarks import quality_notes
-    from everloop.monitoring.reports.table_incidents import find_incidents
 
     labelled = None
     if target is not None and prediction is not None:

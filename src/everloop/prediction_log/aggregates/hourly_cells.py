@@ -111,6 +111,7 @@ def cells_of(
     """
     import polars as pl
 
+    from everloop.data.sketches.derived_columns import derive
     from everloop.data.sketches.grouped_sketches import sketch_groups
     from everloop.prediction_log.log_reading import read_inputs
     from everloop.prediction_log.prediction_log import input_column
@@ -125,7 +126,9 @@ def cells_of(
         inputs = read_inputs(ordered, bins.signature)
     else:
         logged = {input_column(name): name for name in bins.inputs}
+        logged |= {input_column(name): name for name in bins.derived}
         inputs = ordered.select(name for name in ordered.columns if name in logged).rename(logged, strict=False)
+    inputs = derive(inputs, bins.derived)
     # Inputs may have any name, also that of the score, so that the subjects are numbered.
     columns = {name: inputs[name] for name in bins.inputs if name in inputs.columns}
     columns[_SCORE_COLUMN] = ordered["score"]

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from everloop.data.sketches.bins import Bins, bins_from_json, bins_to_json
+from everloop.data.sketches.derived_columns import DerivedSpec, spec_from_json, spec_to_json
 from everloop.errors import EverloopError
 from everloop.packages.signature import Signature
 from everloop.prediction_log.label_matching import label_horizon
@@ -30,6 +31,8 @@ SCORE = "prediction"
 """Name of the score among the subjects of a baseline."""
 _MOST_KEPT = 64
 
+_Stored = tuple[dict[str, Bins], Bins | None, dict[str, DerivedSpec]]
+
 
 @dataclass(frozen=True, slots=True)
 class VersionBins:
@@ -37,6 +40,7 @@ class VersionBins:
 
     Attributes:
         inputs: cells by input. Empty if the version has no baseline.
+        derived: by free text or vector, how the numbers are derived that are counted in its place.
         score: cells of the score; None if the baseline has none.
         signature: of the version; None if it is not registered.
         digest: identifies the cells. Only counts with the same digest can be added.
@@ -48,13 +52,14 @@ class VersionBins:
     signature: Signature | None = None
     digest: str = ""
     label_digest: str = ""
+    derived: dict[str, DerivedSpec] = field(default_factory=dict)
 
 
 def find_version_bins(store: Store, endpoint: str, version: str) -> VersionBins:
     """Return the cells of the version's newest baseline. Without one, only rows, latency and labels are counted."""
     found = store.records.find(ModelVersion, ("key", "=", version), limit=1)
     signature = Signature.from_json(found[0].signature) if found and found[0].signature else None
-    inputs, score = _stored_bins(store, version)
+    inputs, score, derived = _stored_bins(store, version)
     cells = {name: bins_to_json(bins) for name, bins in inputs.items()}
     horizon = label_horizon(store, endpoint)
     task = None if signature is None else [signature.task, list(signature.classes)]
@@ -62,17 +67,18 @@ def find_version_bins(store: Store, endpoint: str, version: str) -> VersionBins:
         inputs,
         score,
         signature,
-        _digest([FORMAT, cells, None if score is None else bins_to_json(score)]),
+        _digest([FORMAT, cells, None if score is None else bins_to_json(score), *_specs_digest(derived)]),
         _digest([FORMAT, None if horizon is None else horizon.total_seconds(), task]),
+        derived,
     )
 
 
-def _stored_bins(store: Store, version: str) -> tuple[dict[str, Bins], Bins | None]:
+def _stored_bins(store: Store, version: str) -> _Stored:
     artifacts = store.records.find(
         Artifact, ("name", "=", "baseline"), ("meta.version", "=", version), order="-id", limit=1
     )
     if not artifacts:
-        return {}, None
+        return {}, None, {}
     digest = artifacts[0].digest
     kept = _kept.get(digest)
     if kept is None:
@@ -80,21 +86,27 @@ def _stored_bins(store: Store, version: str) -> tuple[dict[str, Bins], Bins | No
             kept = _read_bins(json.loads(store.objects.read(digest)))
         except (EverloopError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("Cannot read the baseline of '%s', so its inputs are not aggregated: %s", version, error)
-            return {}, None
+            return {}, None, {}
         if len(_kept) >= _MOST_KEPT:
             _kept.clear()
         _kept[digest] = kept
     return kept
 
 
-_kept: dict[str, tuple[dict[str, Bins], Bins | None]] = {}
+_kept: dict[str, _Stored] = {}
 """Bins by the digest of their baseline, whose content never changes."""
 
 
-def _read_bins(baseline: Mapping[str, Any]) -> tuple[dict[str, Bins], Bins | None]:
+def _read_bins(baseline: Mapping[str, Any]) -> _Stored:
     inputs = {name: bins_from_json(sketch["bins"]) for name, sketch in baseline["features"]["sketches"].items()}
     score = (baseline["score"] or {}).get("sketches", {}).get(SCORE)
-    return inputs, None if score is None else bins_from_json(score["bins"])
+    derived = {name: spec_from_json(spec) for name, spec in baseline.get("derived", {}).items()}
+    return inputs, None if score is None else bins_from_json(score["bins"]), derived
+
+
+def _specs_digest(derived: Mapping[str, DerivedSpec]) -> list[Any]:
+    """Return what identifies the derived numbers; nothing without any, so that older aggregates keep their digest."""
+    return [{name: spec_to_json(spec) for name, spec in derived.items()}] if derived else []
 
 
 def _digest(content: Any) -> str:
