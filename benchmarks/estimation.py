@@ -5,8 +5,10 @@
     python benchmarks/estimation.py --fixture FILE       # with --peer: also write the fixture of the tests
 
 A stream is a reference, and windows whose inputs have shifted while the relation to the labels is the same. The same
-rows go to both. For everloop, the share of the intervals that contain the realised value is printed as well. The last
-table shows the estimated harm of each shift as a multiple of the realised one.
+rows go to both. For everloop, the share of the intervals that contain the realised value is printed as well. A second
+table shows the estimated harm of each shift as a multiple of the realised one. The last one shows the harm that drift
+incidents tell: each stream is watched for eight days after a shift, and what its incident expects of the metric is
+compared with the labels of these days.
 
 NannyML runs in its own process, for example in an environment with `pip install nannyml statsmodels`.
 """
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 
 REFERENCE_ROWS, WINDOW_ROWS = 5000, 2000
 SHIFTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+HARM_SHIFTS = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
+HARM_ROWS = 1000
+HARM_LEAST = {"roc_auc": 0.02, "log_loss": 0.03, "rmse": 1.0, "mae": 1.0}
+"""Smaller losses are not compared: chance in eight days of labels is of the same size."""
 CLASS_METRICS = ("roc_auc", "average_precision", "accuracy", "f1", "precision", "recall")
 LOSS_METRICS = ("mae", "rmse", "mape")
 Rows = dict[str, Any]
@@ -243,6 +250,65 @@ def show_harm() -> None:
                 print(f"{name:12} {metric:10} {'   '.join(texts) or 'never worse'}")
 
 
+def watched(stream: Callable[..., Rows], metric: str, seed: int) -> list[tuple[float, float | None, float, bool]]:
+    """For each shift: the shift, the loss that the incident tells (None: no incident), the realised one, if loud."""
+    import polars as pl
+
+    from everloop.monitoring import build_baseline, watch_stream
+    from everloop.training.metrics import score
+
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+
+    def dated(rows: Rows, begin: datetime, per_day: int) -> pl.DataFrame:
+        known = plain(rows)
+        days = [begin + timedelta(days=place // per_day) for place in range(len(known["score"]))]
+        return frame(known).with_columns(
+            score=pl.Series(known["score"]), actual=pl.Series(known["actual"]), at=pl.Series(days)
+        )
+
+    rng = np.random.default_rng(seed)
+    before = dated(stream(rng, 40 * HARM_ROWS, 0.0), start, HARM_ROWS)
+    inputs = [name for name in before.columns if name.startswith("x")]
+    baseline = build_baseline(
+        before.select("at", *inputs),
+        time="at",
+        scored=before.select("at", "score", "actual"),
+        scored_inputs=before.select(inputs),
+        metric=metric,
+    )
+    assert baseline.metric is not None
+    found = []
+    for shift in HARM_SHIFTS:
+        now = dated(stream(rng, 8 * HARM_ROWS, shift), start + timedelta(days=40), HARM_ROWS)
+        report = watch_stream(baseline, now, time="at", every="1d", incidents_per_month=1.0, score="score")
+        realised = score(metric, now["actual"].to_numpy(), now["score"].to_numpy()) - baseline.metric.value
+        realised = realised if metric in ("log_loss", *LOSS_METRICS) else -realised
+        expected = [one.evidence["harm"].get("expected") for one in report.incidents]
+        told = next((float(one["loss"]) for one in expected if one), None)
+        found.append((shift, told, realised, any(one.severity == "alarm" for one in report.incidents)))
+    return found
+
+
+def show_told_harm(seeds: int) -> None:
+    """Print what incidents tell beside what labels show, where the model has become worse by 2 % or more."""
+    within = total = 0
+    print(f"\n{'stream':12} {'metric':10} {'shift':>6} {'told':>9} {'realised':>9} {'ratio':>6} incident")
+    for streams, metrics in ((CLASSES, ("roc_auc", "log_loss")), (NUMBERS, ("rmse", "mae"))):
+        for name, stream in streams.items():
+            for metric in metrics:
+                for seed in range(seeds):
+                    for shift, told, realised, loud in watched(stream, metric, seed):
+                        if realised < HARM_LEAST[metric]:
+                            continue
+                        ratio = told / realised if told is not None else float("nan")
+                        total += 1
+                        within += 0.7 <= ratio <= 1.3
+                        text = "none" if told is None else "alarm" if loud else "notice"
+                        shown = float("nan") if told is None else told
+                        print(f"{name:12} {metric:10} {shift:+6.2f} {shown:9.4f} {realised:9.4f} {ratio:6.2f} {text}")
+    print(f"harm told within 30 % of the realised loss: {within} of {total}")
+
+
 def write_fixture(python: str, path: Path) -> None:
     """Write one small job and the peer's answers, for tests that compare the two."""
     job = []
@@ -288,6 +354,7 @@ def main() -> None:
     peer = ask_peer(given.peer, job) if given.peer else None
     compare(job, peer["answers"] if peer else None)
     show_harm()
+    show_told_harm(given.seeds)
 
 
 if __name__ == "__main__":
