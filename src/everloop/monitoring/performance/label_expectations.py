@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Estimator = ConfidenceEstimator | LossEstimator
 
 _MOST_ROWS = 50_000
-_MOST_LOSS_ROWS = 10_000
+_MOST_LOSS_ROWS = 20_000
 _NOT_ESTIMATED = ("ece",)
 
 
@@ -64,7 +64,7 @@ def learn_expectations(
 ) -> LabelExpectations | None:
     """Learn what labels show from held-out rows; None if they say nothing.
 
-    Takes about a second for 10,000 rows. More than 50,000 rows (10,000 of a regression) are sampled evenly.
+    Takes about a second for 10,000 rows. More than 50,000 rows (20,000 of a regression) are sampled evenly.
 
     Args:
         scored: rows with `score` (or `scores`) and `actual`, and `predicted` if the classes are known; all finite.
