@@ -12,7 +12,6 @@ from everloop.monitoring import Baseline, keep_baseline, load_baseline
 from everloop.monitoring.accepted_subjects import AcceptedSubject
 from everloop.monitoring.drift_judge import judge_for
 from everloop.monitoring.incidents.incident_actions import accept
-from everloop.monitoring.incidents.incident_engine import ongoing_incident
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import centres_of
 from everloop.prediction_log.aggregates.version_bins import find_version_bins
@@ -36,8 +35,7 @@ def drifted(delays: WatchedAirport, **shift: float) -> Incident:
     """An ongoing incident of four days."""
     for day in range(4):
         delays.watch_drift(delays.log(day, **shift))
-    incident = ongoing_incident(delays.store, "delays", "drift")
-    assert incident is not None
+    (incident,) = delays.ongoing("drift")
     return incident
 
 
@@ -60,7 +58,7 @@ def test_later_windows_are_judged_against_what_was_accepted(delays: WatchedAirpo
         summary = delays.watch_drift(delays.log(day, distance=0.8))[-1]
         assert summary.evidence["opens"] == []
         assert summary.evidence["subjects"]["distance"]["psi"] < 0.2
-    assert ongoing_incident(delays.store, "delays", "drift") is None
+    assert delays.ongoing("drift") == []
     # What was normal before is drift now.
     assert "distance" in delays.watch_drift(delays.log(8))[-1].evidence["opens"]
 
@@ -101,8 +99,7 @@ def test_an_incident_without_baseline_or_predictions_is_only_closed(delays: Watc
 def test_a_worse_metric_becomes_the_expectation(delays: WatchedAirport) -> None:
     for day in range(5):
         delays.watch_performance(delays.log(day, fog=0.8))
-    incident = ongoing_incident(delays.store, "delays", "performance")
-    assert incident is not None
+    (incident,) = delays.ongoing("performance")
     accept(delays.store, incident.id)
     accepted, before = load_baseline(delays.store, VERSION).metric, delays.baseline.metric
     assert accepted is not None

@@ -9,7 +9,7 @@ import polars as pl
 from tests.monitoring.conftest import SIGNATURE, Airport
 
 from everloop.monitoring import Baseline, build_baseline, check_drift, check_performance, keep_baseline
-from everloop.monitoring.incidents.incident_engine import update_incidents
+from everloop.monitoring.incidents.incident_engine import ongoing_incidents, update_incidents
 from everloop.records import EndpointRecord, ModelVersion
 from everloop.stores import SharedClock, Store, open_store
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from everloop.records import Finding
+    from everloop.records import Finding, FindingKind, Incident
 
 DAY = timedelta(days=1)
 VERSION = "delays@1"
@@ -57,14 +57,17 @@ class WatchedAirport:
     def watch_drift(self, since: datetime) -> list[Finding]:
         self._go(since + DAY)
         found = check_drift(self.store, "delays", VERSION, since, since + DAY)
-        update_incidents(self.store, "delays", found)
+        update_incidents(self.store, "delays", found, watch="drift", since=since, until=since + DAY)
         return found
 
     def watch_performance(self, since: datetime) -> list[Finding]:
         self._go(since + 2 * DAY)
         found = check_performance(self.store, "delays", None, since, since + DAY, version=VERSION)
-        update_incidents(self.store, "delays", found)
+        update_incidents(self.store, "delays", found, watch="performance", since=since, until=since + DAY)
         return found
+
+    def ongoing(self, kind: FindingKind) -> list[Incident]:
+        return ongoing_incidents(self.store, "delays", kind)
 
     def _go(self, moment: datetime) -> None:
         assert isinstance(self.store.clock, SharedClock)

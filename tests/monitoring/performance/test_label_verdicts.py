@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.monitoring.incidents.watched_airport import VERSION, WatchedAirport
 
-from everloop.monitoring.incidents.incident_engine import ongoing_incident
 from everloop.monitoring.performance.label_verdicts import find_doubt
 
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ def delays(tmp_path: Path) -> Iterator[WatchedAirport]:
 
 
 def drift_of(delays: WatchedAirport) -> Incident:
-    incident = ongoing_incident(delays.store, "delays", "drift")
-    assert incident is not None
+    (incident,) = delays.ongoing("drift")
     return incident
 
 
