@@ -1,7 +1,7 @@
 """Subjects whose change a person has accepted as the new normal, kept with the baseline.
 
-Later windows are compared with the accepted distribution. How much a subject may vary, by chance, by wandering levels
-and by season, is still that of the reference.
+Later windows are compared with the accepted distribution or correlation. How much a subject may vary, by chance, by
+wandering levels and by season, is still that of the reference.
 """
 
 from __future__ import annotations
@@ -43,3 +43,31 @@ class AcceptedSubject:
     def from_json(cls, data: Mapping[str, Json], bins: Bins) -> AcceptedSubject:
         since, until = (datetime.fromisoformat(data[name]) for name in ("since", "until"))
         return cls(Sketch.from_json(data, bins), since, until, str(data["incident"]))
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedPair:
+    """The new normal of the correlation of two features.
+
+    Attributes:
+        value: Fisher-transformed correlation in the accepted windows.
+        rows: number of rows that it is based on.
+        since: start of the accepted windows.
+        until: their end.
+        incident: id of the incident that was accepted.
+    """
+
+    value: float
+    rows: int
+    since: datetime
+    until: datetime
+    incident: str
+
+    def to_json(self) -> dict[str, Json]:
+        times = {"since": self.since.isoformat(), "until": self.until.isoformat()}
+        return {"value": self.value, "rows": self.rows, **times, "incident": self.incident}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> AcceptedPair:
+        since, until = (datetime.fromisoformat(data[name]) for name in ("since", "until"))
+        return cls(float(data["value"]), int(data["rows"]), since, until, str(data["incident"]))

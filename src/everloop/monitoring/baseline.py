@@ -30,7 +30,7 @@ from everloop.data.sketches.derived_columns import (
 from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
 from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
-from everloop.monitoring.accepted_subjects import AcceptedSubject
+from everloop.monitoring.accepted_subjects import AcceptedPair, AcceptedSubject
 from everloop.monitoring.measures.block_spread import spread_beyond_chance
 from everloop.monitoring.score_effects import ScoreEffects, fit_score_effects
 from everloop.records import Artifact, Json, ModelVersion
@@ -160,6 +160,8 @@ class Baseline:
     """By free text or vector, how the numbers are derived that are monitored in its place, such as `comment.length`."""
     accepted: dict[str, AcceptedSubject] = field(default_factory=dict)
     """Subjects, as findings name them, that are compared with what has been accepted instead of the reference."""
+    accepted_pairs: dict[str, AcceptedPair] = field(default_factory=dict)
+    """The same for the correlations of pairs."""
 
     @property
     def bins(self) -> dict[str, Bins]:
@@ -191,6 +193,7 @@ class Baseline:
             "expectations": self.packed_expectations,
             "derived": {name: spec_to_json(spec) for name, spec in self.derived.items()},
             "accepted": {subject: one.to_json() for subject, one in self.accepted.items()},
+            "accepted_pairs": {subject: one.to_json() for subject, one in self.accepted_pairs.items()},
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -239,6 +242,9 @@ class Baseline:
                 packed_expectations=data.get("expectations"),
                 derived={name: spec_from_json(spec) for name, spec in data.get("derived", {}).items()},
                 accepted=_accepted_from_json(data.get("accepted", {}), features, score),
+                accepted_pairs={
+                    pair: AcceptedPair.from_json(one) for pair, one in data.get("accepted_pairs", {}).items()
+                },
             )
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise CorruptionError(f"The content is not a baseline: {error!r}.") from error

@@ -129,7 +129,7 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     _check_settings(window, incidents_per_window)
     size = typical_size(rows)
     # What has been accepted moves the centre only, so the noise need not be learned again.
-    reference = replace(baseline, accepted={}) if baseline.accepted else baseline
+    reference = replace(baseline, accepted={}, accepted_pairs={}) if _is_rebased(baseline) else baseline
     key = (reference.digest(), window, size, incidents_per_window)
     with _lock:
         found = _judges.get(key)
@@ -145,14 +145,22 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     return _recentred(judge, baseline)
 
 
+def _is_rebased(baseline: Baseline) -> bool:
+    return bool(baseline.accepted or baseline.accepted_pairs)
+
+
 def _recentred(judge: DriftJudge, baseline: Baseline) -> DriftJudge:
-    if not baseline.accepted:
+    if not _is_rebased(baseline):
         return judge
     accepted = {
         subject: (one.sketch, seconds_of(one.since), seconds_of(one.until))
         for subject, one in baseline.accepted.items()
     }
-    return replace(judge, model=judge.model.recentred(accepted))
+    pairs = {
+        subject: (one.value, one.rows, seconds_of(one.since), seconds_of(one.until))
+        for subject, one in baseline.accepted_pairs.items()
+    }
+    return replace(judge, model=judge.model.recentred(accepted, pairs))
 
 
 def typical_size(rows: float) -> float:

@@ -80,7 +80,9 @@ def measure_pairs(baseline: Baseline, judgement: WindowJudgement, correlations: 
         if not math.isfinite(correlations[index]) or subject not in judged:
             continue
         found = judged[subject]
-        before, now = math.tanh(baseline.pairs.values[index]), math.tanh(correlations[index])
+        accepted = baseline.accepted_pairs.get(subject)
+        known = baseline.pairs.values[index] if accepted is None else accepted.value
+        before, now = math.tanh(known), math.tanh(correlations[index])
         strength = max(0.0, found.surprise) / judgement.limit
         verdict: Verdict = "quiet" if strength < 1 else ("warning" if abs(now - before) < SMALL_CHANGE else "alarm")
         calm = strength < 1 and judgement.calm(subject)

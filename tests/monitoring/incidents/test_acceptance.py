@@ -8,10 +8,12 @@ import pytest
 from tests.monitoring.incidents.watched_airport import DAY, VERSION, WatchedAirport
 
 from everloop.data.sketches.column_sketches import sketch_frame
+from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.monitoring import Baseline, keep_baseline, load_baseline
-from everloop.monitoring.accepted_subjects import AcceptedSubject
+from everloop.monitoring.accepted_subjects import AcceptedPair, AcceptedSubject
 from everloop.monitoring.drift_judge import judge_for
 from everloop.monitoring.incidents.incident_actions import accept
+from everloop.monitoring.noise.noise_model import pair_subject
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import centres_of
 from everloop.prediction_log.aggregates.version_bins import find_version_bins
@@ -47,7 +49,8 @@ def test_later_windows_are_judged_against_what_was_accepted(delays: WatchedAirpo
     assert closed.state == "accepted"
 
     accepted = load_baseline(delays.store, VERSION)
-    assert set(accepted.accepted) == set(incident.subjects)
+    assert set(accepted.accepted) | set(accepted.accepted_pairs) >= set(incident.subjects)
+    assert set(accepted.accepted) <= set(incident.subjects)
     assert accepted.features == delays.baseline.features
     assert accepted.accepted["distance"].sketch.rows == 4 * 600
     assert Baseline.from_json(accepted.to_json()) == accepted
@@ -145,3 +148,25 @@ def test_nearly_all_rows_in_one_cell_can_be_accepted(delays: WatchedAirport) -> 
         values, variances = model.deviations(counts, np.array([seconds_of(delays.start)]))
         assert np.isfinite(values).all()
         assert model.strongest(values, variances)[0].max() < 3
+
+
+def test_a_new_correlation_can_be_accepted(delays: WatchedAirport) -> None:
+    pairs = delays.baseline.pairs
+    assert pairs is not None
+    pair = pair_subject("distance", "wind")
+    accepted = AcceptedPair(0.8, 2000, delays.start, delays.start + 4 * DAY, "i")
+    rebased = replace(delays.baseline, accepted_pairs={pair: accepted})
+    assert Baseline.from_json(rebased.to_json()) == rebased
+    index = pairs_of(pairs.names).index(("distance", "wind"))
+    live = np.array(pairs.values)
+    live[index] = 0.8
+    flights = delays.airport.flights(600, 9)
+    counts = {name: one.array()[None, :] for name, one in sketch_frame(flights, delays.baseline.bins).items()}
+    surprises = []
+    for baseline in (delays.baseline, rebased):
+        model = judge_for(baseline, DAY, 600, 0.03).model
+        deviations = model.deviations(counts, np.array([seconds_of(delays.start)]), live[None, :], np.array([600.0]))
+        at = model.names.index((pair, "correlation"))
+        surprises.append(float(model.strongest(*deviations)[0][0, at]))
+    assert surprises[0] > 8
+    assert surprises[1] < 2

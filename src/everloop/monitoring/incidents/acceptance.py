@@ -10,16 +10,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import EverloopError
-from everloop.monitoring.accepted_subjects import AcceptedSubject
+from everloop.monitoring.accepted_subjects import AcceptedPair, AcceptedSubject
 from everloop.monitoring.baseline import PREDICTION, answered, find_baseline, keep_baseline
-from everloop.monitoring.logged_windows import read_labels, read_sketches
+from everloop.monitoring.logged_windows import read_correlations, read_labels, read_sketches
+from everloop.monitoring.noise.noise_model import pair_subject
 from everloop.monitoring.performance.label_expectations import learn_expectations
 from everloop.monitoring.performance.performance_checks import measure_labelled
 from everloop.monitoring.performance.score_columns import plain_inputs
 from everloop.monitoring.window_counts import subject_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from everloop.monitoring.baseline import Baseline
     from everloop.records import Artifact, Incident, Json
     from everloop.stores import Store
@@ -80,11 +84,37 @@ def _accept_drift(store: Store, incident: Incident, version: str, baseline: Base
         for subject in incident.subjects
         if subject in live
     }
-    if not accepted:
+    pairs = _accepted_pairs(store, incident, version, baseline, window.rows, accepted)
+    if not accepted and not pairs:
         return None
-    return RebasedBaseline(
-        version, replace(baseline, accepted={**baseline.accepted, **accepted}), tuple(sorted(accepted))
+    rebased = replace(
+        baseline,
+        accepted={**baseline.accepted, **accepted},
+        accepted_pairs={**baseline.accepted_pairs, **pairs},
     )
+    return RebasedBaseline(version, rebased, tuple(sorted((*accepted, *pairs))))
+
+
+def _accepted_pairs(
+    store: Store,
+    incident: Incident,
+    version: str,
+    baseline: Baseline,
+    rows: int,
+    accepted: Mapping[str, AcceptedSubject],
+) -> dict[str, AcceptedPair]:
+    """Return the new correlations of the incident's pairs, and of the pairs of features that have moved."""
+    since, until = incident.began_at, incident.seen_at
+    correlations = read_correlations(store, incident.endpoint, version, since, until, baseline, rows)
+    if baseline.pairs is None or correlations is None:
+        return {}
+    found: dict[str, AcceptedPair] = {}
+    for (one, other), value in zip(pairs_of(baseline.pairs.names), correlations.tolist(), strict=True):
+        members = subject_of(one, baseline), subject_of(other, baseline)
+        pair = pair_subject(*members)
+        if math.isfinite(value) and (pair in incident.subjects or not accepted.keys().isdisjoint(members)):
+            found[pair] = AcceptedPair(value, rows, since, until, incident.id)
+    return found
 
 
 def _accept_performance(store: Store, incident: Incident, version: str, baseline: Baseline) -> RebasedBaseline | None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from everloop.data.sketches.column_sketches import Sketch
 
     Accepted = tuple[Sketch, float, float]
+    AcceptedCorrelation = tuple[float, int, float, float]
 
 Array = npt.NDArray[np.float64]
 
@@ -180,46 +181,61 @@ class NoiseModel:
             model.levels = assume_levels(guess, np.where(one_sided, rows / (rows + known), own))
         return model
 
-    def recentred(self, accepted: Mapping[str, Accepted]) -> NoiseModel:
+    def recentred(self, accepted: Mapping[str, Accepted], pairs: Mapping[str, AcceptedCorrelation]) -> NoiseModel:
         """Return the model with the same noise around other centres.
 
         Args:
             accepted: by subject, its sketch in the accepted windows, and their start and end in seconds as
                 `seconds_of` gives them.
+            pairs: by pair, its Fisher-transformed correlation, the number of rows, and the windows' start and end.
         """
-        centre = self.levels.mean.copy()
-        extra = np.zeros(len(self.names))
+        centre, extra, rests = self.levels.mean.copy(), np.zeros(len(self.names)), dict(self._rests)
+        index_of = {subject: index for index, (subject, kind) in enumerate(self.names) if kind == CORRELATION}
         moved = {
             item.subject: item.recentred(accepted[item.subject][0])
             for item in self._directions
             if item.subject in accepted
         }
-        rests = dict(self._rests)
-        length = self.span.total_seconds()
-        for subject in moved:
+        for subject, directions in moved.items():
             sketch, since, until = accepted[subject]
-            own = np.array([name == subject for name, _ in self.names])
-            count = max(1, round((until - since) / length))
-            windows = np.asarray(since + length * np.arange(count), dtype=np.float64)
-            effect, _ = effect_of(self.seasons, windows, self.span, len(self.names))
-            level = self.levels.variance(self.blocks_per_window * count) + self.season_variance / count
-            # Accepted windows are few, so their mean is known less well than that of the reference.
-            uncertain = level + 1 / max(sketch.rows, 1)
-            located = own & ~self.one_sided
+            own = np.array(
+                [name == subject and not rest for (name, _), rest in zip(self.names, self.one_sided, strict=True)]
+            )
+            effect, level, windows = self._accepted_noise(since, until)
             # Shares of cells without rows are not 0, so the accepted windows deviate a little from themselves.
-            itself = moved[subject].measure(sketch.array()[None, :]).values[0]
-            centre[located] = itself - effect.mean(axis=0)[located]
-            extra[located] = uncertain[located]
+            centre[own] = directions.measure(sketch.array()[None, :]).values[0] - effect[own]
+            extra[own] = level[own] + 1 / max(sketch.rows, 1)
             if subject in rests:
-                rests[subject] = replace(rests[subject], inflation=rests[subject].inflation * (1 + 1 / count))
+                rests[subject] = replace(rests[subject], inflation=rests[subject].inflation * (1 + 1 / windows))
+        correlations = None if self._reference_correlations is None else self._reference_correlations.copy()
+        for subject, (value, rows, since, until) in pairs.items():
+            if subject in index_of and correlations is not None:
+                index = index_of[subject]
+                effect, level, _ = self._accepted_noise(since, until)
+                correlations[index - len(self.names)] = value
+                centre[index] = -effect[index]
+                extra[index] = level[index] + 1 / max(rows - 3, 1)
         return replace(
             self,
             _directions=[moved.get(item.subject, item) for item in self._directions],
             _rests=rests,
             _variances={},
+            _reference_correlations=correlations,
             _centre=centre,
             _centre_variance=extra,
         )
+
+    def _accepted_noise(self, since: float, until: float) -> tuple[Array, Array, int]:
+        """Return the mean seasonal effect of accepted windows, how uncertain their level is, and their number.
+
+        Accepted windows are few, so their mean is known less well than that of the reference.
+        """
+        length = self.span.total_seconds()
+        count = max(1, round((until - since) / length))
+        starts = np.asarray(since + length * np.arange(count), dtype=np.float64)
+        effect, _ = effect_of(self.seasons, starts, self.span, len(self.names))
+        level = self.levels.variance(self.blocks_per_window * count) + self.season_variance / count
+        return effect.mean(axis=0), level, count
 
     def deviations(
         self, counts: Mapping[str, Array], starts: Array, correlations: Array | None = None, rows: Array | None = None
