@@ -157,7 +157,7 @@ class Baseline:
     packed_expectations: str | None = None
     """What labels are expected to show, packed; None if the scored rows came without labels."""
     derived: dict[str, DerivedSpec] = field(default_factory=dict)
-    """By free text or vector, how the numbers are derived that are monitored in its place, such as `comment.length`."""
+    """By free text or vector, how the numbers are derived that are monitored instead, such as `comment.length`."""
     accepted: dict[str, AcceptedSubject] = field(default_factory=dict)
     """Subjects, as findings name them, that are compared with what has been accepted instead of the reference."""
     accepted_pairs: dict[str, AcceptedPair] = field(default_factory=dict)

@@ -213,7 +213,7 @@ def _joined(
     worst = louder or peak >= float(state.get("peak", 0.0))
     if worst:
         state = {**state, **news.evidence, "peak": peak, "text": news.harm}
-        # Labels have said nothing about this window yet.
+        # The verdict of labels was about another window.
         state.pop("labels", None)
     subjects = _ranked(sentences, weights)
     title = _title(subjects, sentences)

@@ -40,7 +40,7 @@ class VersionBins:
 
     Attributes:
         inputs: cells by input. Empty if the version has no baseline.
-        derived: by free text or vector, how the numbers are derived that are counted in its place.
+        derived: by free text or vector, how the numbers are derived that are counted instead.
         score: cells of the score; None if the baseline has none.
         signature: of the version; None if it is not registered.
         digest: identifies the cells. Only counts with the same digest can be added.
