@@ -121,10 +121,7 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     Args:
         window: length of a window.
         rows: rows of a typical window.
-        incidents_per_window: how many incidents may open per window if nothing changes.
-
-    Raises:
-        UsageError: the window has no length, or the rate is not above 0.
+        incidents_per_window: how many incidents may open per window if nothing changes; see `incidents_per_window`.
     """
     _check_settings(window, incidents_per_window)
     size = typical_size(rows)
