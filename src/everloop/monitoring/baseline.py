@@ -27,7 +27,7 @@ from everloop.data.sketches.derived_columns import (
     spec_from_json,
     spec_to_json,
 )
-from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
+from everloop.data.sketches.pair_correlations import PairMoments, choose_paired, correlate_blocks, fisher_transformed
 from everloop.data.sketches.time_blocks import TimeGrid, choose_grid, moments_of
 from everloop.errors import CorruptionError, EmptySampleError, NotFoundError, StoreVersionError, UsageError
 from everloop.monitoring.accepted_subjects import AcceptedPair, AcceptedSubject
@@ -51,7 +51,7 @@ PREDICTION = "prediction"
 
 _ARTIFACT = "baseline"
 _STEPS = 8000
-_UNKNOWN_STEP = -(2**15)
+_LARGEST_STEP = 2**15 - 1
 _METRIC_BLOCKS = 12
 _LEAST_BLOCK_ROWS = 30
 
@@ -87,8 +87,9 @@ class PairReference:
         names: the features; the pairs are all combinations of two, in their order.
         values: of the whole reference, one for each pair.
         rows: number of rows.
-        blocks: of each block, shape (number, pairs) as little-endian 16-bit integers in steps of 1/8000, with the
-            smallest integer where it is not known; None without blocks.
+        blocks: of each block, the means and the standard deviations of the features' scores and the correlations, as
+            little-endian 16-bit integers in steps of 1/8000, shape (number, 2·features + pairs); None without blocks.
+            Correlations are Fisher-transformed.
     """
 
     names: tuple[str, ...]
@@ -96,14 +97,19 @@ class PairReference:
     rows: int
     blocks: bytes | None = None
 
-    def block_values(self) -> npt.NDArray[np.float64] | None:
-        """Return the correlations by block, shape (blocks, pairs); NaN where they are not known."""
+    def block_moments(self, rows: npt.NDArray[np.float64]) -> PairMoments | None:
+        """Return what `blocks` holds, to merge blocks.
+
+        Args:
+            rows: number of rows of each block, shape (number,).
+        """
         import numpy as np
 
         if self.blocks is None:
             return None
-        steps = np.frombuffer(self.blocks, dtype="<i2").reshape(-1, len(self.values))
-        return np.where(steps == _UNKNOWN_STEP, np.nan, steps / _STEPS)
+        width = len(self.names)
+        steps = np.frombuffer(self.blocks, dtype="<i2").reshape(-1, 2 * width + len(self.values)) / _STEPS
+        return PairMoments(rows, steps[:, :width], steps[:, width : 2 * width], np.tanh(steps[:, 2 * width :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,13 +420,13 @@ def _correlate_reference(
     names = choose_paired(sketches)
     if len(names) < 2:
         return None
-    whole = correlate_blocks(frame, sketches, names, np.zeros(frame.height, dtype=np.int64), 1)[0]
+    whole = correlate_blocks(frame, sketches, names, np.zeros(frame.height, dtype=np.int64), 1).correlations()[0]
     blocks = None
     if grid is not None and time is not None:
         number = grid.number_of(moments_of(frame, time))
         found = correlate_blocks(frame, sketches, names, number, grid.number)
-        steps = np.where(np.isfinite(found), np.round(np.nan_to_num(found) * _STEPS), _UNKNOWN_STEP)
-        blocks = steps.astype("<i2").tobytes()
+        moments = np.concatenate([found.means, found.deviations, fisher_transformed(found.within)], axis=1)
+        blocks = np.clip(np.round(moments * _STEPS), -_LARGEST_STEP, _LARGEST_STEP).astype("<i2").tobytes()
     values = tuple(float(value) for value in np.nan_to_num(whole))
     return PairReference(names, values, frame.height, blocks)
 
@@ -571,10 +577,10 @@ def _blocks_from_json(data: dict[str, Any]) -> Blocks | None:
 
 
 def _pairs_to_json(pairs: PairReference) -> dict[str, Json]:
-    blocks = b64encode(zlib.compress(pairs.blocks)).decode() if pairs.blocks is not None else None
-    return {"names": list(pairs.names), "values": list(pairs.values), "rows": pairs.rows, "blocks": blocks}
+    moments = b64encode(zlib.compress(pairs.blocks)).decode() if pairs.blocks is not None else None
+    return {"names": list(pairs.names), "values": list(pairs.values), "rows": pairs.rows, "moments": moments}
 
 
 def _pairs_from_json(data: Mapping[str, Any]) -> PairReference:
-    blocks = zlib.decompress(b64decode(data["blocks"])) if data["blocks"] is not None else None
+    blocks = zlib.decompress(b64decode(data["moments"])) if data.get("moments") is not None else None
     return PairReference(tuple(data["names"]), tuple(map(float, data["values"])), int(data["rows"]), blocks)

@@ -192,9 +192,10 @@ def reference_counts(baseline: Baseline) -> ReferenceCounts:
     if pairs is None:
         return ReferenceCounts(sketches, blocks, starts, span, score)
     named = [(subject_of(one, baseline), subject_of(other, baseline)) for one, other in pairs_of(pairs.names)]
-    return ReferenceCounts(
-        sketches, blocks, starts, span, score, tuple(named), pairs.block_values(), np.asarray(pairs.values)
-    )
+    # Every feature counts all rows of a block.
+    rows = next(iter(blocks.values())).sum(axis=1) if blocks else np.zeros(0)
+    moments = pairs.block_moments(rows)
+    return ReferenceCounts(sketches, blocks, starts, span, score, tuple(named), moments, np.asarray(pairs.values))
 
 
 def incidents_per_window(incidents_per_month: float, window: timedelta, versions: int = 1) -> float:

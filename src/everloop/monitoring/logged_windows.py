@@ -131,7 +131,7 @@ def read_correlations(
     names = baseline.columns if baseline.derived else baseline.pairs.names
     found = read_inputs_and_score(store, endpoint, version, since, until, names, where=chosen)
     found = derive(found, baseline.derived, columns={name: f"{INPUT}{name}" for name in baseline.derived})
-    correlations: Array = correlate_blocks(
+    measured = correlate_blocks(
         found,
         baseline.features.sketches,
         baseline.pairs.names,
@@ -139,7 +139,7 @@ def read_correlations(
         1,
         columns={name: f"{INPUT}{name}" for name in baseline.pairs.names},
     )
-    return np.asarray(correlations[0])
+    return np.asarray(measured.correlations()[0])
 
 
 def answering_versions(store: Store, endpoint: str, since: datetime, until: datetime) -> list[str]:

@@ -86,7 +86,7 @@ def count_frame(
     correlations = None
     if baseline.pairs is not None:
         sketches, names = baseline.features.sketches, baseline.pairs.names
-        correlations = correlate_blocks(frame, sketches, names, number, grid.number)
+        correlations = correlate_blocks(frame, sketches, names, number, grid.number).correlations()
     return WindowCounts(grid.starts(), grid.span, rows, counts, correlations)
 
 

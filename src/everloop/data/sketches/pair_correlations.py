@@ -7,6 +7,7 @@ Source: R. A. Fisher, On the probable error of a coefficient of correlation, Met
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,64 @@ MOST_PAIRED = 16
 LEAST_ROWS = 20
 """The correlation of fewer rows is not measured."""
 _LARGEST = 0.999
+_LEAST_DEVIATION = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class PairMoments:
+    """How the scores of columns move together in each block; blocks can be merged without the rows.
+
+    Attributes:
+        rows: rows of each block, shape (blocks,).
+        means: mean scores, shape (blocks, columns).
+        deviations: standard deviations of the scores, shape (blocks, columns).
+        within: correlations, shape (blocks, pairs); 0 where a column does not vary.
+    """
+
+    rows: Array
+    means: Array
+    deviations: Array
+    within: Array
+
+    def correlations(self) -> Array:
+        """Return the Fisher-transformed correlations by block and pair, shape (blocks, pairs).
+
+        They are NaN in blocks with fewer than 20 rows, and for columns that do not vary in a block.
+        """
+        one, other = np.triu_indices(self.means.shape[1], 1)
+        varied = self.deviations > _LEAST_DEVIATION
+        known = (self.rows[:, None] >= LEAST_ROWS) & varied[:, one] & varied[:, other]
+        return np.where(known, fisher_transformed(self.within), np.nan)
+
+    def merged(self, size: int) -> PairMoments:
+        """Return the moments of each `size` blocks in a row together; their number must be a multiple of `size`.
+
+        What differs between the blocks counts as well: two columns with the same course of the day are related.
+        """
+        one, other = np.triu_indices(self.means.shape[1], 1)
+
+        def total(values: Array) -> Array:
+            summed = (values * self.rows.reshape(-1, *[1] * (values.ndim - 1))).reshape(-1, size, *values.shape[1:])
+            return np.asarray(summed.sum(axis=1))
+
+        rows = self.rows.reshape(-1, size).sum(axis=1)
+        each = np.maximum(rows, 1)[:, None]
+        means = total(self.means) / each
+        apart = self.means - np.repeat(means, size, axis=0)
+        deviations = np.sqrt(total(self.deviations**2 + apart**2) / each)
+        covariance = self.within * self.deviations[:, one] * self.deviations[:, other] + apart[:, one] * apart[:, other]
+        scale = deviations[:, one] * deviations[:, other]
+        within = np.divide(total(covariance) / each, scale, out=np.zeros_like(scale), where=scale > 0)
+        return PairMoments(rows, means, deviations, within)
+
+    def part(self, chosen: slice) -> PairMoments:
+        """Return some of the blocks."""
+        return PairMoments(self.rows[chosen], self.means[chosen], self.deviations[chosen], self.within[chosen])
+
+
+def fisher_transformed(correlations: Array) -> Array:
+    """Return Fisher's z of correlations; those beyond ±0.999 count as ±0.999."""
+    return np.asarray(np.arctanh(np.clip(correlations, -_LARGEST, _LARGEST)))
 
 
 def choose_paired(sketches: Mapping[str, Sketch]) -> tuple[str, ...]:
@@ -51,10 +110,8 @@ def correlate_blocks(
     blocks: int,
     *,
     columns: Mapping[str, str] | None = None,
-) -> Array:
-    """Return the Fisher-transformed correlations by block and pair, shape (blocks, pairs).
-
-    They are NaN in blocks with fewer than 20 rows, and for columns that do not vary in a block.
+) -> PairMoments:
+    """Measure how columns move together in each block.
 
     Args:
         frame: one row per case.
@@ -64,26 +121,25 @@ def correlate_blocks(
         blocks: how many blocks there are.
         columns: names of columns in `frame`, if they differ. An absent column counts as missing in every row.
     """
-    upper = np.triu_indices(len(names), 1)
-    found = np.full((blocks, len(upper[0])), np.nan)
+    width = len(names)
+    upper = np.triu_indices(width, 1)
     order = np.argsort(block, kind="stable")
     borders = np.searchsorted(block[order], np.arange(blocks + 1))
-    scores = np.zeros((len(block), len(names)))
+    scores = np.zeros((len(block), width))
     for index, name in enumerate(names):
         column = (columns or {}).get(name, name)
         if column in frame.columns:
             lookup = np.asarray(cell_scores(reference[name]), dtype=np.float64) / STEPS
             scores[:, index] = lookup[cell_codes(frame[column], reference[name].bins)][order]
+    means, deviations, within = np.zeros((blocks, width)), np.zeros((blocks, width)), np.zeros((blocks, len(upper[0])))
     for number in range(blocks):
         rows = scores[borders[number] : borders[number + 1]]
-        if len(rows) >= LEAST_ROWS:
-            found[number] = _correlations(rows)[upper]
-    return np.asarray(np.arctanh(np.clip(found, -_LARGEST, _LARGEST)))
-
-
-def _correlations(rows: Array) -> Array:
-    centred = rows - rows.mean(axis=0)
-    deviations = np.sqrt((centred * centred).sum(axis=0))
-    product = centred.T @ centred
-    scale = deviations[:, None] * deviations
-    return np.asarray(np.divide(product, scale, out=np.full_like(product, np.nan), where=scale > 1e-9))
+        if len(rows):
+            means[number] = rows.mean(axis=0)
+            centred = rows - means[number]
+            product = centred.T @ centred / len(rows)
+            deviations[number] = np.sqrt(product.diagonal())
+            scale = deviations[number][:, None] * deviations[number]
+            varied = scale > _LEAST_DEVIATION**2
+            within[number] = np.divide(product, scale, out=np.zeros_like(product), where=varied)[upper]
+    return PairMoments(np.diff(borders).astype(np.float64), means, deviations, within)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from everloop.data.sketches.column_sketches import Sketch
+    from everloop.data.sketches.pair_correlations import PairMoments
 
     Accepted = tuple[Sketch, float, float]
     AcceptedCorrelation = tuple[float, int, float, float]
@@ -68,8 +69,9 @@ class ReferenceCounts:
         blocks: counts by block, shape (blocks, cells), by subject; empty if the reference has no times.
         starts: start of each block, in seconds as `seconds_of` gives them, shape (blocks,).
         span: length of a block.
-        correlations: Fisher-transformed correlations of pairs of features by block, shape (blocks, pairs), and of the
-            whole reference, shape (pairs,); None if they are not monitored.
+        pairs: features whose correlations are monitored.
+        block_pairs: how they move together in each block; None if it is not known.
+        reference_correlations: Fisher-transformed, of the whole reference, shape (pairs,).
     """
 
     sketches: Mapping[str, Sketch]
@@ -78,7 +80,7 @@ class ReferenceCounts:
     span: timedelta
     score: str | None = None
     pairs: tuple[tuple[str, str], ...] = ()
-    block_correlations: Array | None = None
+    block_pairs: PairMoments | None = None
     reference_correlations: Array | None = None
 
 
@@ -448,18 +450,17 @@ def _merge_blocks(
         Counts by subject, starts, the length of a block, and the correlations by block.
     """
     blocks = {name: np.asarray(counts, dtype=np.float64) for name, counts in reference.blocks.items()}
-    starts, span = reference.starts, reference.span
+    starts, span, pairs = reference.starts, reference.span, reference.block_pairs
     size = round(window / span) if span else 1
     if size <= 1 or len(starts) // size < _LEAST_WINDOWS:
-        return blocks, starts, span, reference.block_correlations
+        return blocks, starts, span, pairs.correlations() if pairs is not None else None
     # Blocks are merged as windows are cut: a window of a day starts at midnight.
     offset = int((-round(starts[0] / span.total_seconds())) % size)
     used = (len(starts) - offset) // size * size
     cut = slice(offset, offset + used)
     merged = {name: counts[cut].reshape(-1, size, counts.shape[1]).sum(axis=1) for name, counts in blocks.items()}
-    correlations = reference.block_correlations
-    if correlations is not None:
-        correlations = correlations[cut].reshape(-1, size, correlations.shape[1]).mean(axis=1)
+    # Windows have the correlations of their rows, which are not the mean of those within blocks.
+    correlations = pairs.part(cut).merged(size).correlations() if pairs is not None else None
     return merged, starts[cut][::size], span * size, correlations
 
 
