@@ -28,7 +28,7 @@ _GUESS = 1 + _CORRELATIONS.index(0.8)
 """Index of a pair with ρ = 0.8, for levels that are assumed."""
 _NO_LEVEL = 0.25
 """Prior probability that the level does not wander, before the data."""
-_PENALTY = 2.0
+_PENALTY = 1.0
 _EM_STEPS = 100
 _LEAST_WEIGHT = 1.0
 _SHARE_OF_PRIOR = 0.02
@@ -179,7 +179,7 @@ def _prior() -> Array:
 
 
 def _posterior(log_likelihood: Array, groups: Array) -> Array:
-    # Akaike's penalty for two parameters: levels that are hardly distinguishable from none would only blur the limit.
+    # Levels that are hardly distinguishable from none would only blur the limit.
     penalised = log_likelihood - np.where(RATIOS > 0, _PENALTY, 0.0)
     likelihood = np.exp(penalised - penalised.max(axis=1, keepdims=True))
     before = _prior()
