@@ -13,6 +13,7 @@ from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, fi
 from everloop.monitoring.incidents.drift_harm import DriftHarm, ExpectedMetric, measure_harm
 from everloop.monitoring.logged_windows import (
     LoggedWindow,
+    correlated_rows,
     read_correlations,
     read_sample,
     read_sketches,
@@ -99,6 +100,8 @@ def check_drift(
     before, pairs = _counts_before(store, check, starts[:-1], span, counts, digest)
     judge = judge_for(known, span, _typical_rows([*before, counts]), rate)
     stacked = join_windows(starts, span, [*before, counts], [*pairs, correlations])
+    # Only correlations depend on these rows: those that they were measured from.
+    stacked = replace(stacked, rows=correlated_rows(stacked.rows))
     judgement = judge.judge(stacked)[-1]
     columns = measure_shifts(known, judgement, window.features, window.score)
     shifts: list[SubjectShift | PairShift] = [*columns, *measure_pairs(known, judgement, correlations)]

@@ -107,6 +107,13 @@ def read_sketches(
     return None
 
 
+def correlated_rows(rows: Array) -> Array:
+    """Return from how many rows `read_correlations` measures windows with these numbers of rows, shape (windows,)."""
+    import numpy as np
+
+    return np.asarray(rows / np.maximum(np.ceil(rows / _MOST_CORRELATED), 1))
+
+
 def read_correlations(
     store: Store, endpoint: str, version: str, since: datetime, until: datetime, baseline: Baseline, rows: int
 ) -> Array | None:
