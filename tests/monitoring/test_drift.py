@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from everloop.errors import EmptySampleError, NotFoundError, UsageError
-from everloop.monitoring import build_baseline, check_drift, compare_window, keep_baseline
+from everloop.monitoring import build_baseline, check_drift, compare_window, keep_baseline, logged_windows
 from everloop.monitoring.drift_judge import MONTH
 from everloop.monitoring.incidents.incident_engine import ongoing_incidents, update_incidents
 from everloop.monitoring.window_counts import counts_of, unpack_correlations, unpack_counts
@@ -93,9 +93,7 @@ def test_the_summary_has_the_counts_and_correlations_of_the_window(
     at(START + DAY)
     evidence = check(store, 0)[-1].evidence
     live = frame.rename({name: f"input_{name}" for name in FEATURES})
-    from everloop.monitoring.logged_windows import sketch_window
-
-    counts = counts_of(baseline, *sketch_window(baseline, live))
+    counts = counts_of(baseline, *logged_windows.sketch_window(baseline, live))
     unpacked = unpack_counts(evidence["counts"], {name: len(cells) for name, cells in counts.items()})
     assert unpacked is not None
     assert unpacked.keys() == counts.keys() == {*FEATURES, "prediction"}
@@ -210,6 +208,21 @@ def test_a_change_of_a_correlation_alone_opens_an_incident(
             store, "delays", found, watch="drift", since=START + number * DAY, until=START + (number + 1) * DAY
         )
     assert ongoing_incidents(store, "delays") == []
+
+
+def test_correlations_of_a_part_of_the_rows_have_the_chance_of_that_part(
+    airport: Airport, store: Store, baseline: Baseline, at: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.array([0.0, 1, 40, 41, 2000])
+    monkeypatch.setattr(logged_windows, "_MOST_CORRELATED", 40)
+    assert logged_windows.correlated_rows(rows) == pytest.approx([0, 1, 40, 20.5, 40])
+    for number in range(6):
+        day(airport, store, number, rows=2000)
+    at(START + 7 * DAY)
+    for number in range(6):
+        summary = check(store, number)[-1]
+        assert unpack_correlations(summary.evidence["correlations"]) is not None
+        assert not any("×" in subject for subject in summary.evidence["subjects"])
 
 
 # --- windows and the ones before them ------------------------------------------------------------------------
