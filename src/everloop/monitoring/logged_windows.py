@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _LEAST_SHARE = 0.01
+_MOST_ABSENT = 0.1
+"""How much of a window may have passed before a version's first prediction in it, and after its last one."""
 _MOST_CORRELATED = 100_000
 """From about this many rows of a window correlations are measured."""
 INPUT = "input_"
@@ -152,7 +154,8 @@ def read_correlations(
 def answering_versions(store: Store, endpoint: str, since: datetime, until: datetime) -> list[str]:
     """Return the versions that answered clients in a window and have a baseline, most predictions first.
 
-    Versions with less than a hundredth of the predictions are left out, unless they are alone.
+    Versions with less than a hundredth of the predictions are left out, and so are versions that answered only in a
+    part of the window, unless they are alone.
 
     Raises:
         EmptySampleError: no client received a prediction in the window.
@@ -166,12 +169,33 @@ def answering_versions(store: Store, endpoint: str, since: datetime, until: date
         raise EmptySampleError(
             f"'{endpoint}' has no predictions between {_text(since)} and {_text(until)}.", help="Choose another window."
         )
+    if len(windows) > 1:
+        through = _answered_throughout(store, endpoint, since, until)
+        windows = [window for window in windows if window.version in through] or windows[:1]
     total = sum(window.rows for window in windows)
     ordered = [w.version for w in sorted(windows, key=lambda w: -w.rows) if w.rows >= _LEAST_SHARE * total]
     known = [version for version in ordered if find_baseline(store, version) is not None]
     if not known:
         load_baseline(store, ordered[0])
     return known
+
+
+def _answered_throughout(store: Store, endpoint: str, since: datetime, until: datetime) -> set[str]:
+    """Return the versions that answered from the beginning of a window to its end.
+
+    A version that was released on a Thursday has seen no other weekdays of that week, which is not drift.
+    """
+    import polars as pl
+
+    from everloop.prediction_log.label_matching import ANSWERED
+    from everloop.prediction_log.log_reading import read_predictions
+
+    view = store.as_of(store.now())
+    rows = read_predictions(view, endpoint, since, until, roles=ANSWERED)
+    seen = rows.group_by("version").agg(pl.col("event_at").min().alias("first"), pl.col("event_at").max().alias("last"))
+    slack = (until - since) * _MOST_ABSENT
+    found = seen.filter(pl.col("first") <= since + slack, pl.col("last") >= until - slack).collect()
+    return set(found["version"].to_list())
 
 
 def sketch_window(baseline: Baseline, predictions: pl.DataFrame) -> tuple[dict[str, Sketch], Sketch | None]:

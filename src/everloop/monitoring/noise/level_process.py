@@ -28,7 +28,7 @@ _GUESS = 1 + _CORRELATIONS.index(0.8)
 """Index of a pair with ρ = 0.8, for levels that are assumed."""
 _NO_LEVEL = 0.25
 """Prior probability that the level does not wander, before the data."""
-_PENALTY = 1.0
+_PENALTY = 0.4
 _EM_STEPS = 100
 _LEAST_WEIGHT = 1.0
 _SHARE_OF_PRIOR = 0.02

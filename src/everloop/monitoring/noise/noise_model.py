@@ -102,6 +102,7 @@ class NoiseModel:
         names: subject and direction of each, m of them. A pair of features has the subject `a × b`.
         handicap: by how much the surprise of a direction is lowered, because it belongs to a large family.
         one_sided: directions in which only large values are surprising, shape (m,).
+        rising: shares of values that the reference lacks, of which only more are surprising, shape (m,).
         alive: directions that vary at all in the reference, shape (m,).
         residuals: standardised residuals of the reference's blocks, shape (blocks, m), for simulations; brought to
             normal tails.
@@ -113,6 +114,7 @@ class NoiseModel:
 
     names: list[tuple[str, str]]
     one_sided: npt.NDArray[np.bool_]
+    rising: npt.NDArray[np.bool_]
     handicap: Array
     levels: LevelProcess
     seasons: list[Season]
@@ -155,6 +157,7 @@ class NoiseModel:
         model = cls(
             names=names,
             one_sided=one_sided,
+            rising=np.array([direction in (OUTSIDE, NEW) for _, direction in names], dtype=bool),
             handicap=_handicaps(names, reference.score),
             levels=assume_levels(np.zeros(len(names))),
             seasons=[],
@@ -274,12 +277,13 @@ class NoiseModel:
             normal: whether the deviations are normal, as simulated ones are. Otherwise they have the tails of the
                 reference's residuals.
         """
-        size = np.where(self.one_sided, np.maximum(z_scores, 0.0), np.abs(z_scores))
+        upward = self.one_sided | self.rising
+        size = np.where(upward, np.maximum(z_scores, 0.0), np.abs(z_scores))
         if not normal:
             size = as_normal(size, self.tails)
         # ln of the tail of the normal distribution by Birnbaum's bound, which is within 0.23 at 0 and exact far out.
         tail = 0.5 * size * size + 0.5 * math.log(2 * math.pi) + np.log((size + np.sqrt(size * size + 4)) / 2)
-        return np.asarray(tail - np.where(self.one_sided, 0.0, math.log(2)) - self.handicap)
+        return np.asarray(tail - np.where(upward, 0.0, math.log(2)) - self.handicap)
 
     def strongest(self, values: Array, variances: Array, *, normal: bool = False) -> tuple[Array, Array]:
         """Return the largest surprise over all scales, and the surprise of each window alone, of shape (windows, m)."""
