@@ -69,7 +69,7 @@ class Timeline(SimulationListener):
                 value = f"AUC [bold]{finding.value:.3f}[/bold] {_bar(finding.value)}"
                 self._line(finding.window_from, f"week        {who} {value}")
         for incident in reconciliation.incidents:
-            # What joins an incident is in its history; the timeline shows what is told at once.
+            # What joins an incident is in its history; the timeline shows what is announced at once.
             if incident.history[-1].action in ("open", "escalate", "resolve"):
                 self._line(now, incident_line(incident))
         if reconciliation.release is not None and reconciliation.release.decisions:
