@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+
 import polars as pl
 import pytest
 from tests.loop.sales_log import DAY, OPENS, label, log, release, sales

@@ -390,9 +390,11 @@ def _column(
 ) -> MonitoredColumn:
     seen = [window[key] for window in windows]
     verdicts = tuple(verdict for _, verdict in seen)
-    verdict: Verdict = "alarm" if "alarm" in verdicts else "warning" if "warning" in verdicts else "quiet"
+    verdict: Verdict = "alarm" if "alarm" in verdicts else "quiet"
+    if len(seen) == 1:
+        verdict = verdicts[0]
     # The window with the largest PSI among those with the worst verdict.
-    shift = max((one for one, judged in seen if judged == verdict), key=lambda one: one.psi)
+    shift = max((one for one, judged in seen if verdict == "quiet" or judged == verdict), key=lambda one: one.psi)
     evidence = shift.evidence()
     names = ("jensen_shannon", "ks", "wasserstein")
     others: dict[str, float] = {each: float(evidence[each]) for each in names if each in evidence}
