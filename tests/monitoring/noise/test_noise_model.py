@@ -31,13 +31,14 @@ def model() -> NoiseModel:
 
 def test_surprise_is_the_logarithm_of_the_p_value(model: NoiseModel) -> None:
     plain = replace(model, handicap=np.zeros(len(model.names)))
+    upward = model.one_sided | model.rising
     for size in (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 40.0):
         for sign in (1, -1):
             found = plain.surprise(np.full((1, len(model.names)), sign * size), normal=True)[0]
             two_sided = -(stats.norm.logsf(size) + np.log(2))
             one_sided = -stats.norm.logsf(size if sign > 0 else 0.0)
-            assert found[~model.one_sided] == pytest.approx(np.full((~model.one_sided).sum(), two_sided), abs=0.25)
-            assert found[model.one_sided] == pytest.approx(np.full(model.one_sided.sum(), one_sided), abs=0.25)
+            assert found[~upward] == pytest.approx(np.full((~upward).sum(), two_sided), abs=0.25)
+            assert found[upward] == pytest.approx(np.full(upward.sum(), one_sided), abs=0.25)
 
 
 def test_surprise_has_the_tails_of_the_reference(model: NoiseModel) -> None:
@@ -46,7 +47,8 @@ def test_surprise_has_the_tails_of_the_reference(model: NoiseModel) -> None:
     heavy = replace(model, handicap=np.zeros(count), tails=tails)
     for size in (1.0, 3.0, 5.0, 10.0):
         # A t-distribution of variance 1.
-        p_value = stats.t.logsf(size * np.sqrt(tails / (tails - 2)), tails) + np.where(heavy.one_sided, 0.0, np.log(2))
+        sides = np.where(heavy.one_sided | heavy.rising, 0.0, np.log(2))
+        p_value = stats.t.logsf(size * np.sqrt(tails / (tails - 2)), tails) + sides
         found = heavy.surprise(np.full((1, count), size))[0]
         assert found == pytest.approx(-p_value, abs=0.3, rel=0.03)
         assert (found <= heavy.surprise(np.full((1, count), size), normal=True)[0] + 0.3).all()

@@ -153,7 +153,7 @@ class NoiseModel:
         rests = {item.subject: _rest_of(item, measured.get(item.subject)) for item in directions}
         names = _names(directions, reference.pairs)
         chance = _chance(directions, rows, len(reference.pairs))
-        one_sided = np.array([direction == REST for _, direction in names])
+        one_sided = np.array([direction == REST for _, direction in names], dtype=bool)
         model = cls(
             names=names,
             one_sided=one_sided,
