@@ -38,7 +38,7 @@ CORRELATION = "correlation"
 
 _NAMES = (LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST, CORRELATION)
 
-_NEWTON_STEPS = 3
+_NEWTON_STEPS = 8
 _LARGEST_PARAMETER = 4.0
 _STEADYING_ROWS = 30.0
 """Rows of the reference that each window is given before its location and scale are estimated, and whose weight is
@@ -230,7 +230,7 @@ def _tilt(means: Array, scores: Array, shares: Array) -> tuple[Array, Array]:
         else:
             mixed = tilted @ (scores[:, 0] * scores[:, 1]) - mean[:, 0] * mean[:, 1]
             both = variance[:, 0] * variance[:, 1]
-            determinant = np.maximum(both - mixed * mixed, 0.1 * both)
+            determinant = np.maximum(both - mixed * mixed, 0.003 * both)
             step = np.stack(
                 [
                     (variance[:, 1] * gap[:, 0] - mixed * gap[:, 1]) / determinant,
@@ -238,7 +238,10 @@ def _tilt(means: Array, scores: Array, shares: Array) -> tuple[Array, Array]:
                 ],
                 axis=1,
             )
-        theta = np.clip(theta + np.clip(step, -0.5, 0.5), -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
+        # A long step is shortened, but keeps its direction.
+        longest = np.abs(step).max(axis=1, keepdims=True)
+        step = step * np.minimum(1.0, 0.5 / np.maximum(longest, 1e-12))
+        theta = np.clip(theta + step, -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
     return theta, _tilted(theta, scores, shares)
 
 
