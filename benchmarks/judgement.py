@@ -17,7 +17,7 @@ Five tables, with fixed seeds:
   never counts, whoever opened it; the column `or joined` counts one of everloop's that names a drifted column later.
 - harm and estimated performance: printed by `benchmarks/estimation.py`.
 
-An incident of a peer, or of the stand-in that is used while everloop has no incidents, is a run of alarmed windows. It
+An incident of a peer is a run of alarmed windows. It
 ends after three windows without an alarm.
 
 The standard error of a rate is the larger of that between seeds and that of a Poisson number. With the full number of

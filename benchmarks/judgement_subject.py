@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     import polars as pl
 
@@ -29,10 +29,8 @@ def everloop_incidents(
     reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
 ) -> list[Opened]:
     """Return the incidents that everloop opens while it watches the live table window by window."""
-    try:
-        from everloop.monitoring.stream_monitoring import watch_table
-    except ImportError:
-        return _stand_in(reference, current, time, every, incidents_per_month)
+    from everloop.monitoring.stream_monitoring import watch_table
+
     watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
     return [
         Opened(
@@ -55,38 +53,7 @@ def _naive_or_none(moment: datetime | None) -> datetime | None:
 
 
 def subject_name() -> str:
-    try:
-        import everloop.monitoring.stream_monitoring  # noqa: F401
-    except ImportError:
-        return "everloop's drift alarms as runs of windows (stand-in: everloop has no watch_table)"
     return "everloop.monitoring.stream_monitoring.watch_table"
-
-
-def _stand_in(
-    reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
-) -> list[Opened]:
-    """Return runs of alarmed windows: what everloop's drift check says, one window after the other."""
-    from everloop.data.sketches.column_sketches import sketch_frame
-    from everloop.monitoring.alarm_budget import budget_for
-    from everloop.monitoring.baseline import build_baseline
-    from everloop.monitoring.subject_shift import measure_shifts
-
-    span = timedelta(hours=1) if every == "1h" else timedelta(days=1)
-    days = (reference[time].max() - reference[time].min()) / timedelta(days=1)  # type: ignore[operator]
-    baseline = build_baseline(reference, time=time, blocks=min(365, max(6, round(days))))
-    budget = budget_for(incidents_per_month, span)
-    ends: list[datetime] = []
-    flags: list[list[str]] = []
-    flagged: list[set[str]] = []
-    for (start,), rows in current.group_by_dynamic(time, every=every):
-        features = sketch_frame(rows, baseline.bins)
-        recent = frozenset().union(*flagged[-2:])
-        shifts = measure_shifts(baseline, features, span=span, budget=budget, recently_flagged=recent, draws=300)
-        flagged.append({shift.subject for shift in shifts if shift.verdict != "quiet"})
-        assert isinstance(start, datetime)
-        ends.append(start + span)
-        flags.append([shift.subject for shift in shifts if shift.verdict == "alarm"])
-    return runs(ends, flags)
 
 
 def runs(ends: Sequence[datetime], flags: Sequence[Sequence[str]]) -> list[Opened]:

@@ -192,14 +192,14 @@ def _send_news(store: Store, channel: Notify, ongoing: Sequence[Incident], sende
         failed = replace(known, failures=known.failures + 1, retry_at=now + wait, error=error.message)
         store.records.update(failed, verb="failed", data={"error": error.message})
         raise
-    told: dict[str, IncidentSeverity] = {one.id: one.severity for one in (*news.alarms, *news.notices)}
+    announced: dict[str, IncidentSeverity] = {one.id: one.severity for one in (*news.alarms, *news.notices)}
     gone = {one.id for one in (*news.over, *news.notices_over)}
     # Closed incidents wait here for the next digest. Deleted ones are forgotten.
     waiting = {one.id for one in closed} if channel.at_least == "notice" else set()
     kept = {each: how for each, how in known.announced.items() if each in (going | waiting) - gone}
     delivered = replace(
         known,
-        announced={**kept, **told},
+        announced={**kept, **announced},
         messages=known.messages + 1,
         sent_at=now,
         failures=0,
