@@ -90,11 +90,11 @@ TABLE: dict[str, dict[str, str]] = {
     "model_folder": {
         "mlflow": "everloop.integrations.mlflow.model_folders.folder_format:FORMAT",
     },
-    # What checks the windows of an endpoint; see everloop.loop.watch_protocol.
+    # What checks the windows of an endpoint; see everloop.loop.watches.watch_protocol.
     "watch": {
-        "drift": "everloop.loop.declarations:Drift",
-        "performance": "everloop.loop.declarations:Performance",
-        "quality": "everloop.loop.declarations:Quality",
+        "drift": "everloop.loop.watches.watch_declarations:Drift",
+        "performance": "everloop.loop.watches.watch_declarations:Performance",
+        "quality": "everloop.loop.watches.watch_declarations:Quality",
     },
     # Protocols of other systems that the control plane serves: (store, options) -> route handlers.
     "server_routes": {

@@ -42,7 +42,7 @@ def furnish(folder: Path) -> dict[str, str]:
     from everloop.data import add_table, delete_snapshots
     from everloop.data.features import open_online
     from everloop.loop import load_project, materialize
-    from everloop.loop.rollout import start_release
+    from everloop.loop.releases.rollout import start_release
     from everloop.records import Incident, ModelVersion
     from everloop.registry import archive, request_alias, save_model, set_policy
     from everloop.server.access import UserStore

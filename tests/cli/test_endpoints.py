@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everloop.loop.rollout import start_release
+from everloop.loop.releases.rollout import start_release
 from everloop.records import EndpointRecord, ModelVersion
 from everloop.stores import open_store
 

@@ -18,8 +18,8 @@ import pytest
 import everloop as el
 from everloop.loop import reconcile, run_loop
 from everloop.loop.lineage import trace_lineage
-from everloop.loop.triggers import find_due
-from everloop.loop.window_checks import due_windows
+from everloop.loop.triggers.trigger_checks import find_due
+from everloop.loop.watches.window_checks import due_windows
 from everloop.prediction_log import add_labels
 from everloop.records import EndpointRecord, Finding, ModelVersion, Release, Run, Snapshot, StepRun
 from everloop.serving import EndpointProcess

@@ -9,7 +9,7 @@ import pytest
 
 from everloop.errors import ConflictError, NotFoundError, TrustError, UsageError
 from everloop.loop import promote, roll_back
-from everloop.loop.rollout import start_release
+from everloop.loop.releases.rollout import start_release
 from everloop.records import EndpointRecord, GateResult, ModelVersion, Package, Run, Source
 from everloop.registry import (
     ApprovalError,

@@ -18,7 +18,7 @@ import pytest
 from tests.monitoring.incidents.incident_records import put_incident
 
 from everloop.errors import ConflictError
-from everloop.loop.rollout import start_release
+from everloop.loop.releases.rollout import start_release
 from everloop.records import Finding, ModelVersion, Run
 from everloop.server.server_settings import ServerSettings
 from everloop.server.supervisor import RESTART_AFTER_S, Supervisor, _Restarts

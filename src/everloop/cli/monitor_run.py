@@ -189,7 +189,7 @@ def _write(path: Path, page: str) -> None:
 def _run_watches(name: str | None, project: Path | None, home: Path | None, as_json: bool) -> None:
     from everloop.cli.loop import store_of
     from everloop.loop import load_project
-    from everloop.loop.watches import watch
+    from everloop.loop.watches.watch_runs import watch
     from everloop.monitoring.incidents.incident_actions import is_muted, list_incidents
     from everloop.monitoring.incidents.notification_channels import read_channels
     from everloop.monitoring.incidents.notifications import send_notifications

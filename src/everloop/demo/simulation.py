@@ -15,7 +15,7 @@ from everloop.demo.demo_project import land_history, land_week, make_project
 from everloop.demo.flight_world import CLOSES, OPENS, WEEK, FlightWorld, load_world
 from everloop.errors import UnavailableError, UsageError
 from everloop.loop import Loop, load_project, reconcile, run_loop
-from everloop.loop.rollout import champion_of
+from everloop.loop.releases.rollout import champion_of
 from everloop.prediction_log import add_labels
 from everloop.records import EndpointRecord, Run
 from everloop.serving import EndpointProcess

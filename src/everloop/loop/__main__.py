@@ -65,7 +65,7 @@ def _tick(loop: Loop, store: Store, last_errors: dict[str, set[str]]) -> None:
         last_errors: the last errors by kind and name, so that an error that persists is reported once.
     """
     from everloop.loop.loop_run import run_loop
-    from everloop.loop.reconciler import reconcile
+    from everloop.loop.worker.reconciler import reconcile
 
     failures: list[tuple[str, EverloopError]] = []
     due = None

@@ -8,27 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_name
-from everloop.loop.declarations import (
-    AtLeast,
-    Drift,
-    Endpoint,
-    Every,
-    Latency,
-    NotWorseThan,
-    OnDrift,
-    OnNewData,
-    OnPerformance,
-    Performance,
-    Quality,
-    Slices,
-)
-from everloop.loop.watch_protocol import check_watch, is_watch, watch_name
+from everloop.loop.gates.gate_declarations import AtLeast, Latency, NotWorseThan, Slices
+from everloop.loop.releases.release_declarations import Endpoint
+from everloop.loop.triggers.trigger_declarations import Every, OnDrift, OnNewData, OnPerformance
+from everloop.loop.watches.watch_declarations import Drift, Performance, Quality
+from everloop.loop.watches.watch_protocol import check_watch, is_watch, watch_name
 from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 
 if TYPE_CHECKING:
     from everloop.data import Dataset
-    from everloop.loop.declarations import Gate, Trigger
-    from everloop.loop.watch_protocol import Watch
+    from everloop.loop.gates.gate_declarations import Gate
+    from everloop.loop.triggers.trigger_declarations import Trigger
+    from everloop.loop.watches.watch_protocol import Watch
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 

@@ -292,9 +292,9 @@ def judge(
     version: str, test: pl.DataFrame, target: str, key: str | None, metric: str | None, gates: tuple[Any, ...]
 ) -> list[str]:
     """Check the candidate's gates; returns the ids of the gate results."""
-    from everloop.loop.champions import deciding_metric, score_holder
-    from everloop.loop.declarations import NotWorseThan
-    from everloop.loop.gates import GateInput, judge as judge_gate
+    from everloop.loop.comparison.champions import deciding_metric, score_holder
+    from everloop.loop.gates.gate_checks import GateInput, judge as judge_gate
+    from everloop.loop.gates.gate_declarations import NotWorseThan
     from everloop.records import GateResult
     from everloop.registry import find_alias, get_version, load_model
     from everloop.training import encode_target
@@ -352,7 +352,7 @@ def judge(
 @step
 def release(version: str, judged: list[str], endpoint: str, percents: tuple[float, ...]) -> dict[str, Any]:
     """Reject the candidate, or start its rollout at the endpoint."""
-    from everloop.loop.rollout import start_release
+    from everloop.loop.releases.rollout import start_release
     from everloop.records import GateResult, Release, Run
     from everloop.registry import get_version
 
@@ -391,7 +391,8 @@ def _feature_names(
 
 
 def _purpose_of(loop: Loop) -> dict[str, Any]:
-    from everloop.loop.declarations import NotWorseThan, Performance
+    from everloop.loop.gates.gate_declarations import NotWorseThan
+    from everloop.loop.watches.watch_declarations import Performance
     from everloop.training import AutoTrain
 
     automatic = isinstance(loop.train, AutoTrain)
@@ -409,7 +410,7 @@ def _purpose_of(loop: Loop) -> dict[str, Any]:
 
 
 def _slices_of(loop: Loop) -> tuple[str, ...]:
-    from everloop.loop.declarations import Slices
+    from everloop.loop.gates.gate_declarations import Slices
 
     return tuple(dict.fromkeys(gate.column for gate in loop.gates if isinstance(gate, Slices)))
 

@@ -57,7 +57,7 @@ def _check_metrics(metrics: Any, task: Any, target: str) -> None:
 
 
 def _check_holders(store: Store, purpose: Mapping[str, Any], task: Any, classes: Any, target: str) -> None:
-    from everloop.loop.champions import check_same_target
+    from everloop.loop.comparison.champions import check_same_target
     from everloop.packages import Signature
     from everloop.registry import find_alias, get_version
 

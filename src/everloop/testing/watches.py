@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import EmptySampleError
-from everloop.loop.rollout import promote
-from everloop.loop.watch_protocol import WatchContext, check_watch, watch_name
-from everloop.loop.window_checks import check_windows, due_windows, window_start
+from everloop.loop.releases.rollout import promote
+from everloop.loop.watches.watch_protocol import WatchContext, check_watch, watch_name
+from everloop.loop.watches.window_checks import check_windows, due_windows, window_start
 from everloop.records import Finding, ModelVersion
 from everloop.stores import SharedClock, open_store
 from everloop.stores.durations import parse_duration
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from everloop.loop.watch_protocol import Watch
+    from everloop.loop.watches.watch_protocol import Watch
     from everloop.stores import Store
 
 ENDPOINT = "watched"

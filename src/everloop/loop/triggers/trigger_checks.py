@@ -11,8 +11,8 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
-from everloop.loop.declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
-from everloop.loop.rollout import champion_of, find_rolling
+from everloop.loop.releases.rollout import champion_of, find_rolling
+from everloop.loop.triggers.trigger_declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
 from everloop.monitoring.incidents.incident_actions import is_muted
 from everloop.monitoring.incidents.incident_engine import ongoing_incidents
 from everloop.records import Run

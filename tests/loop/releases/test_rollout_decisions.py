@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 from everloop.errors import ConflictError, NotFoundError
 from everloop.loop import abort_release, advance_release, promote, roll_back
-from everloop.loop.gates import GateOutcome
-from everloop.loop.rollout import apply_evidence, champion_of, find_rolling, hold_release, start_release
+from everloop.loop.gates.gate_checks import GateOutcome
+from everloop.loop.releases.rollout import apply_evidence, champion_of, find_rolling, hold_release, start_release
 from everloop.records import EndpointRecord, GateResult, ModelVersion, Release, Route
 from everloop.registry import ApprovalError, list_requests, set_policy
 from everloop.stores import open_store

@@ -19,10 +19,10 @@ from everloop.loop import (
     promote,
     roll_back,
 )
-from everloop.loop.gates import GateOutcome
-from everloop.loop.live_evidence import live_evidence
-from everloop.loop.reconciler import reconcile
-from everloop.loop.rollout import (
+from everloop.loop.comparison.schema_compatibility import schema_coverage
+from everloop.loop.gates.gate_checks import GateOutcome
+from everloop.loop.releases.live_evidence import live_evidence
+from everloop.loop.releases.rollout import (
     apply_evidence,
     champion_of,
     find_rolling,
@@ -30,7 +30,7 @@ from everloop.loop.rollout import (
     start_release,
     step_started_at,
 )
-from everloop.loop.schema_compatibility import schema_coverage
+from everloop.loop.worker.reconciler import reconcile
 from everloop.pipeline import step
 from everloop.records import EndpointRecord, GateResult, ModelVersion, Release
 from everloop.registry import alias_history, approve, list_requests, set_policy
@@ -168,7 +168,7 @@ def test_only_one_of_two_concurrent_decisions_succeeds(store):
 def test_a_failure_during_a_decision_changes_nothing(store, monkeypatch):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(50, 100))
-    monkeypatch.setattr("everloop.loop.rollout._set_state", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr("everloop.loop.releases.rollout._set_state", lambda *_: (_ for _ in ()).throw(OSError("gone")))
     with pytest.raises(OSError, match="gone"):
         advance_release(store, release, "last step")
     assert champion_of(store, "m") == "m@1"

@@ -12,9 +12,9 @@ from tests.loop.sales_log import DAY, OPENS, a_version, label, log, release, sal
 import everloop as el
 from everloop.errors import DataError, UsageError
 from everloop.loop import promote, reconcile
-from everloop.loop.rollout import start_release
-from everloop.loop.watches import watch
-from everloop.loop.window_checks import EMPTY, MOST_WINDOWS, check_windows, due_windows, window_start
+from everloop.loop.releases.rollout import start_release
+from everloop.loop.watches.watch_runs import watch
+from everloop.loop.watches.window_checks import EMPTY, MOST_WINDOWS, check_windows, due_windows, window_start
 from everloop.records import EndpointRecord, Finding, Incident, Run
 from everloop.stores import open_store
 

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from everloop.loop import reconcile, run_loop
+from everloop.loop.comparison.schema_compatibility import schema_coverage
 from everloop.loop.contract_acceptance import accept_contract, propose_contract
-from everloop.loop.schema_compatibility import schema_coverage
 from everloop.prediction_log import add_labels, read_predictions
 from everloop.records import EndpointRecord, Route
 from everloop.serving import EndpointProcess

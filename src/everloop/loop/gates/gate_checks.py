@@ -13,7 +13,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
-from everloop.loop.declarations import AtLeast, Gate, Latency, NotWorseThan, Slices
+from everloop.loop.gates.gate_declarations import AtLeast, Gate, Latency, NotWorseThan, Slices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from everloop.loop.champions import ComparedVersion
+    from everloop.loop.comparison.champions import ComparedVersion
     from everloop.records import Json, Outcome
     from everloop.training.intervals import Interval
     from everloop.training.trained_model import Task

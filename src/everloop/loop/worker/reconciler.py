@@ -9,19 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from everloop.loop.champions import deciding_metric
-from everloop.loop.live_evidence import live_evidence
-from everloop.loop.rollout import apply_evidence, find_rolling, hold_release, step_started_at
-from everloop.loop.schema_compatibility import schema_coverage
-from everloop.loop.triggers import find_due
-from everloop.loop.watches import watch, watch_views
+from everloop.loop.comparison.champions import deciding_metric
+from everloop.loop.comparison.schema_compatibility import schema_coverage
+from everloop.loop.releases.live_evidence import live_evidence
+from everloop.loop.releases.rollout import apply_evidence, find_rolling, hold_release, step_started_at
+from everloop.loop.triggers.trigger_checks import find_due
+from everloop.loop.watches.watch_runs import watch, watch_views
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
     from everloop.errors import EverloopError
-    from everloop.loop.declarations import Due, Endpoint
-    from everloop.loop.gates import GateOutcome
+    from everloop.loop.gates.gate_checks import GateOutcome
     from everloop.loop.loop_definition import Loop
+    from everloop.loop.releases.release_declarations import Endpoint
+    from everloop.loop.triggers.trigger_declarations import Due
     from everloop.records import Finding, Incident, Release
     from everloop.stores import Store
 

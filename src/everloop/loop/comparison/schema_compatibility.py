@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from everloop.loop.rollout import step_started_at
+from everloop.loop.releases.rollout import step_started_at
 
 if TYPE_CHECKING:
     import polars as pl

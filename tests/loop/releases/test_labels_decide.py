@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
 from everloop.loop import Canary
-from everloop.loop.champions import ComparedVersion, score_holder
-from everloop.loop.declarations import NotWorseThan
-from everloop.loop.gates import GateInput, judge
-from everloop.loop.live_evidence import live_evidence
+from everloop.loop.comparison.champions import ComparedVersion, score_holder
+from everloop.loop.gates.gate_checks import GateInput, judge
+from everloop.loop.gates.gate_declarations import NotWorseThan
+from everloop.loop.releases.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision
 from everloop.registry import get_version, load_model, save_model
@@ -154,7 +154,7 @@ def test_a_rollout_compares_the_labels_that_were_served(store: Store, monkeypatc
 
 
 def test_a_rollout_compares_predicted_labels_on_different_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.loop.live_evidence._has_all_inputs", lambda *_: pl.lit(value=False))
+    monkeypatch.setattr("everloop.loop.releases.live_evidence._has_all_inputs", lambda *_: pl.lit(value=False))
     log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
     found = live(store, log, monkeypatch)
     assert found["paired"] is False

@@ -11,10 +11,10 @@ import pytest
 
 from everloop.errors import ConflictError, ContractError, UsageError
 from everloop.loop import Canary, Loop, run_loop
-from everloop.loop.champions import classes_of_both, same_classes, spread
+from everloop.loop.comparison.champions import classes_of_both, same_classes, spread
 from everloop.loop.contract_acceptance import accept_contract, propose_contract
-from everloop.loop.gates import GateOutcome, judge_unpaired
-from everloop.loop.live_evidence import live_evidence
+from everloop.loop.gates.gate_checks import GateOutcome, judge_unpaired
+from everloop.loop.releases.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision, GateResult, ModelVersion
 from everloop.training.class_decisions import ClassScores

@@ -12,8 +12,8 @@ import pytest
 
 from everloop.errors import DataError, StepError
 from everloop.loop import __main__ as worker
-from everloop.loop.declarations import Due
-from everloop.loop.reconciler import Reconciliation
+from everloop.loop.triggers.trigger_declarations import Due
+from everloop.loop.worker.reconciler import Reconciliation
 from everloop.records import Run
 from everloop.stores import open_store
 
@@ -51,7 +51,7 @@ def ticks(monkeypatch):
                 raise self.run_error
 
     made = Ticks()
-    monkeypatch.setattr("everloop.loop.reconciler.reconcile", made.reconcile)
+    monkeypatch.setattr("everloop.loop.worker.reconciler.reconcile", made.reconcile)
     monkeypatch.setattr("everloop.loop.loop_run.run_loop", made.run_loop)
     return made
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from everloop.loop import Canary
-from everloop.loop.live_evidence import live_evidence
+from everloop.loop.releases.live_evidence import live_evidence
 from everloop.packages import build_package
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision, Release

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, NotFoundError
-from everloop.loop.window_checks import check_windows
+from everloop.loop.watches.window_checks import check_windows
 
 if TYPE_CHECKING:
     from everloop.loop.loop_definition import Loop

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from everloop.loop import scored_rows as module
-from everloop.loop.scored_rows import ScoredRows, scored_rows
+from everloop.loop.comparison import scored_rows as module
+from everloop.loop.comparison.scored_rows import ScoredRows, scored_rows
 from everloop.packages import Predictor, build_package
 from everloop.prediction_log.prediction_log import input_column
 from everloop.registry import load_model, register

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from everloop.loop.gates import GateOutcome
+    from everloop.loop.gates.gate_checks import GateOutcome
     from everloop.stores import Store
 
 CHAMPION = "champion"

@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, EverloopError, StepError, StepOutputError
-from everloop.loop.rollout import champion_of
-from everloop.loop.watch_protocol import WatchContext, check_watch, watch_name
+from everloop.loop.releases.rollout import champion_of
+from everloop.loop.watches.watch_protocol import WatchContext, check_watch, watch_name
 from everloop.records import EndpointRecord, Finding, FindingKind, Incident
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
-    from everloop.loop.watch_protocol import Watch
+    from everloop.loop.watches.watch_protocol import Watch
     from everloop.stores import Condition, Store
 
 logger = logging.getLogger("everloop.loop")

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everloop.loop.champions import classes_of_both, same_classes, spread
-from everloop.loop.gates import GateOutcome, compare, judge_unpaired
-from everloop.loop.rollout import step_started_at
-from everloop.loop.schema_compatibility import cannot_score
-from everloop.loop.scored_rows import ScoredRows, scored_rows
+from everloop.loop.comparison.champions import classes_of_both, same_classes, spread
+from everloop.loop.comparison.schema_compatibility import cannot_score
+from everloop.loop.comparison.scored_rows import ScoredRows, scored_rows
+from everloop.loop.gates.gate_checks import GateOutcome, compare, judge_unpaired
+from everloop.loop.releases.rollout import step_started_at
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from everloop.loop.declarations import Canary
+    from everloop.loop.releases.release_declarations import Canary
     from everloop.packages import Predictor
     from everloop.records import Release
     from everloop.stores import Store

@@ -11,8 +11,8 @@ from tests.monitoring.incidents.incident_records import change, put_incident
 
 import everloop as el
 from everloop.errors import UsageError
-from everloop.loop.rollout import promote, start_release
-from everloop.loop.triggers import MOST_LOST, check_trigger, find_due, last_run
+from everloop.loop.releases.rollout import promote, start_release
+from everloop.loop.triggers.trigger_checks import MOST_LOST, check_trigger, find_due, last_run
 from everloop.monitoring.incidents.incident_actions import acknowledge
 from everloop.records import Finding, ModelVersion, Run
 from everloop.stores import open_store

@@ -15,9 +15,9 @@ import everloop as el
 from everloop.data.features import materialize
 from everloop.errors import EmptySampleError
 from everloop.loop import promote, reconcile
-from everloop.loop.rollout import start_release
-from everloop.loop.watches import watch
-from everloop.loop.window_checks import EMPTY
+from everloop.loop.releases.rollout import start_release
+from everloop.loop.watches.watch_runs import watch
+from everloop.loop.watches.window_checks import EMPTY
 from everloop.monitoring import check_drift, keep_baseline, load_baseline
 from everloop.monitoring.incidents import incident_engine
 from everloop.monitoring.incidents.incident_actions import accept, mute
@@ -220,10 +220,10 @@ CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 import everloop as el
-from everloop.loop.watches import watch
+from everloop.loop.watches.watch_runs import watch
 from everloop.monitoring.incidents import incident_engine
 from everloop.stores import open_store
-from tests.loop.test_watch_incidents import Returns, loop
+from tests.loop.watches.test_watch_incidents import Returns, loop
 
 home, mode, number = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 

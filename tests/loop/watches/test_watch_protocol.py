@@ -12,8 +12,8 @@ import everloop as el
 from everloop import plugins
 from everloop.errors import EmptySampleError, NotFoundError, StepError, StepOutputError, UsageError
 from everloop.loop import promote, reconcile
-from everloop.loop.watch_protocol import watch_name
-from everloop.loop.window_checks import EMPTY, check_windows
+from everloop.loop.watches.watch_protocol import watch_name
+from everloop.loop.watches.window_checks import EMPTY, check_windows
 from everloop.records import Finding, Incident, ModelVersion, Run
 from everloop.stores import open_store
 from everloop.testing.watches import WatchSuite

@@ -1,0 +1,1 @@
+"""Releases: how a candidate takes the traffic, step by step, or loses it."""

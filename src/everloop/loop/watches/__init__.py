@@ -1,0 +1,1 @@
+"""Watches: what is checked in every window of an endpoint."""
