@@ -40,6 +40,17 @@ class StoredRecord:
     """When the record was deleted, or None if it is not deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class RecordInterval:
+    """The time for which one revision of a record was the live one."""
+
+    record: Record
+    since: datetime
+    """When it was written, or restored."""
+    until: datetime | None
+    """When it was replaced or deleted, or None if it is still live."""
+
+
 class RecordStore(Protocol):
     """Stores records of all kinds, metric points and events.
 
@@ -182,6 +193,15 @@ class RecordStore(Protocol):
 
     def history(self, kind: type[R], ref: str) -> list[tuple[datetime, R]]:
         """All revisions with the times when they were written, oldest first. Deleted records are found by id."""
+
+    def intervals(self, kind: type[Record], identity: str) -> list[RecordInterval]:
+        """The whole life of the record with this id, oldest first. Empty if there is none.
+
+        A deletion is a gap, or an end after the last interval. Unlike `history`, this also shows when it was restored.
+        """
+
+    def deleted_ids(self, kind: type[Record], ref: str) -> list[str]:
+        """The ids of the deleted records that have this id or key."""
 
     def append_points(self, series: str, points: Sequence[Point]) -> None:
         """Add points to a series, usually a run's id. Points are never replaced: a step can have several points."""

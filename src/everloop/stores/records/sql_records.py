@@ -12,7 +12,7 @@ from everloop.errors import AlreadyExistsError, ConflictError, CorruptionError, 
 from everloop.stores.clock import micros, moment_of
 from everloop.stores.records.condition_sql import Sql, SqlPart, parse_conditions, parse_order
 from everloop.stores.records.record_codec import R, decode, encode, kind_of
-from everloop.stores.records.record_store import StoredRecord
+from everloop.stores.records.record_store import RecordInterval, StoredRecord
 from everloop.stores.records.row_checksums import SUMS, ended_part, record_sum
 from everloop.stores.records.sql_search import SqlSearch
 
@@ -217,7 +217,9 @@ class SqlRecords(SqlSearch):
 
     def history(self, kind: type[R], ref: str) -> list[tuple[datetime, R]]:
         name = kind_of(kind)
-        identity = self._holder(name, ref) or ref
+        view = self._view(name)
+        shown = self.database.read(f"SELECT id FROM {view.text} WHERE key = ?", (*view.values, ref))
+        identity = shown[0][0] if shown else ref
         limit = self._limit()
         rows = self.database.read(
             "SELECT revision, min(written_at), min(body) FROM ("
@@ -229,6 +231,41 @@ class SqlRecords(SqlSearch):
         if not rows:
             raise self._missing(kind, ref)
         return [(moment_of(written_at), decode(kind, body)) for _, written_at, body in rows]
+
+    def intervals(self, kind: type[Record], identity: str) -> list[RecordInterval]:
+        name, limit = kind_of(kind), self._limit()
+        same = (identity, self.project, name, limit)
+        rows = self.database.read(
+            "SELECT written_at, until, body FROM revisions WHERE id = ? AND project = ? AND kind = ?"
+            " AND written_at <= ? ORDER BY number",
+            same,
+        ) + self.database.read(
+            "SELECT written_at, deleted_at, body FROM records WHERE id = ? AND project = ? AND kind = ?"
+            " AND written_at <= ?",
+            same,
+        )
+        return [
+            RecordInterval(
+                decode(kind, body), moment_of(since), None if until is None or until > limit else moment_of(until)
+            )
+            for since, until, body in rows
+        ]
+
+    def deleted_ids(self, kind: type[Record], ref: str) -> list[str]:
+        name, limit = kind_of(kind), self._limit()
+        named = (self.project, name, ref, ref, limit)
+        rows = self.database.read(
+            "SELECT id FROM records WHERE project = ? AND kind = ? AND (id = ? OR key = ?) AND written_at <= ?"
+            " UNION SELECT id FROM revisions WHERE project = ? AND kind = ? AND (id = ? OR key = ?)"
+            " AND written_at <= ? ORDER BY id",
+            named * 2,
+        )
+        found = []
+        for (identity,) in rows:
+            *_, last = self.intervals(kind, identity)
+            if last.until is not None and ref in (identity, last.record.key):
+                found.append(identity)
+        return found
 
     def purge(self, before: datetime) -> int:
         with self.transaction():
@@ -250,24 +287,38 @@ class SqlRecords(SqlSearch):
         return len(expired)
 
     def stored(self) -> Iterator[StoredRecord]:
-        for source, at, last, current in (
-            ("records r", "r.id", "", True),
-            ("revisions v JOIN records r ON r.id = v.id", "v.number", 0, False),
+        limit = self._limit()
+        # A revision that was replaced only after the moment of a view is the current one there.
+        replaced = (
+            "v.until <= ? AND (r.written_at <= ? OR EXISTS (SELECT 1 FROM revisions n"
+            " WHERE n.id = v.id AND n.number > v.number AND n.written_at <= ?))"
+        )
+        for source, at, body, written, last, is_current, marks in (
+            ("records r", "r.id", "r.body", "r.written_at", "", "1, r.deleted_at", ()),
+            (
+                "revisions v JOIN records r ON r.id = v.id",
+                "v.number",
+                "v.body",
+                "v.written_at",
+                0,
+                f"CASE WHEN {replaced} THEN 0 ELSE 1 END,"
+                " CASE WHEN r.written_at <= ? THEN r.deleted_at ELSE v.until END",
+                (limit, limit, limit, limit),
+            ),
         ):
-            body = "r.body" if current else "v.body"
             while rows := self.database.read(
-                f"SELECT {at}, r.project, r.kind, r.id, {body}, r.deleted_at FROM {source} WHERE {at} > ?"
-                f" ORDER BY {at} LIMIT ?",
-                (last, _PORTION),
+                f"SELECT {at}, r.project, r.kind, r.id, {body}, {is_current} FROM {source} WHERE {at} > ?"
+                f" AND {written} <= ? ORDER BY {at} LIMIT ?",
+                (*marks, last, limit, _PORTION),
             ):
-                for _, project, kind, identity, text, deleted in rows:
+                for _, project, kind, identity, text, current, deleted in rows:
                     yield StoredRecord(
                         project=project,
                         kind=kind,
                         id=identity,
                         body=text,
-                        current=current,
-                        deleted_at=None if deleted is None else moment_of(deleted),
+                        current=bool(current),
+                        deleted_at=None if deleted is None or deleted > limit else moment_of(deleted),
                     )
                 last = rows[-1][0]
 
@@ -371,15 +422,19 @@ class SqlRecords(SqlSearch):
             help="Read it again and repeat the change.",
         )
 
+    def _newest_keys(self, kind: type[Record]) -> list[str]:
+        """The keys of the newest records, for the message that a record is missing."""
+        view = self._view(kind_of(kind))
+        rows = self.database.read(
+            f"SELECT key FROM {view.text} ORDER BY created_at DESC, id DESC LIMIT 500", view.values
+        )
+        return [row[0] for row in rows]
+
     def _missing(self, kind: type[Record], ref: str) -> NotFoundError:
         from difflib import get_close_matches
 
         name = kind_of(kind)
-        view = self._view(name)
-        rows = self.database.read(
-            f"SELECT key FROM {view.text} ORDER BY created_at DESC, id DESC LIMIT 500", view.values
-        )
-        keys = [row[0] for row in rows]
+        keys = self._newest_keys(kind)
         near = get_close_matches(ref, keys, n=5, cutoff=0.5) or keys[:5]
         known = f" Similar: {', '.join(near)}." if near else " There are none yet."
         return NotFoundError(

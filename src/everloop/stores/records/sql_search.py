@@ -106,7 +106,8 @@ class SqlSearch(SqlLogs):
     ) -> list[dict[tuple[str, ...], Any]]:
         name = self._searched(kind, And(()), [(path, False) for path in paths])
         if self._moment is not None:
-            return [_values(record, paths) for record in self.get_many(kind, ids)]
+            known = {record.id: record for record in self.get_many(kind, ids)}
+            return [stored_values(known[one], paths) if one in known else {} for one in ids]
         numbers = {path_number(self.project, name, path): path for path in paths}
         marks = ", ".join("?" * len(numbers))
         found: dict[str, dict[tuple[str, ...], Any]] = {identity: {} for identity in ids}
@@ -122,6 +123,8 @@ class SqlSearch(SqlLogs):
         return [found[identity] for identity in ids]
 
     def search_names(self, kind: type[Record], field: str) -> list[str]:
+        if self._moment is not None:
+            return self._past_names(kind, field)
         self._catch_up()
         rows = self.database.read(
             "SELECT name FROM searched_paths WHERE project = ? AND kind = ? AND field = ? ORDER BY name",
@@ -366,6 +369,20 @@ class SqlSearch(SqlLogs):
         hits = [hit for hit in hits if after is None or sort_value(hit, directions) > sort_value(after, directions)]
         return hits if limit is None else hits[: max(limit, 0)]
 
+    def _past_names(self, kind: type[Record], field: str) -> list[str]:
+        """The names that records had had by the moment of a view. The table of paths has no times."""
+        name = kind_of(kind)
+        if not is_searchable(name):
+            return []
+        same = (self.project, name, self._moment)
+        rows = self.database.read(
+            "SELECT body FROM records WHERE project = ? AND kind = ? AND written_at <= ?"
+            " UNION ALL SELECT body FROM revisions WHERE project = ? AND kind = ? AND written_at <= ?",
+            same * 2,
+        )
+        paths = {path for (body,) in rows for path in entries(decode(kind, body))}
+        return sorted("".join(path[1:]) for path in paths if path[0] == field)
+
     def _view(self, kind: str) -> Sql:
         # Implemented by `SqlRecords`, which knows how the records of a view are selected.
         raise NotImplementedError
@@ -392,7 +409,8 @@ def _number_and_text(entry: SearchEntry | None) -> tuple[float | None, str | Non
     return None if entry is None else (entry.number, entry.text)
 
 
-def _values(record: Record, paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
+def stored_values(record: Record, paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
+    """A record's searchable values at some paths. Paths without a value are left out."""
     found = entries(record)
     return {path: value_of(*found[path]) for path in paths if path in found}
 
