@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 # Before the suites are imported, so that a failed comparison shows both sides.
-pytest.register_assert_rewrite("everloop.testing.stores")
+pytest.register_assert_rewrite("everloop.testing.stores", "everloop.testing.tables")
 
 from everloop.stores import Store, open_store  # noqa: E402
 from everloop.testing.stores import ManualClock  # noqa: E402

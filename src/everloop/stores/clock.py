@@ -85,6 +85,35 @@ class FixedClock:
         return f"FixedClock({self.moment.isoformat()})"
 
 
+class SimulatedClock:
+    """A simulated clock of one process, which stands still until it is set. Safe to use from any thread."""
+
+    simulated = True
+
+    def __init__(self, moment: datetime) -> None:
+        micros(moment)
+        self._moment = moment.astimezone(UTC)
+        self._guard = threading.Lock()
+
+    def now(self) -> datetime:
+        return self._moment
+
+    def set(self, moment: datetime) -> None:
+        """Move the clock to a moment.
+
+        Raises:
+            ConflictError: the moment is before the clock's present time. The clock never goes backwards.
+        """
+        micros(moment)
+        with self._guard:
+            if moment < self._moment:
+                raise backwards(self._moment, moment)
+            self._moment = moment.astimezone(UTC)
+
+    def __repr__(self) -> str:
+        return f"SimulatedClock({self._moment.isoformat()})"
+
+
 class SharedClock:
     """A simulated clock that every process of one home reads from a small file.
 
@@ -154,11 +183,7 @@ class SharedClock:
         target = micros(moment)
         with self._exclusive() as (now, anchor):
             if target < now:
-                raise ConflictError(
-                    f"The simulated clock shows {moment_of(now).isoformat()} and cannot go back to"
-                    f" {moment.isoformat()}.",
-                    help="Use a later time, or start again with a new store.",
-                )
+                raise backwards(moment_of(now), moment)
             self._write(target, 0 if anchor == 0 else system_micros())
 
     def tick(self) -> None:
@@ -221,6 +246,13 @@ class SharedClock:
     def _pack(cls, base: int, anchor: int) -> bytes:
         body = struct.pack("<qq", base, anchor)
         return struct.pack("<4sHH", cls._MAGIC, cls._VERSION, _check(body)) + body
+
+
+def backwards(now: datetime, moment: datetime) -> ConflictError:
+    return ConflictError(
+        f"The simulated clock shows {now.isoformat()} and cannot go back to {moment.isoformat()}.",
+        help="Use a later time, or start again with a new store.",
+    )
 
 
 def system_micros() -> int:

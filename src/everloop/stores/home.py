@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from everloop import plugins
 from everloop.errors import NotFoundError, ProjectError, ReadOnlyError, UsageError
 from everloop.records import Record
-from everloop.stores.clock import Clock, FixedClock, SharedClock, SystemClock, new_id
+from everloop.stores.clock import Clock, FixedClock, SharedClock, SimulatedClock, SystemClock, new_id
 from everloop.stores.full_disk import writing
 from everloop.stores.locks import file_lock, is_locked
 from everloop.stores.permissions import close_to_others, make_folder, private_opener, settle
 from everloop.stores.store_urls import BUCKETS, check_path, check_url, has_scheme, mask_url
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
     from datetime import datetime
 
+    from everloop.stores.forks.fork import Fork
     from everloop.stores.objects.content_addressing import ContentStore
     from everloop.stores.records.record_store import RecordStore
     from everloop.stores.tables.delta_tables import Tables
+    from everloop.stores.tables.table_store import TableStore
 
 FOLDER = ".everloop"
 CONFIG = "everloop.toml"
@@ -72,6 +75,7 @@ class Store:
         records: RecordStore,
         moment: datetime | None = None,
         origin: Store | None = None,
+        fork: Fork | None = None,
     ) -> None:
         self.urls = urls
         self.home = urls.home
@@ -81,18 +85,35 @@ class Store:
         self.records = records
         self._moment = moment
         self._origin = origin
+        self.fork_parts = fork
+        """The parts of a fork, which no other process can open. None if this store is not a fork."""
 
     @cached_property
     def objects(self) -> ContentStore:
         if self._origin is not None:
             # All views share one: it remembers which objects it has verified, and a bucket's client is slow to create.
             return self._origin.objects if self._moment is None else self._origin.objects.read_only()
+        if self.fork_parts is not None:
+            return self.fork_parts.objects
         from everloop.stores.objects.content_addressing import ContentStore
 
         return ContentStore(self.urls.objects, cache=self.home / "cache")
 
     @cached_property
-    def tables(self) -> Tables:
+    def tables(self) -> TableStore:
+        if self.fork_parts is not None:
+            return self.fork_parts.tables(self.clock, self._moment)
+        return self.delta_tables
+
+    @cached_property
+    def delta_tables(self) -> Tables:
+        """The tables with their files, for checks and repairs.
+
+        Raises:
+            UsageError: this store is a fork, whose tables are in memory.
+        """
+        if self.fork_parts is not None:
+            raise UsageError("The tables of a fork have no files.", help="Use the store that was forked.")
         from everloop.stores.tables.delta_tables import Tables
 
         return Tables(self.urls.tables, self.clock, as_of=self._moment)
@@ -135,7 +156,7 @@ class Store:
 
     def for_project(self, project: str) -> Store:
         """The same store for another project."""
-        return self._with(project=_checked_project(project), records=self.records.for_project(project))
+        return self._with(project=checked_project(project), records=self.records.for_project(project))
 
     def as_actor(self, actor: str) -> Store:
         """The same store, with another actor in the events of its writes."""
@@ -146,6 +167,55 @@ class Store:
         if self._moment is not None:
             moment = min(moment, self._moment)
         return self._with(clock=FixedClock(moment), records=self.records.as_of(moment), moment=moment)
+
+    def fork(
+        self,
+        as_of: datetime,
+        *,
+        clock: Clock | None = None,
+        share: Store | None = None,
+        hide: Collection[str] = (),
+    ) -> Store:
+        """Fork this store: a copy-on-write store that begins with what had been written and had arrived by a moment.
+
+        It can be written to, and nothing of that reaches this store. Its own parts are in a temporary folder and in
+        memory of this process, and are gone when it is closed. This store must stay open meanwhile.
+
+        Args:
+            clock: default: a `SimulatedClock`, which stands at the moment and is moved by `fork.clock.set`.
+            share: another fork. Both see each other's objects and step results (records of steps and artifacts), each
+                by its own clock, and nothing else. Keep both open.
+            hide: kinds of records of this store that are not visible in the fork.
+
+        Raises:
+            UsageError: `share` is not a fork, or is closed; a kind is unknown.
+        """
+        from everloop.stores.forks.fork import open_fork
+
+        if share is not None and share.fork_parts is None:
+            raise UsageError(f"{share!r} is not a fork.", help="Share with a store that store.fork() has returned.")
+        past = self.as_of(as_of)
+        moment = past.clock.now()
+        chosen = clock or SimulatedClock(moment)
+        fork = open_fork(
+            past.records,
+            self.objects,
+            self.tables.as_of(moment),
+            moment=moment,
+            project=self.project,
+            actor=self.actor,
+            clock=chosen,
+            share=None if share is None else share.fork_parts,
+            hide=hide,
+        )
+        return Store.of_fork(fork, chosen)
+
+    @classmethod
+    def of_fork(cls, fork: Fork, clock: Clock) -> Store:
+        home, records = fork.home, fork.records
+        records_url, objects_url, tables_url = (str(home / part) for part in ("records", "objects", "tables"))
+        urls = StoreUrls(home=home, records=records_url, objects=objects_url, tables=tables_url)
+        return cls(urls, project=records.project, actor=records.actor, clock=clock, records=records, fork=fork)
 
     def simulate(self, moment: datetime) -> SharedClock:
         """Give the home a simulated clock and set it. It applies to this store and all that are opened from now on.
@@ -158,12 +228,15 @@ class Store:
         clock = SharedClock.create(self.home / "clock", moment)
         self.clock = clock
         self.records = self.records.with_clock(clock)
-        self.__dict__.pop("tables", None)
+        for part in ("tables", "delta_tables"):
+            self.__dict__.pop(part, None)
         return clock
 
     def close(self) -> None:
-        """Close the store and all views of it."""
+        """Close the store and all views of it. A fork is removed."""
         self.records.close()
+        if self.fork_parts is not None:
+            self.fork_parts.close()
 
     def __enter__(self) -> Store:
         return self
@@ -187,6 +260,7 @@ class Store:
             "records": self.records,
             "moment": self._moment,
             "origin": self._origin or self,
+            "fork": self.fork_parts,
         }
         return type(self)(self.urls, **{**parts, **changes})
 
@@ -238,7 +312,7 @@ def open_urls(
         close_to_others(Path(f"{urls.records}{end}") for end in ("", "-wal", "-shm"))
     if clock is None:
         clock = SharedClock(urls.home / "clock") if (urls.home / "clock").exists() else SystemClock()
-    chosen = _checked_project(project or "default")
+    chosen = checked_project(project or "default")
     who = actor or default_actor()
     records = _open_records(urls, chosen, who, clock)
     return Store(urls, project=chosen, actor=who, clock=clock, records=records)
@@ -364,7 +438,7 @@ def _open_records(urls: StoreUrls, project: str, actor: str, clock: Clock) -> Re
     return cast("RecordStore", opened)
 
 
-def _checked_project(project: str) -> str:
+def checked_project(project: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", project):
         raise UsageError(
             f"'{project}' is not a valid name for a project.",

@@ -205,7 +205,7 @@ class _Repair:
     # Tables
 
     def _log_entry(self, problem: StoreProblem) -> str | None:
-        files = self.store.tables.files(problem.subject)
+        files = self.store.delta_tables.files(problem.subject)
         path = problem.location or ""
         version = int(Path(path).stem)
         known = files.load()
@@ -218,25 +218,25 @@ class _Repair:
 
     def _log_aside(self, problem: StoreProblem) -> str | None:
         quarantined = self._quarantine_table_file(problem)
-        self.store.tables.files(problem.subject).remove(problem.location or "")
+        self.store.delta_tables.files(problem.subject).remove(problem.location or "")
         return quarantined
 
     def _checkpoint(self, problem: StoreProblem) -> str | None:
         from deltalake import DeltaTable
 
         quarantined = self._log_aside(problem)
-        files = self.store.tables.files(problem.subject)
+        files = self.store.delta_tables.files(problem.subject)
         if files.size(HINT) is not None:
             files.remove(HINT)
         try:
-            DeltaTable(f"{self.store.tables.root}/{problem.subject}").create_checkpoint()
+            DeltaTable(f"{self.store.delta_tables.root}/{problem.subject}").create_checkpoint()
         except Exception as error:
             raise StoreError(f"Cannot write a new checkpoint: {error}") from error
         files.seal_all()
         return quarantined
 
     def _digests(self, problem: StoreProblem) -> str | None:
-        files = self.store.tables.files(problem.subject)
+        files = self.store.delta_tables.files(problem.subject)
         path = problem.location or ""
         before = files.read(path)
         quarantined = self._quarantine_table_file(problem)
@@ -309,7 +309,7 @@ class _Repair:
     def _from_backup(self, problem: StoreProblem) -> str | None:
         if self.backup is None:
             raise NotFoundError("This problem can only be repaired from a backup.", help=f"Try: {REPAIR} --from BACKUP")
-        files = self.store.tables.files(problem.subject)
+        files = self.store.delta_tables.files(problem.subject)
         path = problem.location or ""
         recorded = files.load().files.get(path)
         if recorded is None:
@@ -324,7 +324,7 @@ class _Repair:
     # Quarantine: each method returns where the copy is, relative to the home.
 
     def _quarantine_table_file(self, problem: StoreProblem) -> str | None:
-        files = self.store.tables.files(problem.subject)
+        files = self.store.delta_tables.files(problem.subject)
         try:
             data = files.read(problem.location or "")
         except NotFoundError:

@@ -137,7 +137,7 @@ def seal(store: Store) -> tuple[int, int]:
     rows = 0
     if isinstance(store.records, SqlRecords):
         rows = seal_rows(store.records.database)
-    return rows, sum(store.tables.files(name).seal_all() for name in store.tables.names())
+    return rows, sum(store.delta_tables.files(name).seal_all() for name in store.tables.names())
 
 
 def projects_with_runs(store: Store) -> list[str]:
@@ -391,7 +391,7 @@ def _check_tables(
     for name in store.tables.names():
         counts["tables"] += 1
         try:
-            yield from check_table(store.tables.files(name), checked)
+            yield from check_table(store.delta_tables.files(name), checked)
         except (UnavailableError, OSError) as error:
             unchecked.append(StoreProblem(kind="table", subject=name, message=f"The check did not finish: {error}"))
         except EverloopError as error:

@@ -190,7 +190,7 @@ def files(home: Path) -> dict[str, list[Path]]:
     """The files of the home by type, without data files that a table no longer uses."""
     found: dict[str, list[Path]] = {}
     with open_store(home, create=False, clock=ManualClock()) as store:
-        active = {f"{name}/{path}" for name in store.tables.names() for path in store.tables.files(name).active()}
+        active = {f"{name}/{path}" for name in store.tables.names() for path in store.delta_tables.files(name).active()}
     for path in sorted(home.rglob("*")):
         kind = kind_of_file(path, home) if path.is_file() else None
         if kind == "table data" and path.relative_to(home / "tables").as_posix() not in active:

@@ -38,7 +38,6 @@ from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, stream_n
 from everloop.prediction_log.retention import KEEP_FILES_HOURS, forget_old
 from everloop.stores.clock import EPOCH
 from everloop.stores.tables.delta_tables import MANY_FILES
-from everloop.stores.tables.table_changes import find_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -156,7 +155,7 @@ class _Counting:
 
     def _step(self) -> int | None:
         """Count some pending commits; None if there are none, or another process is counting them."""
-        predictions = find_snapshot(self._tables, self._predictions)
+        predictions = self._tables.snapshot(self._predictions)
         if predictions is None:
             return None
         counted = self._tables.last_batch(self.table, writer_of(predictions))
@@ -204,7 +203,7 @@ class _Counting:
         """How far the labels are counted after this step."""
         if labels is not None:
             return labels.upto
-        snapshot = find_snapshot(self._tables, table_name(self._store, LABELS, self._endpoint))
+        snapshot = self._tables.snapshot(table_name(self._store, LABELS, self._endpoint))
         return -1 if snapshot is None else self._tables.last_batch(self.table, writer_of(snapshot))
 
     def _slices(self, pending: PendingRows) -> Iterator[pl.DataFrame]:
@@ -267,7 +266,7 @@ class _Counting:
 
     def recount(self) -> None:
         """Count the hours again whose counts have other bins than those of the version's present baseline."""
-        predictions = find_snapshot(self._tables, self._predictions)
+        predictions = self._tables.snapshot(self._predictions)
         if predictions is None or not self._tables.exists(self.table):
             return
         if self._tables.last_batch(self.table, writer_of(predictions)) != predictions.version:
@@ -321,7 +320,7 @@ class _Counting:
 
     def merge(self) -> None:
         """Add the rows of each hour once the table has many files."""
-        snapshot, predictions = (find_snapshot(self._tables, name) for name in (self.table, self._predictions))
+        snapshot, predictions = (self._tables.snapshot(name) for name in (self.table, self._predictions))
         if snapshot is None or predictions is None or len(snapshot.files) <= MANY_FILES:
             return
         known = self._tables.scan(self.table).drop("payload").collect()

@@ -30,7 +30,6 @@ from everloop.prediction_log.label_matching import ANSWERED
 from everloop.prediction_log.log_reading import read_labelled
 from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
 from everloop.records import EndpointRecord
-from everloop.stores.tables.table_changes import find_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -203,26 +202,24 @@ class _Window:
         import polars as pl
 
         name = table_name(self._store, AGGREGATES, self._endpoint)
-        predictions = find_snapshot(self._store.tables, table_name(self._store, PREDICTIONS, self._endpoint))
-        table = self._store.tables.find(name)
+        predictions = self._store.tables.snapshot(table_name(self._store, PREDICTIONS, self._endpoint))
+        table = self._store.tables.snapshot(name)
         if table is None or predictions is None:
             return [], lambda writer: -1
-        # This table object is not updated meanwhile, so the rows and the progress are of one version.
+        # The rows and the progress are of one version.
         at = pl.col("event_at")
-        frame = pl.scan_delta(table).filter(
+        frame = table.rows().filter(
             at >= self._first, at < self._last, pl.col("source") == predictions.id, *self._filters()
         )
         rows = from_frame(frame.collect())
-        known = {what: table.transaction_version(what) for what in self._writers()}
-        return rows, lambda writer: -1 if known.get(writer) is None else int(known[writer])  # type: ignore[arg-type]
+        known = {what: table.last_batch(what) for what in self._writers()}
+        return rows, lambda writer: known.get(writer, -1)
 
     def _writers(self) -> list[str]:
         from everloop.prediction_log.aggregates.pending_rows import writer_of
 
         names = [table_name(self._store, what, self._endpoint) for what in (PREDICTIONS, LABELS)]
-        return [
-            writer_of(one) for one in (find_snapshot(self._store.tables, name) for name in names) if one is not None
-        ]
+        return [writer_of(one) for one in (self._store.tables.snapshot(name) for name in names) if one is not None]
 
     def _pending_rows(self, made: Any) -> tuple[list[AggregateRow], set[datetime]]:
         """Counts of what has been logged since, and the hours whose labels may have changed by it."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from everloop.stores.tables.table_changes import TableSnapshot, added_since, find_snapshot
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import polars as pl
 
-    from everloop.stores.tables.delta_tables import Tables
+    from everloop.stores.tables.table_store import TableSnapshot, TableStore
 
 SLICE_ROWS = 100_000
 """Rows that are read at once, which bounds the memory that counting needs."""
@@ -66,7 +64,7 @@ def writer_of(snapshot: TableSnapshot) -> str:
 
 
 def find_pending(
-    tables: Tables, name: str, counted: Callable[[str], int], *, most_commits: int | None = None
+    tables: TableStore, name: str, counted: Callable[[str], int], *, most_commits: int | None = None
 ) -> PendingRows | None:
     """The rows of a table that have not been counted; None if there is no such table or nothing has happened.
 
@@ -77,16 +75,16 @@ def find_pending(
         counted: returns how far a table has been counted, by its `writer_of`.
         most_commits: return at most this many commits, the oldest.
     """
-    snapshot = find_snapshot(tables, name)
+    snapshot = tables.snapshot(name)
     if snapshot is None:
         return None
     last = counted(writer_of(snapshot))
     if last == snapshot.version:
         return None
-    added = added_since(tables, snapshot, last) if 0 <= last < snapshot.version else None
+    added = tables.added_since(snapshot, last) if 0 <= last < snapshot.version else None
     if added is None:
         return PendingRows(snapshot, -1, snapshot.version, snapshot.files)
-    commits = list(added)
+    commits = added
     upto = snapshot.version
     if most_commits is not None and len(commits) > most_commits:
         commits = commits[:most_commits]

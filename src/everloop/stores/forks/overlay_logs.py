@@ -40,16 +40,19 @@ class OverlayLogs(SqlRecords):
         project: str,
         actor: str,
         clock: Clock,
+        family: Sequence[Database] = (),
     ) -> None:
         """
         Args:
             moment: what the origin holds from after this moment is not visible.
             depth: 1 for a fork of a store, 2 for a fork of such a fork, and so on.
+            family: the databases of this fork and of those with which it shares step results. It may grow.
         """
         super().__init__(database, project=project, actor=actor, clock=clock)
         self.depth = depth
         self.forked_at = moment
         self.layers = layers
+        self._family = family
         self._ended = [False]
 
     @property

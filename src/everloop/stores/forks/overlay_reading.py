@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import NotFoundError
 from everloop.records import KINDS
 from everloop.stores.forks.overlay_logs import LAST_MOMENT, OverlayLogs
-from everloop.stores.forks.record_layers import copied_ids
+from everloop.stores.forks.record_layers import SiblingLayer, copied_ids
 from everloop.stores.forks.record_order import RecordOrder
 from everloop.stores.records.expressions import And
 from everloop.stores.records.record_codec import R, decode, kind_of
@@ -164,7 +164,8 @@ class OverlayReading(OverlayLogs):
         self._check_open()
         copied = copied_ids(self.database, kind)
         found = []
-        for layer in self.layers:
+        siblings = [SiblingLayer(one) for one in list(self._family) if one is not self.database]
+        for layer in (*self.layers, *siblings):
             if layer.shows(kind):
                 moment = self.forked_at if layer.is_origin else self.clock.now()
                 found.append(_View(layer.records(self.project, self._cut(moment)), copied | layer.hidden(kind)))

@@ -22,13 +22,18 @@ from everloop.errors import (
     NotFoundError,
     ReadOnlyError,
     StoreError,
-    UsageError,
 )
 from everloop.stores.full_disk import insufficient, is_full, writing
 from everloop.stores.objects.byte_stores import open_bytes
-from everloop.stores.tables.foreign_frames import read_frame
+from everloop.stores.tables.table_changes import DeltaSnapshot, delta_commits
 from everloop.stores.tables.table_digests import TableFiles, active_files
 from everloop.stores.tables.table_permissions import close_new_files, make_table_folder
+from everloop.stores.tables.table_rows import (
+    ARRIVED_AT as ARRIVED_AT,
+    EVENT_AT as EVENT_AT,
+    checked_name,
+    stamped_rows,
+)
 from everloop.stores.tables.table_verification import check_table
 from everloop.stores.verify_report import Checked
 
@@ -41,12 +46,10 @@ if TYPE_CHECKING:
 
     from everloop.stores.clock import Clock
     from everloop.stores.objects.byte_stores import ByteStore
+    from everloop.stores.tables.table_store import TableSnapshot
 
 _log = logging.getLogger("everloop.stores")
 
-EVENT_AT = "event_at"
-ARRIVED_AT = "arrived_at"
-_NAME = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]*(?:/[A-Za-z0-9_@=+-][A-Za-z0-9_.@=+-]*)*")
 _ATTEMPTS = 20
 _SETTINGS = {"delta.checkpointInterval": "10"}
 """Opening a table reads all commits since its last checkpoint, which takes about half a millisecond per commit."""
@@ -98,7 +101,7 @@ class Tables:
 
         self._writable()
         uri = self._uri(name)
-        rows = self._stamped(name, frame)
+        rows = stamped_rows(name, frame, self.clock)
         if rows.is_empty() and batch is None and not progress:
             return False
         marks = [*(() if batch is None else (batch,)), *((writer, after) for writer, _, after in progress)]
@@ -206,6 +209,19 @@ class Tables:
         if identity is not None:
             self._tables()[name] = (identity, table)
         return table
+
+    def snapshot(self, name: str) -> DeltaSnapshot | None:
+        """The present version of a table; None if there is no such table."""
+        table = self.find(name)
+        return None if table is None else DeltaSnapshot.of(table, name, f"{self.root}/{name}")
+
+    def added_since(self, snapshot: TableSnapshot, after: int) -> list[tuple[int, list[str]]] | None:
+        """The files that the commits after a version have added, oldest first, each with its version.
+
+        Returns:
+            None if that is not known any more, because log entries or files have been removed meanwhile.
+        """
+        return delta_commits(self.files(snapshot.name), after, snapshot.version)
 
     def last_batch(self, name: str, writer: str) -> int:
         """The number of the writer's last batch, or -1 if there is none or the table does not exist."""
@@ -379,27 +395,7 @@ class Tables:
         self._tables().pop(name, None)
 
     def _uri(self, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise UsageError(
-                f"'{name}' is not a valid name for a table.",
-                help="Use letters, digits and -_.@=+ in names joined by '/', such as 'predictions/delays'.",
-            )
-        return f"{self.root}/{name}"
-
-    def _stamped(self, name: str, frame: Any) -> pl.DataFrame:
-        import polars as pl
-
-        rows = read_frame(frame)
-        if rows is None:
-            raise DataError(f"A {type(frame).__name__} is not a table of rows.", help="Use a frame or Arrow data.")
-        if EVENT_AT not in rows.columns:
-            raise DataError(
-                f"The rows for the table '{name}' have no column '{EVENT_AT}'.",
-                help="Add it with the time of each row's event.",
-            )
-        if ARRIVED_AT not in rows.columns:
-            rows = rows.with_columns(pl.lit(self.clock.now()).alias(ARRIVED_AT))
-        return rows.with_columns(_as_time(rows, name, column) for column in (EVENT_AT, ARRIVED_AT))
+        return f"{self.root}/{checked_name(name)}"
 
     def _local_names(self) -> Iterator[str]:
         root = Path(self.root)
@@ -461,29 +457,6 @@ def _files_before(table: DeltaTable, moment: datetime) -> list[str]:
 def _last(table: DeltaTable, writer: str) -> int:
     version = table.transaction_version(writer)
     return -1 if version is None else int(version)
-
-
-def _as_time(rows: pl.DataFrame, name: str, column: str) -> pl.Expr:
-    import polars as pl
-
-    kind = rows.schema[column]
-    if rows[column].null_count():
-        count = rows[column].null_count()
-        raise DataError(
-            f"'{column}' is null in {count} {'row' if count == 1 else 'rows'} for the table '{name}'.",
-            help="Fill in the time or remove the rows.",
-        )
-    match kind:
-        case pl.Datetime(time_zone=None):
-            return pl.col(column).dt.cast_time_unit("us").dt.replace_time_zone("UTC")
-        case pl.Datetime():
-            return pl.col(column).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
-        case pl.Date:
-            return pl.col(column).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    raise DataError(
-        f"The column '{column}' for the table '{name}' has the type {kind}, which is not a time.",
-        help="Cast it to a datetime in UTC.",
-    )
 
 
 def _is_race(error: Exception) -> bool:

@@ -7,7 +7,7 @@ already.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -15,54 +15,47 @@ from everloop.errors import NotFoundError
 from everloop.stores.tables.table_digests import LOG, active_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import polars as pl
+    from deltalake import DeltaTable
 
-    from everloop.stores.tables.delta_tables import Tables
+    from everloop.stores.tables.table_digests import TableFiles
 
 
 @dataclass(frozen=True, slots=True)
-class TableSnapshot:
-    """One version of a table.
-
-    Attributes:
-        id: differs for a table that is created again under the same name.
-        version: number of the last commit.
-        files: paths of the data files, relative to the table.
-    """
+class DeltaSnapshot:
+    """A `TableSnapshot` of a Delta table. `rows` and `last_batch` are valid until this thread uses the table again."""
 
     name: str
     id: str
     uri: str
     version: int
     files: tuple[str, ...]
+    _table: DeltaTable = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, table: DeltaTable, name: str, uri: str) -> DeltaSnapshot:
+        files = tuple(sorted(active_files(table)))
+        return cls(name, str(table.metadata().id), uri.rstrip("/"), int(table.version()), files, table)
 
     def scan(self, path: str) -> pl.LazyFrame:
-        """The rows of one of the table's data files."""
         import polars as pl
 
-        return pl.scan_parquet(f"{self.uri.rstrip('/')}/{path}", glob=False)
+        return pl.scan_parquet(f"{self.uri}/{path}", glob=False)
+
+    def rows(self) -> pl.LazyFrame:
+        import polars as pl
+
+        return pl.scan_delta(self._table)
+
+    def last_batch(self, writer: str) -> int:
+        version = self._table.transaction_version(writer)
+        return -1 if version is None else int(version)
 
 
-def find_snapshot(tables: Tables, name: str) -> TableSnapshot | None:
-    """The present version of a table; None if there is no such table."""
-    table = tables.find(name)
-    if table is None:
-        return None
-    files = tuple(sorted(active_files(table)))
-    return TableSnapshot(name, str(table.metadata().id), f"{tables.root}/{name}", int(table.version()), files)
-
-
-def added_since(tables: Tables, snapshot: TableSnapshot, after: int) -> Iterator[tuple[int, list[str]]] | None:
-    """The files that the commits after a version have added, oldest first, each with its version.
-
-    Returns:
-        None if that is not known any more, because log entries or files have been removed meanwhile.
-    """
+def delta_commits(files: TableFiles, after: int, upto: int) -> list[tuple[int, list[str]]] | None:
+    """As `TableStore.added_since`, for the commits `after < commit <= upto`."""
     found: list[tuple[int, list[str]]] = []
-    files = tables.files(snapshot.name)
-    for version in range(after + 1, snapshot.version + 1):
+    for version in range(after + 1, upto + 1):
         try:
             actions = [json.loads(line) for line in files.read(f"{LOG}/{version:020}.json").splitlines() if line]
         except NotFoundError:
@@ -73,7 +66,4 @@ def added_since(tables: Tables, snapshot: TableSnapshot, after: int) -> Iterator
         if any(files.size(path) is None for path in paths):
             return None
         found.append((version, paths))
-    return iter(found)
-
-
-__all__ = ["TableSnapshot", "added_since", "find_snapshot"]
+    return found

@@ -1,0 +1,31 @@
+"""A store that begins empty, in a temporary folder and in memory of this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from everloop.stores.forks.fork import open_fork
+from everloop.stores.home import Store, checked_project, default_actor
+
+if TYPE_CHECKING:
+    from everloop.stores.clock import Clock
+
+
+def scratch_store(project: str, clock: Clock, *, actor: str | None = None, share: Store | None = None) -> Store:
+    """Open an empty store that is removed when it is closed, such as for a replay without a project.
+
+    Args:
+        actor: the name that events are written under; default: this user on this machine.
+        share: another such store, to see each other's step results and objects. See `Store.fork`.
+    """
+    fork = open_fork(
+        None,
+        None,
+        None,
+        moment=clock.now(),
+        project=checked_project(project),
+        actor=actor or default_actor(),
+        clock=clock,
+        share=None if share is None else share.fork_parts,
+    )
+    return Store.of_fork(fork, clock)
