@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from everloop.errors import ConflictError, NotFoundError, ReadOnlyError, UsageError
-from everloop.records import Artifact, ModelVersion, Run, StepRun
+from everloop.records import Artifact, ModelVersion, Point, Run, StepRun
 from everloop.stores import SimulatedClock, Store, scratch_store
 from everloop.stores.gc import gc
 from everloop.stores.verify import verify
+from everloop.testing.leaks import leaks
 from everloop.testing.stores import START
 
 if TYPE_CHECKING:
@@ -232,3 +233,31 @@ def test_a_scratch_store_is_empty_and_removed() -> None:
     assert not home.exists()
     with pytest.raises(UsageError, match="not a valid name"):
         scratch_store("a b", clock)
+
+
+def test_a_probe_finds_nothing_of_the_future_in_a_fork_but_all_of_it_in_the_store(
+    filled: Store, clock: ManualClock
+) -> None:
+    run = filled.new(Run, name="r", started_at=START, metrics={"early": 1.0})
+    filled.records.put(run)
+    moment = clock.now()
+    clock.advance()
+    late = filled.new(Run, name="late", started_at=START, metrics={"late": 1.0})
+    filled.records.put(late, version(filled, 2))
+    filled.records.update(replace(run, metrics={"early": 1.0, "later": 2.0}))
+    filled.records.append_points(run.id, [Point(key="loss", value=1.0, step=0, at=START)])
+    filled.records.delete(ModelVersion, "delays@1")
+    filled.tables.append("t", rows(3))
+    assert leaks(filled.as_of(moment), moment, origin=filled) == []
+    with filled.fork(moment) as fork:
+        assert leaks(fork, fork.now(), origin=filled) == []
+        assert fork.records.search_names(Run, "metrics") == ["early"]
+        assert fork.records.read_points(run.id) == []
+        fork.clock.set(moment + timedelta(hours=1))
+        fork.records.put(version(fork, 2))
+        fork.tables.append("t", rows(8))
+        assert leaks(fork, fork.now(), origin=filled) == []
+        assert len(leaks(fork, moment)) >= 4
+    found = " ".join(leaks(filled, moment, origin=filled))
+    for way in ("find run", "history of run", "event", "table t", "get run", "points of"):
+        assert way in found

@@ -248,9 +248,10 @@ class SqlLogs:
             rows = self.database.read("SELECT max(seq) FROM events WHERE project = ?", (self.project,))
         else:
             rows = self.database.read(
-                "SELECT max(seq) FROM events WHERE project = ? AND at <= ?", (self.project, self._moment)
+                "SELECT seq FROM events WHERE project = ? AND at <= ? ORDER BY seq DESC LIMIT 1",
+                (self.project, self._moment),
             )
-        return rows[0][0] or 0
+        return (rows[0][0] or 0) if rows else 0
 
     def _now(self) -> int:
         return micros(self.clock.now())
