@@ -42,7 +42,7 @@ def fill(store: Store) -> None:
     for start in range(0, POINTS, 100_000):
         store.records.append_rows("series", [("loss", step, 0, 0.5) for step in range(start, start + 100_000)])
     for number in range(OBJECTS):
-        # Sparse files: as large as others to whoever lists or copies them, without taking space.
+        # Sparse files: they are as long as real ones, but take no space.
         path = Path(store.urls.objects) / "sha256" / f"{number:02x}" / f"{number:062x}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

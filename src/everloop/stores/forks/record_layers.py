@@ -78,7 +78,7 @@ class SiblingLayer:
         return SqlRecords(self.database, project=project, actor="", clock=FixedClock(moment)).as_of(moment)
 
     def hidden(self, kind: str) -> set[str]:
-        """Records that the sibling has copied from its origin: what it changes there is its own affair."""
+        """Records that the sibling has copied from its origin: its changes of them are not shared."""
         return copied_ids(self.database, kind)
 
 

@@ -25,7 +25,7 @@ Place = tuple[int, Any, str]
 class RecordOrder:
     """One order of the records of a kind.
 
-    The places of records sort as the records do. If the order is descending, the greatest place comes first.
+    The positions of records sort as the records do. If the order is descending, the greatest position comes first.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class RecordOrder:
         return (-rank if self.descending else rank), value, record.id
 
     def is_behind(self, place: Place, other: Place) -> bool:
-        """Whether a place comes after another one."""
+        """Whether one position comes after another one."""
         return place < other if self.descending else place > other
 
     def conditions_behind(self, record: Record) -> tuple[Condition, ...]:

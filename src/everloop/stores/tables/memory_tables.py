@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from everloop.stores.tables.table_store import TableSnapshot, TableStore
 
 _SMALL_COMMITS = 16
-"""So many blocks of about the same size are merged into one."""
+"""The number of blocks of about the same size that are merged into one."""
 _KNOWN_COMMITS = 500
-"""So many of the last commits can be read one by one, which takes memory beside that of the blocks."""
+"""The number of last commits that can be read one by one, which takes memory beside that of the blocks."""
 _BELOW = "below"
 
 
