@@ -182,7 +182,7 @@ class Tables:
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of all tables whose names begin with `prefix`, sorted."""
-        found = self._local_names() if "://" not in self.root else self._remote_names()
+        found = _local_names(Path(self.root)) if "://" not in self.root else self._remote_names()
         return sorted(name for name in found if name.startswith(prefix))
 
     def find(self, name: str) -> DeltaTable | None:
@@ -397,11 +397,6 @@ class Tables:
     def _uri(self, name: str) -> str:
         return f"{self.root}/{checked_name(name)}"
 
-    def _local_names(self) -> Iterator[str]:
-        root = Path(self.root)
-        for log in root.glob("**/_delta_log"):
-            yield log.parent.relative_to(root).as_posix()
-
     def _remote_names(self) -> Iterator[str]:
         import obstore
         from obstore.store import from_url
@@ -420,6 +415,11 @@ class Tables:
                 f"These tables are open as of {self._as_of.isoformat()} and cannot be changed.",
                 help="Open the store without as_of.",
             )
+
+
+def _local_names(root: Path) -> Iterator[str]:
+    for log in root.glob("**/_delta_log"):
+        yield log.parent.relative_to(root).as_posix()
 
 
 def _identity(uri: str) -> tuple[int, int] | None:
