@@ -96,6 +96,16 @@ TABLE: dict[str, dict[str, str]] = {
         "performance": "everloop.loop.watches.watch_declarations:Performance",
         "quality": "everloop.loop.watches.watch_declarations:Quality",
     },
+    # What decides whether a loop runs again; see everloop.loop.triggers.trigger_protocol.
+    "trigger": {
+        "drift": "everloop.loop.triggers.trigger_declarations:OnDrift",
+        "performance": "everloop.loop.triggers.trigger_declarations:OnPerformance",
+        "schedule": "everloop.loop.triggers.schedules:Every",
+        "new_data": "everloop.loop.triggers.trigger_declarations:OnNewData",
+        "labels": "everloop.loop.triggers.trigger_declarations:OnLabels",
+        "commit": "everloop.loop.triggers.commit_trigger:OnCommit",
+        "call": "everloop.loop.triggers.trigger_calls:OnCall",
+    },
     # Protocols of other systems that the control plane serves: (store, options) -> route handlers.
     "server_routes": {
         "mlflow": "everloop.integrations.mlflow.tracking_api.mounting:server_routes",

@@ -100,6 +100,8 @@ class Run(Record):
     user: str = ""
     inputs: tuple[dict[str, Json], ...] = ()
     """Datasets and models that the run read and models that it created, in the form that MLflow's clients send."""
+    cause: dict[str, Json] = field(default_factory=dict)
+    """What caused a run of a loop: `trigger`, `reason` and `evidence`, and the `marks` of triggers at its start."""
 
     searchable: ClassVar[tuple[str, ...]] = (
         "id",
@@ -749,6 +751,41 @@ class AliasRequest(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerCall(Record):
+    """A request to run a loop again: by a person, by another system, or because of a commit."""
+
+    loop: str
+    reason: str
+    asked_by: str
+    idempotency: str
+    """A call with the same text is the same call. Default: the record's id."""
+    commit: str | None = None
+    """The commit that a version control system reported."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.loop}/{self.idempotency}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerState(Record):
+    """What is known about a loop's trigger between two ticks. Changes of it are events."""
+
+    loop: str
+    trigger: str
+    token: str = ""
+    """What the trigger fired for when it was last checked; empty if it did not fire."""
+    since: datetime | None = None
+    """When it first fired for `token`."""
+    note: str = ""
+    """Why the trigger failed or was held back, as last reported; empty if it works."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.loop}/{self.trigger}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One entry of the append-only audit log: who did what, and when."""
 
@@ -803,5 +840,7 @@ KINDS: dict[str, type[Record]] = {
     "webhook": Webhook,
     "alias_policy": AliasPolicy,
     "alias_request": AliasRequest,
+    "trigger_call": TriggerCall,
+    "trigger_state": TriggerState,
 }
 """Every kind of record by its name in the store."""

@@ -25,12 +25,26 @@ if TYPE_CHECKING:
         promote as promote,
         roll_back as roll_back,
     )
+    from everloop.loop.triggers.commit_trigger import OnCommit as OnCommit
+    from everloop.loop.triggers.retrain_limits import RetrainLimits as RetrainLimits
+    from everloop.loop.triggers.schedules import Every as Every
+    from everloop.loop.triggers.trigger_calls import OnCall as OnCall, call_loop as call_loop
+    from everloop.loop.triggers.trigger_checks import (
+        TriggerReport as TriggerReport,
+        explain_due as explain_due,
+        find_due as find_due,
+    )
     from everloop.loop.triggers.trigger_declarations import (
-        Due as Due,
-        Every as Every,
         OnDrift as OnDrift,
+        OnLabels as OnLabels,
         OnNewData as OnNewData,
         OnPerformance as OnPerformance,
+    )
+    from everloop.loop.triggers.trigger_protocol import (
+        Due as Due,
+        Trigger as Trigger,
+        TriggerContext as TriggerContext,
+        load_trigger as load_trigger,
     )
     from everloop.loop.watches.watch_declarations import Drift as Drift, Performance as Performance, Quality as Quality
     from everloop.loop.watches.watch_protocol import (
@@ -46,7 +60,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "gates.gate_declarations": ["AtLeast", "Latency", "NotWorseThan", "Slices"],
         "releases.release_declarations": ["Canary", "Endpoint"],
         "releases.rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
-        "triggers.trigger_declarations": ["Due", "Every", "OnDrift", "OnNewData", "OnPerformance"],
+        "triggers.commit_trigger": ["OnCommit"],
+        "triggers.retrain_limits": ["RetrainLimits"],
+        "triggers.schedules": ["Every"],
+        "triggers.trigger_calls": ["OnCall", "call_loop"],
+        "triggers.trigger_checks": ["TriggerReport", "explain_due", "find_due"],
+        "triggers.trigger_declarations": ["OnDrift", "OnLabels", "OnNewData", "OnPerformance"],
+        "triggers.trigger_protocol": ["Due", "Trigger", "TriggerContext", "load_trigger"],
         "watches.watch_declarations": ["Drift", "Performance", "Quality"],
         "watches.watch_protocol": ["Watch", "WatchContext", "load_watch"],
         "worker.reconciler": ["Reconciliation", "reconcile"],

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_name
 from everloop.loop.gates.gate_declarations import AtLeast, Latency, NotWorseThan, Slices
 from everloop.loop.releases.release_declarations import Endpoint
-from everloop.loop.triggers.trigger_declarations import Every, OnDrift, OnNewData, OnPerformance
+from everloop.loop.triggers.commit_trigger import OnCommit
+from everloop.loop.triggers.retrain_limits import RetrainLimits
+from everloop.loop.triggers.schedules import Every
+from everloop.loop.triggers.trigger_calls import OnCall
+from everloop.loop.triggers.trigger_declarations import OnDrift, OnLabels, OnNewData, OnPerformance
+from everloop.loop.triggers.trigger_protocol import check_trigger, is_trigger
 from everloop.loop.watches.watch_declarations import Drift, Performance, Quality
 from everloop.loop.watches.watch_protocol import check_watch, is_watch, watch_name
 from everloop.training.metric_tasks import METRIC_TASKS, check_metric
@@ -18,14 +23,14 @@ from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 if TYPE_CHECKING:
     from everloop.data import Dataset
     from everloop.loop.gates.gate_declarations import Gate
-    from everloop.loop.triggers.trigger_declarations import Trigger
+    from everloop.loop.triggers.trigger_protocol import Trigger
     from everloop.loop.watches.watch_protocol import Watch
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 
 _GATES = (AtLeast, NotWorseThan, Slices, Latency)
 _WATCHES = (Drift, Performance, Quality)
-_TRIGGERS = (OnDrift, OnPerformance, Every, OnNewData)
+_TRIGGERS = (OnDrift, OnPerformance, Every, OnNewData, OnLabels, OnCommit, OnCall)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ class Loop:
             rejects the candidate.
         serve: the endpoint that serves the model. Without one, the loop ends at the registry.
         watch: what is monitored at the endpoint: `Drift`, `Performance`, `Quality`, or a `Watch` of your own.
-        retrain: when the loop runs again: `OnDrift`, `OnPerformance`, `Every`, `OnNewData`.
+        retrain: when the loop runs again: `OnDrift`, `OnPerformance`, `Every`, `OnNewData`, `OnLabels`, `OnCommit`,
+            `OnCall`, or a `Trigger` of your own.
+        limits: how often triggers may start a run.
         model: name of the model in the registry. Default: the endpoint's name, otherwise the loop's.
 
     Raises:
@@ -57,13 +64,14 @@ class Loop:
     watch: Sequence[Watch] = ()
     retrain: Sequence[Trigger] = ()
     model: str = ""
+    limits: RetrainLimits = field(default_factory=RetrainLimits)
 
     def __post_init__(self) -> None:
         check_name("a loop", self.name, "flight-delays")
         self._check_kinds()
         object.__setattr__(self, "gates", _all_of("gates", self.gates, _GATES, self.name))
         object.__setattr__(self, "watch", _all_watches(self.watch, self.name))
-        object.__setattr__(self, "retrain", _all_of("retrain", self.retrain, _TRIGGERS, self.name))
+        object.__setattr__(self, "retrain", _all_triggers(self.retrain, self.name))
         object.__setattr__(self, "model", self.model or (self.serve.name if self.serve else self.name))
         if self.watch and self.serve is None:
             raise UsageError(
@@ -74,6 +82,11 @@ class Loop:
         self._check_metrics()
         self._needs(OnDrift, Drift)
         self._needs(OnPerformance, Performance)
+        if self.serve is None and any(isinstance(part, OnLabels) for part in self.retrain):
+            raise UsageError(
+                f"Loop '{self.name}' has the trigger el.OnLabels but no endpoint whose predictions get labels.",
+                help="Add serve=el.Endpoint('name').",
+            )
 
     @property
     def training_metric(self) -> str | None:
@@ -114,6 +127,11 @@ class Loop:
             raise UsageError(
                 f"Loop '{self.name}': serve= does not accept {self.serve!r}.",
                 help="Pass serve=el.Endpoint('name').",
+            )
+        if not isinstance(self.limits, RetrainLimits):
+            raise UsageError(
+                f"Loop '{self.name}': limits= does not accept {self.limits!r}.",
+                help='Pass limits=el.RetrainLimits(...), such as el.RetrainLimits(budget="3 / week").',
             )
         if self.model:
             from everloop.registry.model_versions import check_model_name
@@ -184,6 +202,19 @@ def _all_watches(parts: Any, loop: str) -> tuple[Watch, ...]:
                 help=f"It accepts: {names}, and objects with `window` and `check`, see el.Watch.",
             )
     return tuple(check_watch(part, f"Loop '{loop}': watch=") for part in parts)
+
+
+def _all_triggers(parts: Any, loop: str) -> tuple[Trigger, ...]:
+    if not isinstance(parts, Sequence) or isinstance(parts, str):
+        parts = (parts,)
+    for part in parts:
+        if not is_trigger(part):
+            names = ", ".join(f"el.{cls.__name__}" for cls in _TRIGGERS)
+            raise UsageError(
+                f"Loop '{loop}': retrain= does not accept {part!r}.",
+                help=f"It accepts: {names}, and objects with a method `check(context)`, see el.Trigger.",
+            )
+    return tuple(check_trigger(part, f"Loop '{loop}': retrain=") for part in parts)
 
 
 def _all_of(argument: str, parts: Any, allowed: tuple[type, ...], loop: str) -> tuple[Any, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import GraphError
+from everloop.errors import ConflictError, GraphError
 from everloop.loop.stages import graph_of
 from everloop.pipeline import plan, run_graph
 
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 
     from everloop.loop.column_report import ColumnReport
     from everloop.loop.loop_definition import Loop
+    from everloop.loop.triggers.trigger_protocol import Due
     from everloop.pipeline import Executor, GraphRun, Listener, Planned
     from everloop.records import GateResult, ModelVersion, Release, Run, StepRun
     from everloop.stores import Store
+    from everloop.tracking import ActiveRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def run_loop(
     loop: Loop,
     store: Store,
     *,
-    trigger: str = "manual",
+    trigger: str | Due = "manual",
     target: str | None = None,
     params: Mapping[str, Any] | None = None,
     executor: str | Executor = "inline",
@@ -62,7 +65,7 @@ def run_loop(
     killed is resumed by the next one.
 
     Args:
-        trigger: what started the run; recorded with it.
+        trigger: what started the run, as a text or as `find_due` returned it; recorded with it.
         target: name of the last step to run. Default: all steps.
         params: values for parameters of steps, by `name` or `step.name`.
         executor: where steps run: the name of an executor, or an `Executor`.
@@ -70,18 +73,18 @@ def run_loop(
         listener: receives the progress of the steps.
 
     Raises:
+        ConflictError: `trigger` is a `Due`, and another process has started a run since it was found.
         EverloopError: a step failed. The results of the steps before it are kept.
     """
     from everloop.records import Run
     from everloop.stores.verify import mark_lost
-    from everloop.tracking import start_run
 
     mark_lost(store)
     before = store.records.last_event()
     graph = graph_of(loop)
     if target is not None:
         graph.get(target)
-    with start_run(loop.name, store=store, params=dict(params or {}), loop=loop.name, trigger=trigger) as run:
+    with _start(loop, store, trigger, params or {}) as run:
         result = run_graph(
             graph,
             store,
@@ -93,6 +96,32 @@ def run_loop(
             listener=listener,
         )
     return _loop_run(store, store.records.get(Run, run.id), result, before)
+
+
+def _start(loop: Loop, store: Store, trigger: str | Due, params: Mapping[str, Any]) -> ActiveRun:
+    """Start the run of a loop and record what caused it."""
+    from everloop.loop.triggers.trigger_contexts import newest_run, set_marks
+    from everloop.loop.triggers.trigger_protocol import Due
+    from everloop.tracking import start_run
+
+    cause = trigger.to_dict() if isinstance(trigger, Due) else {"trigger": trigger, "reason": "", "evidence": {}}
+    marks = set_marks(loop, store, partial(explain_run, loop, store))
+    # In a transaction, no other process can start a run between this check and the start.
+    with store.records.transaction():
+        newest = newest_run(store, loop.name)
+        if isinstance(trigger, Due) and trigger.after != (newest.id if newest is not None else None):
+            raise ConflictError(
+                f"Another process has started a run of '{loop.name}', so this one was not started for: {trigger}",
+                help="Nothing needs to be done. The triggers are checked again after that run.",
+            )
+        return start_run(
+            loop.name,
+            store=store,
+            params=dict(params),
+            loop=loop.name,
+            trigger=str(trigger),
+            cause={**cause, "marks": marks} if marks else cause,
+        )
 
 
 def explain_run(

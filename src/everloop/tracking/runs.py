@@ -65,6 +65,7 @@ def start_run(
     parent: ActiveRun | Run | str | None = None,
     loop: str | None = None,
     trigger: str | None = None,
+    cause: Mapping[str, Json] | None = None,
     resume: str | None = None,
 ) -> ActiveRun:
     """Start a run, or resume one. Use it in a `with` block, or call its `finish`.
@@ -74,6 +75,7 @@ def start_run(
         parent: the run that this one is a part of. Default: the current run, if there is one.
         loop: name of the loop that this run belongs to.
         trigger: what caused the run: `manual`, `schedule`, a finding's id, …
+        cause: the same in parts, see `Run.cause`.
         resume: id of a run to resume, in any state. Metrics without a step continue to count from their last step.
             Several processes may resume the same run at the same time: each writes its own journal and nothing is
             lost. The final state is that of the last process to end.
@@ -115,6 +117,7 @@ def start_run(
                     parent=parent if parent is None or isinstance(parent, str) else parent.id,
                     loop=loop,
                     trigger=trigger,
+                    cause=dict(cause or {}),
                     source=stored_source(store),
                 )
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, strategies as st
@@ -12,7 +13,9 @@ from tests.monitoring.incidents.incident_records import change, put_incident
 import everloop as el
 from everloop.errors import UsageError
 from everloop.loop.releases.rollout import promote, start_release
-from everloop.loop.triggers.trigger_checks import MOST_LOST, check_trigger, find_due, last_run
+from everloop.loop.triggers.trigger_checks import MOST_LOST, find_due, last_run
+from everloop.loop.triggers.trigger_contexts import make_context
+from everloop.loop.triggers.trigger_protocol import check_trigger
 from everloop.monitoring.incidents.incident_actions import acknowledge
 from everloop.records import Finding, ModelVersion, Run
 from everloop.stores import open_store
@@ -44,6 +47,10 @@ def ran(store, at=NOON, state="finished", of="sales"):
     run = store.new(Run, name=of, loop=of, state=state, started_at=at)
     store.records.put(run)
     return run
+
+
+def checked(trigger, store, last):
+    return trigger.check(make_context(loop(), store, last, type(trigger).__name__, list))
 
 
 def version(store, number):
@@ -118,9 +125,9 @@ def test_no_run_is_due_during_a_rollout(store):
     assert find_due(loop(el.Every("1w"), serve=None, watch=[]), store).trigger == "Every"
 
 
-def test_something_else_is_not_a_trigger(store):
-    with pytest.raises(UsageError, match="'1w' is not a trigger"):
-        check_trigger("1w", loop(), store, ran(store))
+def test_something_else_is_not_a_trigger():
+    with pytest.raises(UsageError, match="retrain= is not a trigger: '1w'"):
+        check_trigger("1w", "retrain=")
 
 
 # --- schedules ---------------------------------------------------------------------------------------------
@@ -161,7 +168,7 @@ def test_a_cron_schedule_is_in_utc_in_whichever_zone_the_last_run_was_recorded(s
     last = replace(ran(store), started_at=here)
     for moment, due in ((NOON + 17 * HOUR, False), (NOON + 18 * HOUR, True)):  # 5:00 and 6:00 on Thursday
         store.clock.set(moment)
-        assert (check_trigger(el.Every("0 6 * * *"), loop(), store, last) is not None) == due
+        assert (checked(el.Every("0 6 * * *"), store, last) is not None) == due
 
 
 def test_schedules_that_were_missed_give_one_run(store):
@@ -180,9 +187,10 @@ def test_an_interval_is_due_exactly_when_it_has_passed(interval_s, waited_s):
 
     class LastRun:
         started_at = NOON
+        cause: ClassVar[dict] = {}
 
     trigger = el.Every(format_duration(timedelta(seconds=interval_s)))
-    due = check_trigger(trigger, loop(), FakeStore(), LastRun())
+    due = checked(trigger, FakeStore(), LastRun())
     assert (due is not None) == (waited_s >= interval_s)
 
 

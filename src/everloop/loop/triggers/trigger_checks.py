@@ -1,46 +1,97 @@
-"""Decide from a loop's triggers whether a new run is due.
+"""Decide from a loop's triggers whether a new run is due, and explain the decision.
 
 Triggers read records only: incidents since the last run, the time, and whether the sources of the steps have changed.
-While a candidate is being rolled out no run is due, because its evidence is still coming in.
+While a run is in progress or a candidate is being rolled out no run is due, because evidence is still coming in.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from functools import singledispatch
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from everloop.errors import UsageError
-from everloop.loop.releases.rollout import champion_of, find_rolling
-from everloop.loop.triggers.trigger_declarations import Due, Every, OnDrift, OnNewData, OnPerformance, Trigger
-from everloop.monitoring.incidents.incident_actions import is_muted
-from everloop.monitoring.incidents.incident_engine import ongoing_incidents
-from everloop.records import Run
-from everloop.stores.durations import format_duration, parse_duration
+from everloop.errors import AlreadyExistsError, ConflictError, ReadOnlyError
+from everloop.loop.releases.rollout import find_rolling
+from everloop.loop.triggers.retrain_limits import RetrainLimits, counts_for_budget
+from everloop.loop.triggers.trigger_calls import OnCall, open_calls
+from everloop.loop.triggers.trigger_contexts import make_context, named_triggers, newest_run
+from everloop.loop.triggers.trigger_protocol import Due
+from everloop.records import Json, Run, TriggerState
+from everloop.stores.durations import parse_duration
 from everloop.stores.verify import mark_lost
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from everloop.loop.loop_definition import Loop
-    from everloop.records import FindingKind
+    from everloop.loop.triggers.trigger_protocol import Trigger, TriggerContext
     from everloop.stores import Store
 
 MOST_LOST = 3
 """After this many runs in a row whose process died, the last of them counts as the last run, so cooldowns apply."""
+RECENT_RUNS = 20
+"""How many runs are looked at to count failures in a row."""
+_LOOP = "the loop"
+_COOLDOWN = "cool-down"
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerReport:
+    """What one trigger says now.
+
+    Attributes:
+        trigger: name of the trigger.
+        state: `due` if it starts a run now; `held` if it fires, but a limit holds it back; `waiting` if it does not
+            fire; `failed` if it raised.
+        reason: why, in a sentence.
+        due: what it fires for; None if it does not fire.
+        next_at: when it will be considered next, if that is known.
+    """
+
+    trigger: str
+    state: str
+    reason: str
+    due: Due | None = None
+    next_at: datetime | None = None
 
 
 def find_due(loop: Loop, store: Store) -> Due | None:
-    """Return the first trigger of the loop that fires now; None if no run is due."""
-    if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
-        return None
+    """Return why a run of the loop is due now; None if none is. The first trigger that fires decides.
+
+    What a limit holds back, and a trigger that fails, is recorded as an event once. `run_loop(trigger=due)` starts the
+    run.
+    """
     mark_lost(store)
+    newest, blocked = _newest_run(loop, store)
+    if blocked is not None:
+        return None
+    newest_id = newest.id if newest is not None else None
     last = last_run(loop, store)
     if last is None:
-        return Due("first", "the loop has not run yet")
-    for trigger in loop.retrain:
-        due = check_trigger(trigger, loop, store, last)
-        if due is not None:
-            return due
-    return None
+        return Due("first", "the loop has not run yet", after=newest_id)
+    due = None
+    states = _stored_states(loop, store)
+    for report, state in _reports(loop, store, last, states):
+        _remember(store, states.get(report.trigger), state)
+        if report.state == "due" and report.due is not None:
+            due = replace(report.due, after=newest_id)
+            break
+    else:
+        _note_unanswered_calls(loop, store, last, states)
+    return due
+
+
+def explain_due(loop: Loop, store: Store) -> list[TriggerReport]:
+    """Return for each trigger whether it fires, why, and when it will be considered next. Writes nothing."""
+    _, blocked = _newest_run(loop, store)
+    last = last_run(loop, store)
+    if blocked is None and last is None:
+        return [TriggerReport("first", "due", "the loop has not run yet", Due("first", "the loop has not run yet"))]
+    if last is None or blocked is not None:
+        return [TriggerReport(name, "waiting", str(blocked)) for name in named_triggers(loop)]
+    return [report for report, _ in _reports(loop, store, last, _stored_states(loop, store))]
 
 
 def last_run(loop: Loop, store: Store) -> Run | None:
@@ -57,79 +108,134 @@ def last_run(loop: Loop, store: Store) -> Run | None:
     return runs[0] if ended is None and len(runs) == MOST_LOST else ended
 
 
-@singledispatch
-def check_trigger(trigger: Trigger, loop: Loop, store: Store, last: Run) -> Due | None:
-    """Return why one trigger fires; None if it does not.
-
-    Args:
-        last: the last run of the loop.
-    """
-    raise UsageError(
-        f"{trigger!r} is not a trigger.", help="Use el.OnDrift, el.OnPerformance, el.Every or el.OnNewData."
-    )
-
-
-@check_trigger.register(OnDrift)
-def _(trigger: OnDrift, loop: Loop, store: Store, last: Run) -> Due | None:
-    return _on_incident("OnDrift", "drift", trigger, loop, store, last)
+def _newest_run(loop: Loop, store: Store) -> tuple[Run | None, str | None]:
+    """Return the loop's newest run, and why no run can be due now, if so."""
+    newest = newest_run(store, loop.name)
+    running = store.records.find(Run, ("loop", "=", loop.name), ("state", "=", "running"), limit=1)
+    if running:
+        return newest, f"the run {running[0].id} is in progress"
+    if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
+        return newest, f"a candidate is being rolled out at '{loop.serve.name}'"
+    return newest, None
 
 
-@check_trigger.register(OnPerformance)
-def _(trigger: OnPerformance, loop: Loop, store: Store, last: Run) -> Due | None:
-    return _on_incident("OnPerformance", "performance", trigger, loop, store, last)
-
-
-@check_trigger.register(Every)
-def _(trigger: Every, loop: Loop, store: Store, last: Run) -> Due | None:
-    # Cron expressions are in UTC, and croniter counts in the zone of the time that it is given.
-    began = last.started_at.astimezone(UTC)
-    if trigger.is_cron:
-        from croniter import croniter
-
-        next_at = croniter(trigger.interval, began).get_next(datetime)
-    else:
-        next_at = began + parse_duration(trigger.interval)
-    if store.now() < next_at:
-        return None
-    return Due("Every", f"{trigger.interval}: the last run began {began:%Y-%m-%d %H:%M}")
-
-
-@check_trigger.register(OnNewData)
-def _(trigger: OnNewData, loop: Loop, store: Store, last: Run) -> Due | None:
-    if store.now() - last.started_at < parse_duration(trigger.cooldown):
-        return None
+def _reports(
+    loop: Loop, store: Store, last: Run, states: dict[str, TriggerState]
+) -> Iterator[tuple[TriggerReport, TriggerState]]:
+    """Check the triggers one by one, with the state to remember for each."""
     from everloop.loop.loop_run import explain_run
 
-    changed = [step for step in explain_run(loop, store) if step.reason.startswith("source changed")]
-    if not changed:
-        return None
-    return Due("OnNewData", "; ".join(step.reason for step in changed), {"steps": [step.name for step in changed]})
+    for name, trigger in named_triggers(loop).items():
+        context = make_context(loop, store, last, name, partial(explain_run, loop, store))
+        before = states.get(name) or store.new(TriggerState, loop=loop.name, trigger=name)
+        try:
+            due = trigger.check(context)
+            if due is not None and not isinstance(due, Due):
+                raise TypeError(f"check returned {due!r} instead of el.Due or None")
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            yield TriggerReport(name, "failed", reason), replace(before, note=reason, token="", since=None)
+            continue
+        if due is None:
+            report = TriggerReport(name, "waiting", "nothing has happened", None, _next_at(trigger, context))
+            yield report, replace(before, note="", token="", since=None)
+            continue
+        token = due.token or due.reason
+        since = before.since if before.token == token else None
+        since = since or store.now()
+        held, until = _held_back(loop, store, trigger, name, last, since)
+        # A cool-down is normal, so it is not worth an event.
+        note = "" if held.startswith(_COOLDOWN) else held
+        if not _debounces(loop, trigger):
+            token, since = "", None
+        state = replace(before, token=token, since=since, note=note)
+        if held:
+            yield TriggerReport(name, "held", held, due, until), state
+        else:
+            yield TriggerReport(name, "due", due.reason, due, store.now()), state
 
 
-def _on_incident(
-    name: str, kind: FindingKind, trigger: OnDrift | OnPerformance, loop: Loop, store: Store, last: Run
-) -> Due | None:
-    if loop.serve is None or store.now() - last.started_at < parse_duration(trigger.cooldown):
+def _held_back(
+    loop: Loop, store: Store, trigger: Trigger, name: str, last: Run, since: datetime
+) -> tuple[str, datetime | None]:
+    """Return which limit holds a trigger back, and until when; empty if none does."""
+    now = store.now()
+    own: RetrainLimits | None = getattr(trigger, "limits", None)
+    urgent, scheduled = (bool(getattr(trigger, flag, False)) for flag in ("urgent", "scheduled"))
+    runs: Sequence[Run] = ()
+    spans = [limits.budget_span for limits in (loop.limits, own) if limits is not None]
+    if max(spans):
+        recent_runs = store.records.find(
+            Run, ("loop", "=", loop.name), ("started_at", ">", now - max(spans)), order="-started_at"
+        )
+        runs = [run for run in recent_runs if counts_for_budget(run)]
+    for limits, whose in ((loop.limits, _LOOP), (own, name)):
+        if limits is None:
+            continue
+        if not urgent:
+            if now < (until := limits.next_after_cooldown(last)):
+                return f"{_COOLDOWN} of {limits.cooldown} of {whose}, until {_minute(until)}", until
+            recent = store.records.find(Run, ("loop", "=", loop.name), order="-started_at", limit=RECENT_RUNS)
+            failures, until_ = limits.next_after_failures(recent)
+            if until_ is not None and now < until_:
+                count = "the last run" if failures == 1 else f"the last {failures} runs"
+                return f"{count} failed, next attempt at {_minute(until_)}", until_
+            quiet = parse_duration(limits.debounce)
+            if not scheduled and now < since + quiet:
+                return f"debounce of {limits.debounce}: waits until nothing new has happened", since + quiet
+        counted = runs if whose is _LOOP else [run for run in runs if run.cause.get("trigger") == name]
+        if (free := limits.next_within_budget(counted, now)) is not None:
+            return f"the budget of {limits.budget} of {whose} is used up until {_minute(free)}", free
+    return "", None
+
+
+def _debounces(loop: Loop, trigger: Trigger) -> bool:
+    limits = (loop.limits, getattr(trigger, "limits", None))
+    return any(one is not None and parse_duration(one.debounce) for one in limits)
+
+
+def _next_at(trigger: Trigger, context: TriggerContext) -> datetime | None:
+    next_at = getattr(trigger, "next_at", None)
+    if not callable(next_at):
         return None
-    champion = champion_of(store, loop.model)
-    incident = next(
-        (
-            one
-            for one in ongoing_incidents(store, loop.serve.name, kind)
-            # What was seen before the last run began is answered by that run.
-            if one.seen_at > last.started_at
-            and not is_muted(one, store.now())
-            and (one.severity == "alarm" or trigger.at_least == "notice")
-            # An incident of a version that has been replaced needs no further run.
-            and (not one.versions or champion in one.versions)
-        ),
-        None,
-    )
-    if incident is None:
+    try:
+        found = next_at(context)
+    except Exception:
         return None
-    waited = format_duration(max(timedelta(0), store.now() - incident.seen_at))
-    return Due(
-        name,
-        incident.title.rstrip("."),
-        {"incident": incident.id, "subjects": list(incident.subjects), "waited": waited},
-    )
+    return found if isinstance(found, datetime) else None
+
+
+def _stored_states(loop: Loop, store: Store) -> dict[str, TriggerState]:
+    return {state.trigger: state for state in store.records.find(TriggerState, ("loop", "=", loop.name))}
+
+
+def _remember(store: Store, before: TriggerState | None, state: TriggerState) -> None:
+    """Store a trigger's state if it has changed. The write is an event, which explains what was held back or failed."""
+    if before is None and not state.token and not state.note:
+        return
+    if before is not None and (before.token, before.note) == (state.token, state.note):
+        return
+    changed_note = state.note != (before.note if before is not None else "")
+    verb = "explained" if changed_note and state.note else "observed"
+    data: dict[str, Json] = {"reason": state.note, "loop": state.loop, "trigger": state.trigger}
+    # Another process may have stored the same in the meantime.
+    with suppress(ConflictError, AlreadyExistsError, ReadOnlyError):
+        if before is None:
+            store.records.put(state, verb=verb, data=data)
+        else:
+            store.records.update(state, verb=verb, data=data)
+
+
+def _note_unanswered_calls(loop: Loop, store: Store, last: Run, states: dict[str, TriggerState]) -> None:
+    """Record once that calls wait for a trigger that the loop does not have."""
+    if any(isinstance(trigger, OnCall) for trigger in loop.retrain):
+        return
+    name = OnCall.__name__
+    calls = [call for call in open_calls(store, loop.name, last) if call.commit is None]
+    before = states.get(name) or store.new(TriggerState, loop=loop.name, trigger=name)
+    note = f"a call waits, but loop '{loop.name}' has no el.OnCall() in retrain=" if calls else ""
+    _remember(store, states.get(name), replace(before, note=note, token=calls[-1].id if calls else ""))
+
+
+def _minute(moment: datetime) -> str:
+    return f"{(moment + timedelta(seconds=59)):%Y-%m-%d %H:%M} UTC"

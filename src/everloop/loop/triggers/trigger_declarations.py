@@ -1,18 +1,26 @@
-"""The built-in triggers, as a loop declares them.
+"""The built-in triggers that look at incidents, data and labels, as a loop declares them.
 
-Durations are strings such as `90s`, `15m`, `12h`, `14d` or `1w`; `2d12h` is their sum.
+Durations are strings such as `90s`, `15m`, `12h`, `14d` or `1w`; `2d12h` is their sum. Schedules are in `schedules`,
+commits in `commit_trigger`, and calls in `trigger_calls`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
-from everloop.loop.declaration_checks import check_duration, check_severity
+from everloop.loop.declaration_checks import check_duration, check_number, check_severity
+from everloop.loop.triggers.trigger_protocol import Due as Due  # noqa: TC001  (others import it from here)
+from everloop.stores.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
-    from everloop.records import IncidentSeverity
+    from datetime import datetime
+
+    from everloop.loop.triggers.retrain_limits import RetrainLimits
+    from everloop.loop.triggers.trigger_protocol import TriggerContext
+    from everloop.records import FindingKind, IncidentSeverity
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class OnDrift:
     Args:
         cooldown: shortest time between the start of the last run and a run that this trigger starts.
         at_least: `"alarm"` for incidents that harm predictions, or are expected to; `"notice"` for all incidents.
+        limits: further limits for this trigger.
 
     Raises:
         UsageError: `cooldown` is not a duration, or `at_least` is not a severity.
@@ -32,10 +41,17 @@ class OnDrift:
 
     cooldown: str = "2w"
     at_least: IncidentSeverity = "alarm"
+    limits: RetrainLimits | None = None
 
     def __post_init__(self) -> None:
         check_duration("OnDrift(cooldown=)", self.cooldown)
         check_severity("OnDrift(at_least=)", self.at_least)
+
+    def check(self, context: TriggerContext) -> Due | None:
+        return _on_incident("drift", self, context)
+
+    def next_at(self, context: TriggerContext) -> datetime | None:
+        return _after_cooldown(self.cooldown, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,7 @@ class OnPerformance:
     Args:
         cooldown: shortest time between the start of the last run and a run that this trigger starts.
         at_least: `"alarm"` for incidents that harm predictions, or are expected to; `"notice"` for all incidents.
+        limits: further limits for this trigger.
 
     Raises:
         UsageError: `cooldown` is not a duration, or `at_least` is not a severity.
@@ -55,49 +72,17 @@ class OnPerformance:
 
     cooldown: str = "1w"
     at_least: IncidentSeverity = "alarm"
+    limits: RetrainLimits | None = None
 
     def __post_init__(self) -> None:
         check_duration("OnPerformance(cooldown=)", self.cooldown)
         check_severity("OnPerformance(at_least=)", self.at_least)
 
+    def check(self, context: TriggerContext) -> Due | None:
+        return _on_incident("performance", self, context)
 
-@dataclass(frozen=True, slots=True)
-class Every:
-    """Trigger: retrain on a schedule.
-
-    Args:
-        interval: time between the starts of two runs, such as `"12h"` or `"1w"`, or a cron expression of five fields in
-            UTC, such as `"0 6 * * mon"`.
-
-    Raises:
-        UsageError: `interval` is neither a duration nor a cron expression.
-
-    Example:
-        `Every("1w")`, or `Every("0 6 * * mon")` for Mondays at 6:00 UTC.
-    """
-
-    interval: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.interval, str) or not self.is_cron:
-            check_duration("Every(interval=)", self.interval, positive=True)
-            return
-        from croniter import CroniterError, croniter
-
-        try:
-            if len(self.interval.split()) > 5:
-                raise ValueError("more than five fields")
-            # A date such as the 30th of February is written correctly and never comes.
-            croniter(self.interval).get_next()
-        except (CroniterError, ValueError):
-            raise UsageError(
-                f"'{self.interval}' is not a cron expression of a time that comes.",
-                help="Write five fields, such as '0 6 * * mon', or a duration, such as '1w'.",
-            ) from None
-
-    @property
-    def is_cron(self) -> bool:
-        return len(self.interval.split()) >= 5
+    def next_at(self, context: TriggerContext) -> datetime | None:
+        return _after_cooldown(self.cooldown, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +91,162 @@ class OnNewData:
 
     Args:
         cooldown: shortest time between the start of the last run and a run that this trigger starts.
+        rows: with `folder`, the least number of new rows since the last run began.
+        folder: files to count rows in, as a path, a glob or a URL that `el.read` accepts. With it, the source steps are
+            not looked at.
+        arrival: with `folder`, the column with the time when a row arrived. Then rows that arrive after the present of
+            a simulated clock are not counted, so use it for a replay.
+        limits: further limits for this trigger.
 
     Raises:
-        UsageError: `cooldown` is not a duration.
+        UsageError: `cooldown` is not a duration, `rows` is not a positive whole number, or `rows` and `folder` are not
+            given together.
 
     Example:
-        `OnNewData(cooldown="1d")`
+        `OnNewData(cooldown="1d")`, or `OnNewData(rows=1000, folder="data/orders/*.parquet")`
     """
 
     cooldown: str = "1d"
+    rows: int | None = None
+    folder: str | None = None
+    arrival: str | None = None
+    limits: RetrainLimits | None = None
 
     def __post_init__(self) -> None:
         check_duration("OnNewData(cooldown=)", self.cooldown)
+        if self.rows is not None:
+            check_number("OnNewData(rows=)", self.rows, least=1, whole=True)
+        if self.rows is not None and self.folder is None:
+            raise UsageError(
+                f"OnNewData(rows={self.rows}) needs to know where to count rows.",
+                help='Add folder=, for example: OnNewData(rows=1000, folder="data/orders/*.parquet")',
+            )
+        if self.folder is not None and (not isinstance(self.folder, str) or not self.folder):
+            raise UsageError(
+                f"OnNewData(folder=) is {self.folder!r}, but must be a path or a glob.",
+                help="For example: 'data/*.csv'",
+            )
+        if self.arrival is not None and self.folder is None:
+            raise UsageError(
+                "OnNewData(arrival=) has no effect without folder=.", help="Add folder=, or leave arrival= out."
+            )
 
+    def check(self, context: TriggerContext) -> Due | None:
+        if context.now() < _after_cooldown(self.cooldown, context):
+            return None
+        if self.folder is not None:
+            return self._more_rows(context)
+        changed = [step for step in context.plan() if step.reason.startswith("source changed")]
+        if not changed:
+            return None
+        return context.due("; ".join(step.reason for step in changed), {"steps": [step.name for step in changed]})
 
-Trigger = OnDrift | OnPerformance | Every | OnNewData
+    def mark(self, context: TriggerContext) -> int | None:
+        """Return the number of rows in `folder` now."""
+        return None if self.folder is None else self._count(context)
+
+    def next_at(self, context: TriggerContext) -> datetime | None:
+        return _after_cooldown(self.cooldown, context)
+
+    def _more_rows(self, context: TriggerContext) -> Due | None:
+        now, before = self._count(context), context.mark if isinstance(context.mark, int) else 0
+        new = now - before
+        if new < (self.rows or 1):
+            return None
+        return context.due(
+            f"{new:,} new {'row' if new == 1 else 'rows'} in {self.folder}", {"new_rows": new, "rows": now}, str(now)
+        )
+
+    def _count(self, context: TriggerContext) -> int:
+        import polars as pl
+
+        from everloop.data import read
+        from everloop.data.table_inputs import as_utc, require_column
+
+        rows = read(self.folder)
+        if self.arrival is not None:
+            schema = rows.collect_schema()
+            require_column(self.arrival, schema, "arrival column")
+            rows = rows.filter(as_utc(self.arrival, schema[self.arrival]) <= pl.lit(context.now()))
+        return int(rows.select(pl.len()).collect().item())
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """A run that is due: the name of the trigger that fired, the reason, and the evidence for it."""
+class OnLabels:
+    """Trigger: retrain when enough labels of the endpoint's predictions have arrived since the last run began.
 
-    trigger: str
-    reason: str
-    evidence: dict[str, object] = field(default_factory=dict)
+    Args:
+        rows: the least number of new labels.
+        cooldown: shortest time between the start of the last run and a run that this trigger starts.
+        limits: further limits for this trigger.
+
+    Raises:
+        UsageError: `rows` is not a positive whole number, or `cooldown` is not a duration.
+
+    Example:
+        `OnLabels(rows=5000)`
+    """
+
+    rows: int
+    cooldown: str = "1d"
+    limits: RetrainLimits | None = None
+
+    def __post_init__(self) -> None:
+        check_number("OnLabels(rows=)", self.rows, least=1, whole=True)
+        check_duration("OnLabels(cooldown=)", self.cooldown)
+
+    def check(self, context: TriggerContext) -> Due | None:
+        if context.endpoint is None or context.now() < _after_cooldown(self.cooldown, context):
+            return None
+        import polars as pl
+
+        from everloop.prediction_log.prediction_log import LABELS, table_name
+        from everloop.stores.tables.delta_tables import ARRIVED_AT
+
+        name = table_name(context.store, LABELS, context.endpoint)
+        if not context.store.tables.exists(name):
+            return None
+        arrived = pl.col(ARRIVED_AT)
+        new = context.store.tables.scan(name).filter(
+            (arrived > pl.lit(context.last.started_at)) & (arrived <= pl.lit(context.now()))
+        )
+        count = int(new.select(pl.len()).collect().item())
+        if count < self.rows:
+            return None
+        return context.due(f"{count:,} new labels", {"labels": count}, str(count))
+
+    def next_at(self, context: TriggerContext) -> datetime | None:
+        return _after_cooldown(self.cooldown, context)
+
+
+def _after_cooldown(cooldown: str, context: TriggerContext) -> datetime:
+    return context.last.started_at + parse_duration(cooldown)
+
+
+def _on_incident(kind: FindingKind, trigger: OnDrift | OnPerformance, context: TriggerContext) -> Due | None:
+    from everloop.loop.releases.rollout import champion_of
+    from everloop.monitoring.incidents.incident_actions import is_muted
+    from everloop.monitoring.incidents.incident_engine import ongoing_incidents
+
+    now = context.now()
+    if context.endpoint is None or now < _after_cooldown(trigger.cooldown, context):
+        return None
+    champion = champion_of(context.store, context.model)
+    incident = next(
+        (
+            one
+            for one in ongoing_incidents(context.store, context.endpoint, kind)
+            # What was seen before the last run began is answered by that run.
+            if one.seen_at > context.last.started_at
+            and not is_muted(one, now)
+            and (one.severity == "alarm" or trigger.at_least == "notice")
+            # An incident of a version that has been replaced needs no further run.
+            and (not one.versions or champion in one.versions)
+        ),
+        None,
+    )
+    if incident is None:
+        return None
+    waited = format_duration(max(timedelta(0), now - incident.seen_at))
+    evidence = {"incident": incident.id, "subjects": list(incident.subjects), "waited": waited}
+    return context.due(incident.title.rstrip("."), evidence, incident.id)
