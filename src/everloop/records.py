@@ -761,6 +761,9 @@ class TriggerCall(Record):
     """A call with the same text is the same call. Default: the record's id."""
     commit: str | None = None
     """The commit that a version control system reported."""
+    branch: str | None = None
+    files: tuple[str, ...] = ()
+    """The files that the reported commits change, relative to the repository; empty if they are not known."""
 
     @property
     def key(self) -> str:

@@ -27,6 +27,7 @@ from everloop.cli import (
     server,
     serving,
     store,
+    triggers,
     trust,
     webhooks,
 )
@@ -75,6 +76,8 @@ app.command()(demo.demo)
 app.command()(init.init)
 app.command()(loop.run)
 app.command()(loop.up)
+app.command()(triggers.trigger)
+app.command()(triggers.triggers)
 app.command()(server.server)
 app.command()(serving.serve)
 app.command()(serving.predict)

@@ -124,6 +124,7 @@ def show(run: RunRef, home: Home = None, json: AsJson = False) -> None:
             [
                 ("state", record.state),
                 ("trigger", record.trigger),
+                ("cause", record.cause.get("evidence")),
                 ("parent", record.parent),
                 ("started", record.started_at),
                 ("seconds", record.seconds),

@@ -64,6 +64,7 @@ def lineage(
             pairs = [
                 ("state", run.state),
                 ("trigger", run.trigger),
+                ("cause", run.cause.get("evidence")),
                 ("started", run.started_at),
                 ("host", run.source.host),
             ]

@@ -100,7 +100,7 @@ def run_loop(
 
 def _start(loop: Loop, store: Store, trigger: str | Due, params: Mapping[str, Any]) -> ActiveRun:
     """Start the run of a loop and record what caused it."""
-    from everloop.loop.triggers.trigger_contexts import newest_run, set_marks
+    from everloop.loop.triggers.trigger_contexts import newest_runs, set_marks
     from everloop.loop.triggers.trigger_protocol import Due
     from everloop.tracking import start_run
 
@@ -108,8 +108,8 @@ def _start(loop: Loop, store: Store, trigger: str | Due, params: Mapping[str, An
     marks = set_marks(loop, store, partial(explain_run, loop, store))
     # In a transaction, no other process can start a run between this check and the start.
     with store.records.transaction():
-        newest = newest_run(store, loop.name)
-        if isinstance(trigger, Due) and trigger.after != (newest.id if newest is not None else None):
+        newest = newest_runs(store, loop.name)
+        if isinstance(trigger, Due) and trigger.after != (newest[0].id if newest else None):
             raise ConflictError(
                 f"Another process has started a run of '{loop.name}', so this one was not started for: {trigger}",
                 help="Nothing needs to be done. The triggers are checked again after that run.",

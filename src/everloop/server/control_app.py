@@ -55,6 +55,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
     from everloop.server.api import (
         access_routes,
         journal_routes,
+        loop_routes,
         monitoring_routes,
         record_routes,
         registry_routes,
@@ -76,6 +77,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
         *access_routes.routes(),
         *webhook_routes.routes(options),
         *monitoring_routes.routes(),
+        *loop_routes.routes(),
         *gateway.routes(),
         *_integrations(store, options),
         *journal_routes.make_routes(store, options),

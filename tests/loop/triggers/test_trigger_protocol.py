@@ -15,6 +15,7 @@ import everloop as el
 from everloop import plugins
 from everloop.errors import NotFoundError, UsageError
 from everloop.loop import call_loop, find_due
+from everloop.loop.triggers.trigger_calls import ReportedCommit
 from everloop.loop.triggers.trigger_contexts import named_triggers
 from everloop.records import Run, TriggerState
 from everloop.stores import open_store
@@ -99,7 +100,7 @@ class TestReportedCommit(TriggerSuite):
         return el.OnCommit(repository=str(tmp_path))
 
     def cause(self, store):
-        call_loop(store, LOOP, "push by ada", commit="a" * 40)
+        call_loop(store, LOOP, "push by ada", commit=ReportedCommit("a" * 40, "main"))
 
 
 class TestCommit(TriggerSuite):
@@ -165,6 +166,25 @@ def test_a_commit_counts_only_if_it_changes_a_file_of_the_path_and_is_known_by_t
     assert "on main changes loop.py" in due.reason
     git(tmp_path, "pack-refs", "--all")
     assert find_due(declared, store) == due
+
+
+@pytest.mark.parametrize(
+    ("branch", "files", "due"),
+    [
+        ("main", ("loop.py", "README"), True),
+        ("main", ("features/carrier.py",), True),
+        ("main", ("features.py", "docs/loop.py"), False),
+        ("other", ("loop.py",), False),
+        ("main", (), True),
+    ],
+)
+def test_a_reported_commit_counts_on_its_branch_and_paths(store, tmp_path, branch, files, due):
+    git(tmp_path, "init", "-q", "-b", "main")
+    call_loop(store, "sales", "push", commit=ReportedCommit("a" * 40, branch, files))
+    part = el.OnCommit(path=["./loop.py", "features/"], repository=str(tmp_path))
+    found = find_due(loop(part, el.OnCall()), store)
+    assert (found is not None) == due
+    assert found is None or (found.trigger, found.evidence["commit"]) == ("OnCommit", "a" * 40)
 
 
 def test_a_folder_without_a_repository_is_reported(store, tmp_path):

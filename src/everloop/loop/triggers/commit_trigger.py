@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from everloop.loop.triggers.retrain_limits import RetrainLimits
     from everloop.loop.triggers.trigger_protocol import Due, TriggerContext
+    from everloop.records import TriggerCall
 
 _TIMEOUT_S = 30.0
 _SHOWN = 3
@@ -38,8 +39,8 @@ class OnCommit:
 
     Args:
         branch: name of the branch.
-        path: files or folders of the repository whose changes count, relative to `repository`. Default: all in it.
-        repository: folder inside the repository. Default: the project's folder.
+        path: files or folders whose changes count, relative to `repository`. Default: all in it.
+        repository: the repository, or a folder inside it whose commits alone count. Default: the project's folder.
         limits: limits for this trigger.
 
     Raises:
@@ -70,7 +71,7 @@ class OnCommit:
         return True
 
     def check(self, context: TriggerContext) -> Due | None:
-        calls = [call for call in open_calls(context.store, context.loop, context.last) if call.commit is not None]
+        calls = [call for call in open_calls(context.store, context.loop, context.last) if self._concerns(call)]
         if calls:
             newest = calls[-1]
             evidence = {"commit": newest.commit, "calls": [call.id for call in calls], "asked_by": newest.asked_by}
@@ -92,6 +93,17 @@ class OnCommit:
     def mark(self, context: TriggerContext) -> str | None:
         """Return the branch's newest commit now."""
         return self._present(context)
+
+    def _concerns(self, call: TriggerCall) -> bool:
+        """Whether a call reports a commit on the branch that changes one of the paths."""
+        if call.commit is None or call.branch not in (None, self.branch):
+            return False
+        paths = [path.strip("/").removeprefix("./") for path in self.path]
+        return (
+            not call.files
+            or not paths
+            or any(file == path or file.startswith(f"{path}/") or path == "." for file in call.files for path in paths)
+        )
 
     def _folder(self) -> str:
         return os.path.realpath(self.repository)

@@ -130,6 +130,7 @@ class Every:
         return latest if latest is not None and latest > began else None
 
 
+@lru_cache(maxsize=256)
 def next_time(expression: str, zone: str, after: datetime) -> datetime:
     """Return the first moment after `after` at which a cron expression in a zone comes due, in UTC.
 

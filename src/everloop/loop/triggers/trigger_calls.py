@@ -52,8 +52,17 @@ class OnCall:
         return context.due(f"{first.reason or 'a call'} ({first.asked_by}){more}", evidence, calls[-1].id)
 
 
+@dataclass(frozen=True, slots=True)
+class ReportedCommit:
+    """A commit that another system reports, with the branch and the files that it changes, if they are known."""
+
+    commit: str
+    branch: str | None = None
+    files: tuple[str, ...] = ()
+
+
 def call_loop(
-    store: Store, loop: str, reason: str = "", *, idempotency: str | None = None, commit: str | None = None
+    store: Store, loop: str, reason: str = "", *, idempotency: str | None = None, commit: ReportedCommit | None = None
 ) -> TriggerCall:
     """Ask for another run of a loop. The actor of the store is recorded with the reason.
 
@@ -78,7 +87,14 @@ def call_loop(
             help="Check the name. The first run of a loop needs no call: everloop run",
         )
     call = store.new(
-        TriggerCall, loop=loop, reason=reason, asked_by=store.actor, idempotency=idempotency or "", commit=commit
+        TriggerCall,
+        loop=loop,
+        reason=reason,
+        asked_by=store.actor,
+        idempotency=idempotency or "",
+        commit=commit.commit if commit is not None else None,
+        branch=commit.branch if commit is not None else None,
+        files=commit.files if commit is not None else (),
     )
     if not idempotency:
         call = replace(call, idempotency=call.id)
@@ -86,7 +102,7 @@ def call_loop(
         store.records.put(call, verb="called", data={"reason": reason, "loop": loop})
     except AlreadyExistsError:
         known = store.records.get(TriggerCall, call.key)
-        if (known.reason, known.commit) != (reason, commit):
+        if (known.reason, known.commit) != (call.reason, call.commit):
             raise ConflictError(
                 f"The call '{idempotency}' of loop '{loop}' exists with the reason '{known.reason[:100]}'.",
                 help="Use another idempotency key for another call.",

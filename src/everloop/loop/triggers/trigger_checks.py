@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import AlreadyExistsError, ConflictError, ReadOnlyError
 from everloop.loop.releases.rollout import find_rolling
 from everloop.loop.triggers.retrain_limits import RetrainLimits, counts_for_budget
 from everloop.loop.triggers.trigger_calls import OnCall, open_calls
-from everloop.loop.triggers.trigger_contexts import make_context, named_triggers, newest_run
+from everloop.loop.triggers.trigger_contexts import make_context, named_triggers, newest_runs
 from everloop.loop.triggers.trigger_protocol import Due
 from everloop.records import Json, Run, TriggerState
 from everloop.stores.durations import parse_duration
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MOST_LOST = 3
 """After this many runs in a row whose process died, the last of them counts as the last run, so cooldowns apply."""
 RECENT_RUNS = 20
-"""How many runs are looked at to count failures in a row."""
+"""How many runs are looked at for one in progress, and for failures in a row."""
 _LOOP = "the loop"
 _COOLDOWN = "cool-down"
 
@@ -57,6 +57,15 @@ class TriggerReport:
     next_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What is to be remembered about a trigger: the changing part of `TriggerState`."""
+
+    token: str = ""
+    since: datetime | None = None
+    note: str = ""
+
+
 def find_due(loop: Loop, store: Store) -> Due | None:
     """Return why a run of the loop is due now; None if none is. The first trigger that fires decides.
 
@@ -74,7 +83,7 @@ def find_due(loop: Loop, store: Store) -> Due | None:
     due = None
     states = _stored_states(loop, store)
     for report, state in _reports(loop, store, last, states):
-        _remember(store, states.get(report.trigger), state)
+        _remember(loop, store, report.trigger, states.get(report.trigger), state)
         if report.state == "due" and report.due is not None:
             due = replace(report.due, after=newest_id)
             break
@@ -91,7 +100,7 @@ def explain_due(loop: Loop, store: Store) -> list[TriggerReport]:
         return [TriggerReport("first", "due", "the loop has not run yet", Due("first", "the loop has not run yet"))]
     if last is None or blocked is not None:
         return [TriggerReport(name, "waiting", str(blocked)) for name in named_triggers(loop)]
-    return [report for report, _ in _reports(loop, store, last, _stored_states(loop, store))]
+    return [report for report, _ in _reports(loop, store, last, _stored_states(loop, store), explain=True)]
 
 
 def last_run(loop: Loop, store: Store) -> Run | None:
@@ -110,45 +119,47 @@ def last_run(loop: Loop, store: Store) -> Run | None:
 
 def _newest_run(loop: Loop, store: Store) -> tuple[Run | None, str | None]:
     """Return the loop's newest run, and why no run can be due now, if so."""
-    newest = newest_run(store, loop.name)
-    running = store.records.find(Run, ("loop", "=", loop.name), ("state", "=", "running"), limit=1)
-    if running:
-        return newest, f"the run {running[0].id} is in progress"
+    runs = newest_runs(store, loop.name, RECENT_RUNS)
+    newest = runs[0] if runs else None
+    running = next((run for run in runs if run.state == "running"), None)
+    if running is not None:
+        return newest, f"the run {running.id} is in progress"
     if loop.serve is not None and find_rolling(store, loop.serve.name) is not None:
         return newest, f"a candidate is being rolled out at '{loop.serve.name}'"
     return newest, None
 
 
 def _reports(
-    loop: Loop, store: Store, last: Run, states: dict[str, TriggerState]
-) -> Iterator[tuple[TriggerReport, TriggerState]]:
+    loop: Loop, store: Store, last: Run, states: dict[str, TriggerState], *, explain: bool = False
+) -> Iterator[tuple[TriggerReport, _Noted]]:
     """Check the triggers one by one, with the state to remember for each."""
     from everloop.loop.loop_run import explain_run
 
     for name, trigger in named_triggers(loop).items():
         context = make_context(loop, store, last, name, partial(explain_run, loop, store))
-        before = states.get(name) or store.new(TriggerState, loop=loop.name, trigger=name)
+        before = states.get(name)
         try:
             due = trigger.check(context)
             if due is not None and not isinstance(due, Due):
                 raise TypeError(f"check returned {due!r} instead of el.Due or None")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            yield TriggerReport(name, "failed", reason), replace(before, note=reason, token="", since=None)
+            yield TriggerReport(name, "failed", reason), _Noted(note=reason)
             continue
         if due is None:
-            report = TriggerReport(name, "waiting", "nothing has happened", None, _next_at(trigger, context))
-            yield report, replace(before, note="", token="", since=None)
+            next_at = _next_at(trigger, context) if explain else None
+            report = TriggerReport(name, "waiting", "nothing has happened", None, next_at)
+            yield report, _Noted()
             continue
         token = due.token or due.reason
-        since = before.since if before.token == token else None
+        since = before.since if before is not None and before.token == token else None
         since = since or store.now()
         held, until = _held_back(loop, store, trigger, name, last, since)
         # A cool-down is normal, so it is not worth an event.
         note = "" if held.startswith(_COOLDOWN) else held
         if not _debounces(loop, trigger):
             token, since = "", None
-        state = replace(before, token=token, since=since, note=note)
+        state = _Noted(token, since, note)
         if held:
             yield TriggerReport(name, "held", held, due, until), state
         else:
@@ -175,8 +186,7 @@ def _held_back(
         if not urgent:
             if now < (until := limits.next_after_cooldown(last)):
                 return f"{_COOLDOWN} of {limits.cooldown} of {whose}, until {_minute(until)}", until
-            recent = store.records.find(Run, ("loop", "=", loop.name), order="-started_at", limit=RECENT_RUNS)
-            failures, until_ = limits.next_after_failures(recent)
+            failures, until_ = limits.next_after_failures(newest_runs(store, loop.name, RECENT_RUNS))
             if until_ is not None and now < until_:
                 count = "the last run" if failures == 1 else f"the last {failures} runs"
                 return f"{count} failed, next attempt at {_minute(until_)}", until_
@@ -209,21 +219,20 @@ def _stored_states(loop: Loop, store: Store) -> dict[str, TriggerState]:
     return {state.trigger: state for state in store.records.find(TriggerState, ("loop", "=", loop.name))}
 
 
-def _remember(store: Store, before: TriggerState | None, state: TriggerState) -> None:
+def _remember(loop: Loop, store: Store, name: str, before: TriggerState | None, noted: _Noted) -> None:
     """Store a trigger's state if it has changed. The write is an event, which explains what was held back or failed."""
-    if before is None and not state.token and not state.note:
+    known = _Noted() if before is None else _Noted(before.token, before.since, before.note)
+    if (known.token, known.note) == (noted.token, noted.note):
         return
-    if before is not None and (before.token, before.note) == (state.token, state.note):
-        return
-    changed_note = state.note != (before.note if before is not None else "")
-    verb = "explained" if changed_note and state.note else "observed"
-    data: dict[str, Json] = {"reason": state.note, "loop": state.loop, "trigger": state.trigger}
+    verb = "explained" if noted.note and noted.note != known.note else "observed"
+    data: dict[str, Json] = {"reason": noted.note, "loop": loop.name, "trigger": name}
+    fields: dict[str, Any] = {"token": noted.token, "since": noted.since, "note": noted.note}
     # Another process may have stored the same in the meantime.
     with suppress(ConflictError, AlreadyExistsError, ReadOnlyError):
         if before is None:
-            store.records.put(state, verb=verb, data=data)
+            store.records.put(store.new(TriggerState, loop=loop.name, trigger=name, **fields), verb=verb, data=data)
         else:
-            store.records.update(state, verb=verb, data=data)
+            store.records.update(replace(before, **fields), verb=verb, data=data)
 
 
 def _note_unanswered_calls(loop: Loop, store: Store, last: Run, states: dict[str, TriggerState]) -> None:
@@ -232,9 +241,8 @@ def _note_unanswered_calls(loop: Loop, store: Store, last: Run, states: dict[str
         return
     name = OnCall.__name__
     calls = [call for call in open_calls(store, loop.name, last) if call.commit is None]
-    before = states.get(name) or store.new(TriggerState, loop=loop.name, trigger=name)
     note = f"a call waits, but loop '{loop.name}' has no el.OnCall() in retrain=" if calls else ""
-    _remember(store, states.get(name), replace(before, note=note, token=calls[-1].id if calls else ""))
+    _remember(loop, store, name, states.get(name), _Noted(calls[-1].id if calls else "", None, note))
 
 
 def _minute(moment: datetime) -> str:

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     Plan = Callable[[], Sequence[Planned]]
 
 
-def newest_run(store: Store, loop: str) -> Run | None:
-    """Return the loop's newest run, in whatever state."""
-    runs = store.records.find(Run, ("loop", "=", loop), order="-id", limit=1)
-    return runs[0] if runs else None
+def newest_runs(store: Store, loop: str, most: int = 1) -> list[Run]:
+    """Return the loop's newest runs, in whatever state, newest first."""
+    return store.records.find(Run, ("loop", "=", loop), order="-started_at", limit=most)
 
 
 def named_triggers(loop: Loop) -> dict[str, Trigger]:
