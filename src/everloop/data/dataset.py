@@ -32,6 +32,11 @@ class Dataset:
         contract: the contract that the rows must fulfil, or the path of its TOML file. By default it is inferred from
             the first snapshot.
         labels_after: how long after `time` the target becomes known, such as `1d`.
+        window: with `time`, train only on the rows of this duration before the held-out rows, such as `90d`: a sliding
+            window. The held-out rows are the newest ones, as without it.
+        half_life: with `time`, give older rows less weight in training: a row that is this much older than the newest
+            one counts half as much, such as `60d`. The evaluation is unweighted. A training step receives the weights
+            if it has a parameter `weight` or `sample_weight`.
 
     Raises:
         UsageError: the arguments do not fit together.
@@ -48,6 +53,8 @@ class Dataset:
     name: str | None = None
     contract: Contract | Path | str | None = None
     labels_after: str | None = None
+    window: str | None = None
+    half_life: str | None = None
 
     def __post_init__(self) -> None:
         for role in ("features", "exclude"):
@@ -80,6 +87,8 @@ class Dataset:
         if self.features is not None and not self.features:
             raise UsageError("features=[] leaves no features to train on.", help="Leave it out to use every column.")
         checked_holdout(self.holdout, self.time)
+        for role in ("window", "half_life"):
+            checked_span(role, getattr(self, role), self.time)
         if self.labels_after is not None:
             parse_duration(self.labels_after)
 
@@ -89,6 +98,18 @@ class Dataset:
             return tuple(self.features)
         others = {self.target, self.time, self.key, *self.exclude}
         return tuple(name for name in columns if name not in others)
+
+
+def checked_span(role: str, span: object, time: str | None) -> None:
+    """Raise UsageError unless `span` is None, or a positive duration together with a time column."""
+    if span is None:
+        return
+    if not isinstance(span, str):
+        raise UsageError(f"{role}={span!r} is not a duration.", help="Write for example '90d'.")
+    if parse_duration(span).total_seconds() <= 0:
+        raise UsageError(f"{role}='{span}' is too short.", help="Write for example '90d'.")
+    if time is None:
+        raise UsageError(f"{role}='{span}' needs a time column.", help="Name it with time=, or leave it out.")
 
 
 def checked_holdout(holdout: object, time: str | None) -> None:

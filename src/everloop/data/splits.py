@@ -15,18 +15,19 @@ from typing import Literal
 
 import polars as pl
 
-from everloop.data.dataset import checked_holdout
+from everloop.data.dataset import checked_holdout, checked_span
 from everloop.data.table_inputs import Frame, as_eager, as_utc, require_column
 from everloop.errors import DataError, UsageError
 from everloop.stores.durations import parse_duration
 
-Side = Literal["train", "valid", "test", "gap"]
+Side = Literal["train", "valid", "test", "gap", "old"]
 _MAX_CLASSES = 20
+_LEAST_WEIGHT = 1e-12
 
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a table, each in the table's order. Every row is in exactly one part or in `gap`."""
+    """The parts of a table, each in the table's order. Every row is in exactly one part, in `gap` or in `old`."""
 
     train: pl.DataFrame
     valid: pl.DataFrame
@@ -34,7 +35,9 @@ class Split:
     gap: pl.DataFrame
     """Rows that are left out: those within `gap=` before a boundary."""
     sides: pl.Series
-    """`train`, `valid`, `test` or `gap` for each row of the table."""
+    """`train`, `valid`, `test`, `gap` or `old` for each row of the table."""
+    old: pl.DataFrame
+    """Rows that are left out because they are older than `window=`."""
 
     def rows(self, side: Side) -> pl.Series:
         """The row numbers of one part, from 0, ascending."""
@@ -47,6 +50,7 @@ def split(
     time: str | None = None,
     holdout: float | str = 0.2,
     gap: str | None = None,
+    window: str | None = None,
     key: str | None = None,
     target: str | None = None,
     seed: int = 0,
@@ -57,6 +61,8 @@ def split(
         time: the time column. The latest rows are held out; rows of one time stay together.
         holdout: the size of the test part, and of the validation part: a share of the rows, or with `time` a duration.
         gap: with `time`, the duration to leave out before each boundary: the time until a label is known.
+        window: with `time`, the duration that the training rows span, counted back from the newest of them. Older rows
+            are left out.
         key: without `time`, rows with the same key stay together. By default each row has its own key.
         target: if it has few classes, each part gets the same share of each class, and needs at least two classes.
         seed: without `time`, selects another division.
@@ -66,6 +72,7 @@ def split(
         UsageError: the arguments do not fit together.
     """
     checked_holdout(holdout, time)
+    checked_span("window", window, time)
     if gap is not None and time is None:
         raise UsageError("gap= needs a time column.", help="Name it with time=.")
     rows = as_eager(frame)
@@ -85,10 +92,12 @@ def split(
         )
     if time is not None:
         sides = _by_time(rows, time, holdout, parse_duration(gap) if gap is not None else timedelta(0))
+        if window is not None:
+            sides = _without_old(rows, time, sides, parse_duration(window))
     else:
         sides = _by_hash(rows, float(holdout), key, target, seed)
-    parts = {side: rows.filter(sides == side) for side in ("train", "valid", "test", "gap")}
-    _refuse(parts, target, has_classes(rows[target]) if target is not None else False, holdout)
+    parts = {side: rows.filter(sides == side) for side in ("train", "valid", "test", "gap", "old")}
+    _refuse(parts, target, has_classes(rows[target]) if target is not None else False, holdout, window)
     return Split(**parts, sides=sides)
 
 
@@ -132,6 +141,33 @@ def _by_time(rows: pl.DataFrame, time: str, holdout: float | str, gap: timedelta
     return pl.DataFrame({"moment": moments}).select(sides.alias("side")).to_series()
 
 
+def row_weights(times: pl.Series, half_life: str, newest: object = None) -> pl.Series:
+    """Return the weight of each row for training: halved for each `half_life` of its age.
+
+    Args:
+        times: the times of the rows, without nulls.
+        half_life: a duration.
+        newest: the time that has the weight 1. Default: the newest of `times`.
+
+    Returns:
+        Weights in (0, 1], not scaled further. They never underflow to 0.
+    """
+    moments = pl.DataFrame({"time": times}).select(as_utc("time", times.dtype)).to_series()
+    last = moments.max() if newest is None else newest
+    age_s = (pl.lit(last) - pl.col("moment")).dt.total_microseconds() / 1_000_000
+    halvings = age_s / parse_duration(half_life).total_seconds()
+    weight = pl.lit(0.5).pow(halvings).clip(_LEAST_WEIGHT, 1.0)
+    return pl.DataFrame({"moment": moments}).select(weight.alias("weight")).to_series()
+
+
+def _without_old(rows: pl.DataFrame, time: str, sides: pl.Series, window: timedelta) -> pl.Series:
+    moments = rows.select(as_utc(time, rows.schema[time])).to_series()
+    newest = moments.filter(sides == "train").max()
+    is_old = (pl.col("side") == "train") & (pl.col("moment") <= pl.lit(newest) - window)
+    table = pl.DataFrame({"moment": moments, "side": sides})
+    return table.select(pl.when(is_old).then(pl.lit("old")).otherwise("side").alias("side")).to_series()
+
+
 def _by_hash(rows: pl.DataFrame, holdout: float, key: str | None, target: str | None, seed: int) -> pl.Series:
     """Order the keys of each class by hash. The first share is the test part, the next one the validation part."""
     names = rows[key] if key is not None else pl.int_range(len(rows), eager=True)
@@ -157,7 +193,9 @@ def hashes(names: pl.Series, seed: int) -> pl.Series:
     return pl.Series(struct.unpack(f"<{len(texts)}Q", digests), dtype=pl.UInt64)
 
 
-def _refuse(parts: dict[str, pl.DataFrame], target: str | None, classes: bool, holdout: float | str) -> None:
+def _refuse(
+    parts: dict[str, pl.DataFrame], target: str | None, classes: bool, holdout: float | str, window: str | None
+) -> None:
     sizes = ", ".join(f"{side} {len(parts[side])}" for side in ("train", "valid", "test"))
     for side in ("train", "valid", "test"):
         if not len(parts[side]):
@@ -169,8 +207,11 @@ def _refuse(parts: dict[str, pl.DataFrame], target: str | None, classes: bool, h
             continue
         found = parts[side][target].drop_nulls().unique(maintain_order=True)
         if len(found) < 2:
+            narrow = side == "train" and len(parts["old"]) > 0
+            cause = f"window='{window}'" if narrow else f"holdout={holdout!r}"
+            remedy = f"{'Use a longer window' if narrow else 'Hold out more'}, or collect rows of the other classes."
             content = f"a single class {found[0]!r}" if len(found) else "no value"
             raise DataError(
-                f"holdout={holdout!r} leaves {side} with {content} of the target '{target}' ({sizes}).",
-                help="Hold out more, or collect rows of the other classes.",
+                f"{cause} leaves {side} with {content} of the target '{target}' ({sizes}).",
+                help=remedy,
             )

@@ -16,14 +16,19 @@ from everloop.errors import UsageError
 from everloop.pipeline import Graph, current_step, progress, step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import polars as pl
 
     from everloop.loop.loop_definition import Loop
     from everloop.pipeline import Step, StepContext
+    from everloop.stores import Store
     from everloop.training import AutoTrain, Trained
+    from everloop.training.warm_start import WarmStart
 
+_WEIGHTS = {"weight", "sample_weight"}
+"""Parameters of a training step that receive the weights of its rows."""
 STAGES = ("snapshot", "split", "train", "evaluate", "package", "register", "judge", "release")
 
 
@@ -61,14 +66,27 @@ def graph_of(loop: Loop) -> Graph:
     )
     parts = graph.add(
         split,
-        inputs={"snapshot": snapshot_key, **roles, "holdout": dataset.holdout, "gap": dataset.labels_after},
+        inputs={
+            "snapshot": snapshot_key,
+            **roles,
+            "holdout": dataset.holdout,
+            "gap": dataset.labels_after,
+            "window": dataset.window,
+        },
     )
     if isinstance(loop.train, AutoTrain):
         options = {field.name: getattr(loop.train, field.name) for field in fields(loop.train)}
-        search = {"train": parts["train"], "valid": parts["valid"], **roles, **features, **options}
+        search = {"train": parts["train"], "valid": parts["valid"], **roles, **features}
+        search |= {"half_life": dataset.half_life, "model": loop.model, **options}
         trained = graph.add(train, inputs=search)
     elif isinstance(loop.train, Step):
-        fitted = _add_user_step(graph, loop.train, parts)
+        weights = dict.fromkeys(_WEIGHTS & set(loop.train.signature.parameters)) if dataset.half_life else {}
+        if weights:
+            weighed = graph.add(
+                weigh, inputs={"train": parts["train"], "time": dataset.time, "half_life": dataset.half_life}
+            )
+            weights = dict.fromkeys(weights, weighed)
+        fitted = _add_user_step(graph, loop.train, parts, weights)
         inputs = {"fitted": fitted, "train": parts["train"], **roles, **features}
         trained = graph.add(adopt, name="train", inputs=inputs)
     else:
@@ -141,14 +159,31 @@ def snapshot(
 
 @step(outputs=("train", "valid", "test"))
 def split(
-    snapshot: str, target: str, time: str | None, key: str | None, holdout: float | str, gap: str | None
+    snapshot: str,
+    target: str,
+    time: str | None,
+    key: str | None,
+    holdout: float | str,
+    gap: str | None,
+    window: str | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Split the snapshot into rows for training, for model selection and for the final evaluation."""
     from everloop.data import load_snapshot, split as divide
 
-    rows = load_snapshot(snapshot, _here().store).collect()
-    parts = divide(rows, time=time, holdout=holdout, gap=gap, key=key, target=target)
+    here = _here()
+    rows = load_snapshot(snapshot, here.store).collect()
+    parts = divide(rows, time=time, holdout=holdout, gap=gap, window=window, key=key, target=target)
+    if window is not None:
+        here.log({"rows_in_window": parts.train.height, "rows_before_window": parts.old.height})
     return parts.train, parts.valid, parts.test
+
+
+@step
+def weigh(train: pl.DataFrame, time: str, half_life: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the weights of the training rows, by their age."""
+    from everloop.data.splits import row_weights
+
+    return row_weights(train[time], half_life).to_numpy()
 
 
 @step
@@ -160,14 +195,32 @@ def train(
     key: str | None,
     features: Sequence[str] | None,
     exclude: Sequence[str],
+    half_life: str | None = None,
+    model: str = "",
     **options: Any,
 ) -> Trained:
-    """Search for the best model within the budget."""
+    """Search for the best model within the budget.
+
+    Args:
+        half_life: the age at which a row counts half as much.
+        model: name of the model in the registry, whose champion a warm start continues.
+    """
+    import polars as pl
+
+    from everloop.data.splits import row_weights
     from everloop.training import AutoTrain
 
     auto: AutoTrain = AutoTrain(**options)
     names = _feature_names(train, target, time, key, features, exclude)
-    found = auto.fit(train.select(*names, target), valid.select(*names, target), target=target, features=names)
+    weight = None
+    tables = [train.select(*names, target), valid.select(*names, target)]
+    if half_life is not None and time is not None:
+        weight = _free_name("weight", tables[0].columns)
+        weights = row_weights(pl.concat([train[time], valid[time]]), half_life)
+        parts = (weights.head(train.height), weights.tail(valid.height))
+        tables = [rows.with_columns(part.alias(weight)) for rows, part in zip(tables, parts, strict=True)]
+    start = _champion_of(_here().store, model) if auto.warm_start else None
+    found = auto.fit(*tables, target=target, features=names, weight=weight, start=start)
     _here().log({"train_rows": train.height, "valid_rows": valid.height, "trials": len(found.leaderboard)})
     return found
 
@@ -390,6 +443,30 @@ def _feature_names(
     return [name for name in table.columns if name not in others]
 
 
+def _champion_of(store: Store, model: str) -> WarmStart | None:
+    """Return the champion's model in the form in which it was trained; None if there is no champion with a package."""
+    from everloop.packages.package import read_package
+    from everloop.packages.package_manifest import MODEL_FOLDER
+    from everloop.registry import find_alias, get_version
+    from everloop.training.trained_model import model_from_files
+    from everloop.training.warm_start import WarmStart
+
+    holder = find_alias(store, model, "champion")
+    version = get_version(store, holder.version) if holder is not None else None
+    if version is None or not version.package:
+        return None
+    manifest, files = read_package(store, version.package)
+    inner = {name.removeprefix(MODEL_FOLDER): data for name, data in files.items() if name.startswith(MODEL_FOLDER)}
+    classes = manifest.read_signature().classes
+    return WarmStart(model=model_from_files(manifest.format, inner), classes=classes, name=version.key)
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name = f"_{name}"
+    return name
+
+
 def _purpose_of(loop: Loop) -> dict[str, Any]:
     from everloop.loop.gates.gate_declarations import NotWorseThan
     from everloop.loop.watches.watch_declarations import Performance
@@ -415,13 +492,14 @@ def _slices_of(loop: Loop) -> tuple[str, ...]:
     return tuple(dict.fromkeys(gate.column for gate in loop.gates if isinstance(gate, Slices)))
 
 
-def _add_user_step(graph: Graph, training: Step[..., Any], parts: Any) -> Any:
-    """Add a training step of the user with its inputs: parts of the split, and other steps of the user."""
-    upstream = Graph.wire([training], given=dict.fromkeys(("train", "valid", "test")))
+def _add_user_step(graph: Graph, training: Step[..., Any], parts: Any, weights: Mapping[str, Any]) -> Any:
+    """Add a training step of the user with its inputs: parts of the split, weights, and other steps of the user."""
+    upstream = Graph.wire([training], given=dict.fromkeys(("train", "valid", "test", *weights)))
     for name, node in upstream.nodes.items():
         if name == training.name or name in graph.nodes:
             continue
         graph.add(node.step, name=name, inputs=node.inputs)
     split_parts = {name: parts[name] for name in ("train", "valid", "test") if name in training.signature.parameters}
-    others = {name: value for name, value in upstream.nodes[training.name].inputs.items() if name not in split_parts}
-    return graph.add(training, inputs={**others, **split_parts})
+    given = {**split_parts, **weights}
+    others = {name: value for name, value in upstream.nodes[training.name].inputs.items() if name not in given}
+    return graph.add(training, inputs={**others, **given})

@@ -19,12 +19,14 @@ from everloop import plugins
 from everloop.errors import TrainingError, UsageError
 from everloop.pipeline.step_progress import progress
 from everloop.training.algorithms.algorithm import TrainingProblem
+from everloop.training.algorithms.lightgbm import LightGBMModel
 from everloop.training.encoding import Encoder
 from everloop.training.intervals import delong_covariance, paired_bootstrap
 from everloop.training.metrics import get_metric, metrics_of
 from everloop.training.targets import encode_target, find_classes, infer_task
 from everloop.training.trained_model import Recipe, Trained
-from everloop.training.training_tables import feature_columns, labelled, set_aside, table
+from everloop.training.training_tables import feature_columns, labelled, set_aside, table, weights_of
+from everloop.training.warm_start import SETTINGS, WarmStart, add_rounds, find_rounds, reason_against
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +79,8 @@ class AutoTrain:
             the trial.
         trials: stop after this many trials, even if time is left. This makes a search repeatable to the last bit.
         threads: number of threads. Default: as many as the size of the table justifies, up to the available cores.
+        warm_start: continue to boost the champion's model if it is a LightGBM model of the same columns and classes.
+            Otherwise the search runs in full, and a note of the result says why.
 
     Raises:
         UsageError: a value is out of range, or a candidate or metric does not exist.
@@ -94,6 +98,7 @@ class AutoTrain:
     refit: Literal["train+valid"] | None = "train+valid"
     trials: int | None = None
     threads: int | None = None
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", tuple(self.candidates))
@@ -122,6 +127,8 @@ class AutoTrain:
         *,
         target: str,
         features: Sequence[str] | None = None,
+        weight: str | None = None,
+        start: WarmStart | None = None,
         listener: Listener | None = None,
     ) -> Trained:
         """Search for the best model and fit it.
@@ -130,7 +137,10 @@ class AutoTrain:
             train: rows for training: a Polars frame or an Arrow table.
             valid: rows for validation. Default: a random fifth of `train`, drawn by `seed`.
             target: the column to predict. Rows without a value are left out.
-            features: the columns to predict from. Default: all except the target.
+            features: the columns to predict from. Default: all except the target and the weight.
+            weight: the column with the weights of the rows for fitting, above 0. Only their ratios matter. Candidates
+                are judged without weights.
+            start: with `warm_start`, the model to continue, usually the champion.
             listener: called with the leaderboard entry of each trial when it ends.
 
         Raises:
@@ -144,7 +154,7 @@ class AutoTrain:
         search = _Search(self, perf_counter())
         notes: list[str] = []
         rows = labelled(table(train), target, "training", notes)
-        names = feature_columns(rows, target, features)
+        names = feature_columns(rows, target, features, weight)
         judged = None if valid is None else labelled(table(valid), target, "validation", notes)
         everything = rows if judged is None else _together(rows, judged)
         if everything.height < LEAST_ROWS:
@@ -158,9 +168,16 @@ class AutoTrain:
             rows, judged = set_aside(rows, encode_target(rows[target], task, classes), task, self.seed)
         metric = get_metric(self.metric or metrics_of(task)[0], task)
 
+        if self.warm_start:
+            reason = "there is no champion" if start is None else reason_against(start, rows, names, task, classes)
+            if start is not None and not reason:
+                data = (rows, judged, everything)
+                return self._continue(start, data, target, task, classes, metric, weight, notes, search)
+            notes.append(f"trained in full instead of continuing the champion: {reason}")
+
         encoding = perf_counter()
         encoder = Encoder.fit(rows.select(names))
-        problem = self._problem(encoder, rows, target, task, classes, metric)
+        problem = self._problem(encoder, rows, target, task, classes, metric, weight)
         problem = replace(
             problem,
             valid_matrix=encoder.encode(judged),
@@ -176,7 +193,9 @@ class AutoTrain:
         )
         model, fitted = attempt.build(), problem
         if self.refit is not None:
-            fitted = self._problem(Encoder.fit(everything.select(names)), everything, target, task, classes, metric)
+            fitted = self._problem(
+                Encoder.fit(everything.select(names)), everything, target, task, classes, metric, weight
+            )
             model = plugins.load("algorithm", recipe.algorithm)(fitted).fit(recipe.params, rounds=recipe.rounds).build()
         if metric.name == "roc_auc" and winner.value > 0.999:
             notes.append(
@@ -195,8 +214,70 @@ class AutoTrain:
             seconds=search.elapsed(),
         )
 
+    def _continue(
+        self,
+        start: WarmStart,
+        data: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame],
+        target: str,
+        task: Task,
+        classes: list[Json],
+        metric: Metric,
+        weight: str | None,
+        notes: list[str],
+        search: _Search,
+    ) -> Trained:
+        """Continue a model. `data`: rows for training, for validation, and both together."""
+        rows, judged, everything = data
+        champion = start.model
+        assert isinstance(champion, LightGBMModel)  # noqa: S101  (checked by `reason_against`)
+        encoder = champion.encoder
+        problem = replace(
+            self._problem(encoder, rows, target, task, classes, metric, weight),
+            valid_matrix=encoder.encode(judged),
+            valid_y=encode_target(judged[target], task, classes),
+        )
+        _check_classes(problem, classes, target)
+        found = find_rounds(champion, problem)
+        fitted = problem
+        if self.refit is not None:
+            fitted = self._problem(encoder, everything, target, task, classes, metric, weight)
+        model = add_rounds(champion, fitted, found.rounds)
+        notes.append(
+            f"continued {start.name} with {found.rounds} more rounds: {metric.name} of the validation rows"
+            f" {found.before:.4g} → {found.after:.4g}"
+        )
+        entry: dict[str, Json] = {
+            "candidate": "lightgbm",
+            "params": dict(SETTINGS),
+            "rounds": model.rounds,
+            "metric": metric.name,
+            "value": found.after,
+            "finished": True,
+            "seconds": search.elapsed(),
+            "continued": start.name,
+        }
+        return _trained(
+            model,
+            fitted,
+            target=target,
+            classes=classes,
+            leaderboard=[entry],
+            best=entry,
+            recipe=None,
+            notes=notes,
+            rows={"train": rows.height, "valid": judged.height},
+            seconds=search.elapsed(),
+        )
+
     def _problem(
-        self, encoder: Encoder, rows: pl.DataFrame, target: str, task: Task, classes: list[Json], metric: Metric
+        self,
+        encoder: Encoder,
+        rows: pl.DataFrame,
+        target: str,
+        task: Task,
+        classes: list[Json],
+        metric: Metric,
+        weight: str | None = None,
     ) -> TrainingProblem:
         return TrainingProblem(
             task=task,
@@ -208,6 +289,7 @@ class AutoTrain:
             stopping=get_metric(_STOPPING.get(metric.name, metric.name)),
             seed=self.seed,
             threads=self.threads or _threads(rows.height * encoder.width),
+            weights=None if weight is None else weights_of(rows, weight),
         )
 
 
@@ -217,6 +299,7 @@ def fit_recipe(
     *,
     target: str,
     features: Sequence[str] | None = None,
+    weight: str | None = None,
     metric: str | None = None,
     threads: int | None = None,
 ) -> Trained:
@@ -227,6 +310,7 @@ def fit_recipe(
         rows: the training rows of the search, followed by its validation rows if it refitted.
         target: the column to predict.
         features: the `features` of the search.
+        weight: the `weight` of the search.
         metric: the metric of the search, if it was not the default for the task.
         threads: number of threads, see `AutoTrain`.
 
@@ -236,12 +320,14 @@ def fit_recipe(
     started = perf_counter()
     notes: list[str] = []
     known = labelled(table(rows), target, "training", notes)
-    names = feature_columns(known, target, features)
+    names = feature_columns(known, target, features, weight)
     settings = AutoTrain(metric=metric, seed=recipe.seed, task=recipe.task, threads=threads)
     infer_task(known[target])  # raises if the target cannot be learned
     classes = find_classes(known[target], recipe.task)
     judged_by = get_metric(metric or metrics_of(recipe.task)[0], recipe.task)
-    problem = settings._problem(Encoder.fit(known.select(names)), known, target, recipe.task, classes, judged_by)
+    problem = settings._problem(
+        Encoder.fit(known.select(names)), known, target, recipe.task, classes, judged_by, weight
+    )
     model = plugins.load("algorithm", recipe.algorithm)(problem).fit(recipe.params, rounds=recipe.rounds).build()
     return _trained(
         model,
@@ -448,7 +534,7 @@ def _trained(
     *,
     target: str,
     classes: list[Json],
-    recipe: Recipe,
+    recipe: Recipe | None,
     notes: list[str],
     rows: dict[str, int],
     seconds: float,

@@ -58,13 +58,19 @@ def labelled(frame: pl.DataFrame, target: str, what: str, notes: list[str]) -> p
     return frame.filter(known) if without else frame
 
 
-def feature_columns(frame: pl.DataFrame, target: str, features: Sequence[str] | None) -> list[str]:
-    """Return the columns to learn from: `features`, or all columns except the target.
+def feature_columns(
+    frame: pl.DataFrame, target: str, features: Sequence[str] | None, weight: str | None = None
+) -> list[str]:
+    """Return the columns to learn from: `features`, or all columns except the target and the weight.
 
     Raises:
         TrainingError: a feature is missing or is the target itself, or there are no features.
     """
-    names = [name for name in frame.columns if name != target] if features is None else list(dict.fromkeys(features))
+    names = (
+        [name for name in frame.columns if name not in (target, weight)]
+        if features is None
+        else list(dict.fromkeys(features))
+    )
     for name in names:
         if name == target:
             raise TrainingError(f"The target '{target}' cannot be a feature.", help="Take it out of `features`.")
@@ -75,6 +81,31 @@ def feature_columns(frame: pl.DataFrame, target: str, features: Sequence[str] | 
     if not names:
         raise TrainingError(f"Besides the target '{target}', there is no column to learn from.", help="Add features.")
     return names
+
+
+def weights_of(frame: pl.DataFrame, weight: str) -> NDArray[np.float64]:
+    """Return the weights of the rows, scaled to 1 on average.
+
+    Raises:
+        TrainingError: the column is missing, or a weight is null, not finite or not above 0.
+    """
+    if weight not in frame.columns:
+        from everloop.data.table_inputs import nearest
+
+        raise TrainingError(f"There is no weight column '{weight}'.", help=nearest(weight, frame.columns))
+    column = frame[weight]
+    if not column.dtype.is_numeric() or column.null_count():
+        reason = f"has {column.null_count()} nulls" if column.null_count() else f"is {column.dtype}"
+        raise TrainingError(f"The weight column '{weight}' {reason}.", help="Give every row a number above 0.")
+    weights = column.to_numpy().astype(np.float64)
+    wrong = ~(np.isfinite(weights) & (weights > 0))
+    if wrong.any():
+        raise TrainingError(
+            f"The weight in row {int(wrong.argmax()) + 1} of '{weight}' is {weights[wrong][0]:g}, but must be above 0.",
+            help="Leave rows out that should not count.",
+        )
+    scaled: NDArray[np.float64] = weights / weights.mean()
+    return scaled
 
 
 def set_aside(frame: pl.DataFrame, y: NDArray[np.float64], task: Task, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -35,6 +35,9 @@ class TrainingProblem:
     """The metric for early stopping: `metric`, or a smooth one if `metric` only counts predicted classes."""
     seed: int
     threads: int
+    weights: Array | None = None
+    """Weights of the training rows, shape (n,), above 0 and 1 on average. None if all count the same. Validation rows
+    have no weights."""
     valid_matrix: Array | None = None
     valid_y: Array | None = None
 

@@ -145,10 +145,15 @@ class LightGBM:
         self._lightgbm = lightgbm
         self._problem = problem
         categorical = [column for column, codes in enumerate(problem.encoder.codes) if codes]
-        shared = {**self._fixed(), "max_bin": 255, "feature_pre_filter": False}
+        shared = {**fixed_settings(self._problem), "max_bin": 255, "feature_pre_filter": False}
         # All trials share the same bins, so binning is done once.
         self._train = lightgbm.Dataset(
-            problem.matrix, problem.y, categorical_feature=categorical, params=shared, free_raw_data=True
+            problem.matrix,
+            problem.y,
+            weight=problem.weights,
+            categorical_feature=categorical,
+            params=shared,
+            free_raw_data=True,
         ).construct()
         self._valid = None
         if problem.valid_matrix is not None:
@@ -178,7 +183,7 @@ class LightGBM:
         self, params: dict[str, Any], *, rounds: int | None = None, deadline: Callable[[float], float] | None = None
     ) -> Attempt:
         started = perf_counter()
-        booster = self._lightgbm.Booster({**self._fixed(), **params}, self._train)
+        booster = self._lightgbm.Booster({**fixed_settings(self._problem), **params}, self._train)
         if rounds is not None or self._valid is None:
             for _ in range(rounds or 100):
                 if booster.update():
@@ -239,21 +244,22 @@ class LightGBM:
 
         return Attempt(params=params, rounds=rounds, seconds=seconds, finished=finished, scores=scores, build=build)
 
-    def _fixed(self) -> dict[str, Any]:
-        problem = self._problem
-        objective = {"binary": "binary", "multiclass": "multiclass"}.get(
-            problem.task, _OBJECTIVES.get(problem.metric.name, "regression")
-        )
-        fixed: dict[str, Any] = {
-            "objective": objective,
-            "metric": "None",
-            "verbosity": -1,
-            "seed": problem.seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": problem.threads,
-        }
-        return {**fixed, "num_class": problem.outputs} if problem.task == "multiclass" else fixed
+
+def fixed_settings(problem: TrainingProblem) -> dict[str, Any]:
+    """Return the settings that all fits of a problem share."""
+    objective = {"binary": "binary", "multiclass": "multiclass"}.get(
+        problem.task, _OBJECTIVES.get(problem.metric.name, "regression")
+    )
+    fixed: dict[str, Any] = {
+        "objective": objective,
+        "metric": "None",
+        "verbosity": -1,
+        "seed": problem.seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": problem.threads,
+    }
+    return {**fixed, "num_class": problem.outputs} if problem.task == "multiclass" else fixed
 
 
 def plain_text(text: str) -> str:

@@ -236,9 +236,12 @@ class Linear:
         self._optimize = optimize.minimize
         self._problem = problem
         matrix, self._labels = problem.matrix, problem.y
+        weights = problem.weights if problem.weights is not None else np.ones(len(matrix))
         if len(matrix) > MOST_ROWS:
             used = np.linspace(0, len(matrix) - 1, MOST_ROWS).astype(np.intp)
-            matrix, self._labels = matrix[used], problem.y[used]
+            matrix, self._labels, weights = matrix[used], problem.y[used], weights[used]
+        # Scaled to 1 on average, so that the penalty keeps its meaning.
+        self._weights = weights / weights.mean()
         self.columns = [_learn(matrix[:, index], codes) for index, codes in enumerate(problem.encoder.codes)]
         self._offsets = np.concatenate(([0], np.cumsum([column.bins for column in self.columns]))).astype(np.intp)
         self._design = self._design_of(matrix, sparse.csr_matrix)
@@ -259,12 +262,13 @@ class Linear:
         centre, unit = (0.0, 1.0)
         labels = self._labels
         if problem.task == "regression":
-            centre, unit = float(labels.mean()), float(labels.std()) or 1.0
+            centre = float(np.average(labels, weights=self._weights))
+            unit = float(np.sqrt(np.average((labels - centre) ** 2, weights=self._weights))) or 1.0
             labels = (labels - centre) / unit
         penalty = params["l2"] / rows
         latest = np.zeros((width + 1) * outputs)
         if problem.task != "regression":
-            latest[width * outputs :] = _prior(labels, problem.task, outputs)
+            latest[width * outputs :] = _prior(labels, self._weights, problem.task, outputs)
 
         def loss(flat: Array) -> tuple[float, Array]:
             nonlocal latest
@@ -272,7 +276,7 @@ class Linear:
             if deadline is not None and perf_counter() >= deadline(perf_counter() - started):
                 raise _TimeIsUpError
             weights, bias = flat[: width * outputs].reshape(width, outputs), flat[width * outputs :]
-            value, residual = _loss(self._design @ weights + bias, labels, problem.task)
+            value, residual = _loss(self._design @ weights + bias, labels, self._weights, problem.task)
             slope = self._transposed @ residual / rows + penalty * weights
             value = value / rows + 0.5 * penalty * float((weights * weights).sum())
             return value, np.concatenate((slope.ravel(), residual.sum(axis=0) / rows))
@@ -336,26 +340,28 @@ def link(sums: Array, task: Task) -> Array:
     return probabilities
 
 
-def _loss(sums: Array, labels: Array, task: Task) -> tuple[float, Array]:
-    """Return the total loss and its derivative with respect to the sums."""
+def _loss(sums: Array, labels: Array, weights: Array, task: Task) -> tuple[float, Array]:
+    """Return the weighted total loss and its derivative with respect to the sums."""
     if task == "regression":
         errors = sums[:, 0] - labels
-        return 0.5 * dot(errors, errors), errors[:, None]
+        weighted = weights * errors
+        return 0.5 * dot(errors, weighted), weighted[:, None]
     if task == "binary":
-        return float((np.logaddexp(0.0, sums[:, 0]) - labels * sums[:, 0]).sum()), (link(sums, task) - labels)[:, None]
+        losses = np.logaddexp(0.0, sums[:, 0]) - labels * sums[:, 0]
+        return float((weights * losses).sum()), (weights * (link(sums, task) - labels))[:, None]
     rows, classes = np.arange(len(labels)), labels.astype(np.intp)
     probabilities = link(sums, task)
-    value = -float(np.log(np.maximum(probabilities[rows, classes], 1e-300)).sum())
+    value = -float((weights * np.log(np.maximum(probabilities[rows, classes], 1e-300))).sum())
     probabilities[rows, classes] -= 1.0
-    return value, probabilities
+    return value, weights[:, None] * probabilities
 
 
-def _prior(labels: Array, task: Task, outputs: int) -> Array:
+def _prior(labels: Array, weights: Array, task: Task, outputs: int) -> Array:
     """Return the bias of a model without columns, as a start that saves steps of the optimiser."""
     if task == "binary":
-        rate = float(np.clip(labels.mean(), 1e-6, 1 - 1e-6))
+        rate = float(np.clip(np.average(labels, weights=weights), 1e-6, 1 - 1e-6))
         return np.array([np.log(rate / (1 - rate))])
-    log_shares: Array = np.log(np.bincount(labels.astype(np.intp), minlength=outputs) / len(labels) + 1e-6)
+    log_shares: Array = np.log(np.bincount(labels.astype(np.intp), weights, minlength=outputs) / len(labels) + 1e-6)
     return log_shares
 
 
