@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import httpx
     import polars as pl
 
-    from everloop.loop import LoopRun, Reconciliation
+    from everloop.loop import Due, LoopRun, Reconciliation
     from everloop.pipeline import Listener
 
 SHARE = 0.3
@@ -153,11 +153,11 @@ class Simulation:
         self.listener.ticked(moment, reconciliation)
         due = reconciliation.due
         if due is not None and not last:
-            self._run_loop(f"{due.trigger}: {due.reason}")
+            self._run_loop(due)
         # Simulated days pass quickly, so wait until the endpoint has loaded its new routes.
         endpoint.wait_for(self.store.records.get(EndpointRecord, self.endpoint).revision)
 
-    def _run_loop(self, trigger: str) -> None:
+    def _run_loop(self, trigger: str | Due) -> None:
         loop_run = run_loop(self.loop, self.store, trigger=trigger, listener=self.listener.step_listener())
         self.listener.loop_ran(self.store.now(), loop_run)
 
