@@ -74,7 +74,7 @@ def _tick(loop: Loop, store: Store, last_errors: dict[str, set[str]]) -> None:
         failures += [("tick_failed", error) for error in reconciliation.errors]
         due = reconciliation.due
         if due is not None:
-            run_loop(loop, store, trigger=f"{due.trigger}: {due.reason}")
+            run_loop(loop, store, trigger=due)
     except EverloopError as error:
         # The run's record holds the failure. The worker carries on and checks the triggers again at the next tick.
         failures.append(("turn_failed" if due is not None else "tick_failed", error))

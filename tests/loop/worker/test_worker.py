@@ -46,7 +46,7 @@ def ticks(monkeypatch):
             return self.found
 
         def run_loop(self, loop, store, *, trigger):
-            self.ran.append((loop.name, trigger))
+            self.ran.append((loop.name, str(trigger)))
             if self.run_error is not None:
                 raise self.run_error
 
