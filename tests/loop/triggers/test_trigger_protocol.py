@@ -13,6 +13,7 @@ from tests.monitoring.incidents.incident_records import put_incident
 
 import everloop as el
 from everloop import plugins
+from everloop.data.sources.cursors import read_new
 from everloop.errors import NotFoundError, UsageError
 from everloop.loop import call_loop, find_due
 from everloop.loop.triggers.trigger_calls import ReportedCommit
@@ -126,6 +127,50 @@ class TestOnNewRows(TriggerSuite):
 
     def cause(self, store):
         pl.DataFrame({"a": [1, 2, 3, 4, 5]}).write_csv(self.folder / "1.csv")
+
+
+ORDERS: list[int] = []
+
+
+def orders(since):
+    yield from ({"id": number} for number in ORDERS if since is None or number >= since)
+
+
+class TestOnNewRowsOfASource(TriggerSuite):
+    @pytest.fixture
+    def part(self):
+        ORDERS[:] = []
+        return el.OnNewData(rows=3, source=orders, cursor="id")
+
+    def cause(self, store):
+        ORDERS[:] = [1, 2, 3]
+
+    def test_a_run_answers_it(self, part, triggered, monkeypatch):
+        """A run reads the source, which moves its cursor."""
+        assert self._fired(part, triggered).evidence == {"new_rows": 3}
+        run = self._run(part, triggered)
+        monkeypatch.setattr("everloop.data.sources.cursors._store", lambda stack: triggered)
+        read_new(orders, "id")
+        self._pass_time(triggered)
+        assert part.check(self._context(part, triggered, run)) is None
+        ORDERS.extend([4, 5, 6])
+        assert part.check(self._context(part, triggered, run)).evidence == {"new_rows": 3}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"rows": 3},
+        {"source": orders},
+        {"cursor": "id"},
+        {"source": orders, "cursor": "id", "folder": "x"},
+        {"arrival": "a"},
+    ],
+)
+def test_new_rows_must_be_countable(arguments):
+    with pytest.raises(UsageError, match="OnNewData") as error:
+        el.OnNewData(**arguments)
+    assert error.value.help
 
 
 def git(folder, *arguments, **environment):

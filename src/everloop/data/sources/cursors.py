@@ -82,6 +82,21 @@ def cursor_state(spec: dict[str, Json], since: str | None = None) -> str:
     return _text(last)
 
 
+def count_new(source: Source, cursor: str, store: Store) -> int:
+    """Return how many rows the source has after its cursor, without storing them.
+
+    Raises:
+        SourceError: the source returned a row without a cursor or something that is not a row.
+        UsageError: the source is not a function of a module.
+    """
+    spec = _spec(source, cursor)
+    since = _last_cursor(store, _table(spec), cursor)
+    fresh = _fetch(spec, _load(spec)(since), cursor, since)
+    if since is None or not fresh.width:
+        return fresh.height
+    return fresh.filter(pl.col(cursor) > since).height
+
+
 def cursor_change(before: str, after: str) -> str:
     """Describe the change between two states; empty if there is none."""
     return "" if before == after else f"new rows after {before}"

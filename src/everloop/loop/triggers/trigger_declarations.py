@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_duration, check_number, check_severity
@@ -16,11 +16,12 @@ from everloop.loop.triggers.trigger_protocol import Due as Due  # noqa: TC001  (
 from everloop.stores.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from everloop.loop.triggers.retrain_limits import RetrainLimits
     from everloop.loop.triggers.trigger_protocol import TriggerContext
-    from everloop.records import FindingKind, IncidentSeverity
+    from everloop.records import FindingKind, IncidentSeverity, Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +92,19 @@ class OnNewData:
 
     Args:
         cooldown: shortest time between the start of the last run and a run that this trigger starts.
-        rows: with `folder`, the least number of new rows since the last run began.
+        rows: with `folder` or `source`, the least number of new rows since the last run began.
         folder: files to count rows in, as a path, a glob or a URL that `el.read` accepts. With it, the source steps are
             not looked at.
         arrival: with `folder`, the column with the time when a row arrived. Then rows that arrive after the present of
             a simulated clock are not counted, so use it for a replay.
+        source: an incremental source that a step reads with `el.read(source, cursor=cursor)`. Its rows after the cursor
+            are counted; it is called at each check after the cool-down.
+        cursor: the cursor column of `source`.
         limits: further limits for this trigger.
 
     Raises:
-        UsageError: `cooldown` is not a duration, `rows` is not a positive whole number, or `rows` and `folder` are not
-            given together.
+        UsageError: `cooldown` is not a duration, `rows` is not a positive whole number, or the arguments do not fit
+            together.
 
     Example:
         `OnNewData(cooldown="1d")`, or `OnNewData(rows=1000, folder="data/orders/*.parquet")`
@@ -110,13 +114,20 @@ class OnNewData:
     rows: int | None = None
     folder: str | None = None
     arrival: str | None = None
+    source: Callable[..., Any] | None = None
+    cursor: str | None = None
     limits: RetrainLimits | None = None
 
     def __post_init__(self) -> None:
         check_duration("OnNewData(cooldown=)", self.cooldown)
         if self.rows is not None:
             check_number("OnNewData(rows=)", self.rows, least=1, whole=True)
-        if self.rows is not None and self.folder is None:
+        if (self.source is None) != (self.cursor is None) or (self.source is not None and self.folder is not None):
+            raise UsageError(
+                "OnNewData takes either folder=, or source= together with cursor=.",
+                help='For example: OnNewData(rows=1000, source=orders, cursor="id")',
+            )
+        if self.rows is not None and self.folder is None and self.source is None:
             raise UsageError(
                 f"OnNewData(rows={self.rows}) needs to know where to count rows.",
                 help='Add folder=, for example: OnNewData(rows=1000, folder="data/orders/*.parquet")',
@@ -136,6 +147,12 @@ class OnNewData:
             return None
         if self.folder is not None:
             return self._more_rows(context)
+        if self.source is not None and self.cursor is not None:
+            from everloop.data.sources.cursors import count_new
+
+            new = count_new(self.source, self.cursor, context.store)
+            name = getattr(self.source, "__name__", "the source")
+            return self._due(context, new, name, {"new_rows": new}) if new >= (self.rows or 1) else None
         changed = [step for step in context.plan() if step.reason.startswith("source changed")]
         if not changed:
             return None
@@ -153,9 +170,11 @@ class OnNewData:
         new = now - before
         if new < (self.rows or 1):
             return None
-        return context.due(
-            f"{new:,} new {'row' if new == 1 else 'rows'} in {self.folder}", {"new_rows": new, "rows": now}, str(now)
-        )
+        return self._due(context, new, str(self.folder), {"new_rows": new, "rows": now})
+
+    @staticmethod
+    def _due(context: TriggerContext, new: int, where: str, evidence: dict[str, Json]) -> Due:
+        return context.due(f"{new:,} new {'row' if new == 1 else 'rows'} in {where}", evidence, str(new))
 
     def _count(self, context: TriggerContext) -> int:
         import polars as pl
