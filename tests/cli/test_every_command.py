@@ -17,6 +17,7 @@ ELSEWHERE = {
 
 BEFORE = {
     "restore copy.tar --home copy": "backup copy.tar",
+    "trigger numbers --reason again": "run rows",
     "runs import runs.zip": "runs export {run}",
     "data check numbers.csv numbers.toml": "data contract numbers@1 -o numbers.toml",
     "models archive double@1": "models promote double@2",
@@ -29,6 +30,8 @@ BEFORE = {
 WORKS = {
     "init new": "Created a project in",
     "run rows": "1 of 1 step ran.",
+    "trigger numbers --reason again": "Called 'numbers'",
+    "triggers numbers": "the loop has not run yet",
     "predict double@1 -i numbers.csv -o scored.csv": "Scored 20 rows with double@1 → scored.csv",
     "reproduce {run} --show": "To reproduce the run 'run-1', this is executed:",
     "lineage numbers@2": "data numbers@2",
@@ -139,6 +142,8 @@ WRONG = {
     "init": (4, "already has a loop.py", "everloop run"),
     "run nothing": (3, "'nothing'", "There are: numbers, rows"),
     "run --set x=1 rows": (2, "x", ""),
+    "trigger letters": (3, "'letters'", "everloop run"),
+    "triggers letters": (3, "'letters'", "There are: numbers"),
     "up --every often": (2, "--every", "everloop up -h"),
     "server": (2, "there is no admin", "everloop users add NAME --role admin"),
     "serve triple": (3, "'triple'", "everloop models ls"),
