@@ -90,6 +90,22 @@ TABLE: dict[str, dict[str, str]] = {
     "model_folder": {
         "mlflow": "everloop.integrations.mlflow.model_folders.folder_format:FORMAT",
     },
+    # What checks a candidate before it gets traffic; see everloop.loop.gates.gate_protocol.
+    "gate": {
+        "at_least": "everloop.loop.gates.gate_declarations:AtLeast",
+        "not_worse_than": "everloop.loop.gates.gate_declarations:NotWorseThan",
+        "slices": "everloop.loop.gates.gate_declarations:Slices",
+        "latency": "everloop.loop.gates.package_gates:Latency",
+        "better_than": "everloop.loop.gates.gate_declarations:BetterThan",
+        "calibrated": "everloop.loop.gates.probability_gates:Calibrated",
+        "fair": "everloop.loop.gates.probability_gates:Fair",
+        "size": "everloop.loop.gates.package_gates:Size",
+        "robust": "everloop.loop.gates.robustness:Robust",
+        "no_leakage": "everloop.loop.gates.data_gates:NoLeakage",
+        "meets_contract": "everloop.loop.gates.data_gates:MeetsContract",
+        "parity": "everloop.loop.gates.package_gates:PackageParity",
+        "check": "everloop.loop.gates.function_gate:Check",
+    },
     # What checks the windows of an endpoint; see everloop.loop.watches.watch_protocol.
     "watch": {
         "drift": "everloop.loop.watches.watch_declarations:Drift",

@@ -587,6 +587,7 @@ class NotificationChannel(Record):
 
 
 Outcome = Literal["pass", "fail", "undecided"]
+GateSeverity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -598,6 +599,8 @@ class GateResult(Record):
     candidate: str
     champion: str | None = None
     message: str
+    severity: GateSeverity = "error"
+    """A failed gate with the severity `warning` is shown, but does not reject the candidate."""
     evidence: dict[str, Json] = field(default_factory=dict)
     run: str | None = None
 

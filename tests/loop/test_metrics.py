@@ -57,13 +57,14 @@ def test_gates_judge_the_labels_that_are_predicted() -> None:
     import numpy as np
     import polars as pl
 
-    from everloop.loop.gates.gate_checks import GateInput, judge
+    from everloop.loop.gates.gate_checks import judge
     from everloop.loop.gates.gate_declarations import AtLeast
+    from everloop.loop.gates.gate_protocol import GateContext
 
     labels = np.tile([0.0, 1.0], 200)
     # A threshold of 0.3 predicts every row correctly. With one half, every row would be negative.
     scores = np.where(labels == 1.0, 0.4, 0.2)
-    candidate = GateInput(
+    candidate = GateContext(
         rows=pl.DataFrame({"a": labels}),
         labels=labels,
         scores=scores,

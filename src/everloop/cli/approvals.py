@@ -246,11 +246,10 @@ def _short_ids(store: Store) -> dict[str, str]:
 
 
 def _failed_gates(store: Store, version: str) -> list[GateResult]:
-    """Return the gates whose latest result for a version is a failure."""
-    from everloop.records import GateResult
+    """Return the gates whose latest result for a version is a failure. Warnings do not count."""
+    from everloop.loop.gates.gate_checks import latest_results, rejects
 
-    last = {gate.gate: gate for gate in store.records.find(GateResult, ("candidate", "=", version), order="id")}
-    return [gate for gate in last.values() if gate.outcome == "fail"]
+    return [result for result in latest_results(store, version) if rejects(result)]
 
 
 def _summary(request: AliasRequest) -> str:

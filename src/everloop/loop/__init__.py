@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from everloop.loop.gates.data_gates import MeetsContract as MeetsContract, NoLeakage as NoLeakage
+    from everloop.loop.gates.function_gate import Check as Check
     from everloop.loop.gates.gate_declarations import (
         AtLeast as AtLeast,
-        Latency as Latency,
+        BetterThan as BetterThan,
         NotWorseThan as NotWorseThan,
         Slices as Slices,
     )
+    from everloop.loop.gates.gate_protocol import (
+        Gate as Gate,
+        GateContext as GateContext,
+        GateOutcome as GateOutcome,
+        load_gate as load_gate,
+    )
+    from everloop.loop.gates.package_gates import (
+        Latency as Latency,
+        PackageParity as PackageParity,
+        Size as Size,
+    )
+    from everloop.loop.gates.probability_gates import Calibrated as Calibrated, Fair as Fair
+    from everloop.loop.gates.robustness import Robust as Robust
     from everloop.loop.loop_definition import Loop as Loop
     from everloop.loop.loop_run import LoopRun as LoopRun, explain_run as explain_run, run_loop as run_loop
     from everloop.loop.project import Project as Project, load_project as load_project
@@ -57,7 +72,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "gates.gate_declarations": ["AtLeast", "Latency", "NotWorseThan", "Slices"],
+        "gates.data_gates": ["MeetsContract", "NoLeakage"],
+        "gates.function_gate": ["Check"],
+        "gates.gate_declarations": ["AtLeast", "BetterThan", "NotWorseThan", "Slices"],
+        "gates.gate_protocol": ["Gate", "GateContext", "GateOutcome", "load_gate"],
+        "gates.package_gates": ["Latency", "PackageParity", "Size"],
+        "gates.probability_gates": ["Calibrated", "Fair"],
+        "gates.robustness": ["Robust"],
         "releases.release_declarations": ["Canary", "Endpoint"],
         "releases.rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
         "triggers.commit_trigger": ["OnCommit"],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_name
-from everloop.loop.gates.gate_declarations import AtLeast, Latency, NotWorseThan, Slices
+from everloop.loop.gates.gate_protocol import check_gate
 from everloop.loop.releases.release_declarations import Endpoint
 from everloop.loop.triggers.commit_trigger import OnCommit
 from everloop.loop.triggers.retrain_limits import RetrainLimits
@@ -22,13 +22,12 @@ from everloop.training.metric_tasks import METRIC_TASKS, check_metric
 
 if TYPE_CHECKING:
     from everloop.data import Dataset
-    from everloop.loop.gates.gate_declarations import Gate
+    from everloop.loop.gates.gate_protocol import Gate, GateContext
     from everloop.loop.triggers.trigger_protocol import Trigger
     from everloop.loop.watches.watch_protocol import Watch
     from everloop.pipeline import Step
     from everloop.training import AutoTrain
 
-_GATES = (AtLeast, NotWorseThan, Slices, Latency)
 _WATCHES = (Drift, Performance, Quality)
 _TRIGGERS = (OnDrift, OnPerformance, Every, OnNewData, OnLabels, OnCommit, OnCall)
 
@@ -42,8 +41,10 @@ class Loop:
         data: the dataset to learn from.
         train: `AutoTrain(...)`, or a step with a parameter `train` (and `valid` and `test`, if it needs them) that
             returns a fitted model with `predict_proba` or `predict`.
-        gates: conditions that a candidate must pass: `AtLeast`, `NotWorseThan`, `Slices`, `Latency`. One failed gate
-            rejects the candidate.
+        gates: conditions that a candidate must pass: `AtLeast`, `NotWorseThan`, `BetterThan`, `Slices`, `Calibrated`,
+            `Fair`, `Latency`, `Size`, `Robust`, `NoLeakage`, `MeetsContract`, `PackageParity`, a function that takes a
+            `GateContext`, or a `Gate` of your own. One failed gate rejects the candidate, unless its severity is
+            `"warning"`.
         serve: the endpoint that serves the model. Without one, the loop ends at the registry.
         watch: what is monitored at the endpoint: `Drift`, `Performance`, `Quality`, or a `Watch` of your own.
         retrain: when the loop runs again: `OnDrift`, `OnPerformance`, `Every`, `OnNewData`, `OnLabels`, `OnCommit`,
@@ -59,7 +60,7 @@ class Loop:
     name: str
     data: Dataset
     train: AutoTrain | Step[..., Any]
-    gates: Sequence[Gate] = ()
+    gates: Sequence[Gate | Callable[[GateContext], Any]] = ()
     serve: Endpoint | None = None
     watch: Sequence[Watch] = ()
     retrain: Sequence[Trigger] = ()
@@ -69,7 +70,7 @@ class Loop:
     def __post_init__(self) -> None:
         check_name("a loop", self.name, "flight-delays")
         self._check_kinds()
-        object.__setattr__(self, "gates", _all_of("gates", self.gates, _GATES, self.name))
+        object.__setattr__(self, "gates", _all_gates(self.gates, self.name))
         object.__setattr__(self, "watch", _all_watches(self.watch, self.name))
         object.__setattr__(self, "retrain", _all_triggers(self.retrain, self.name))
         object.__setattr__(self, "model", self.model or (self.serve.name if self.serve else self.name))
@@ -171,6 +172,8 @@ class Loop:
         for part_name, metric in metrics:
             if not isinstance(metric, str):
                 continue
+            if part_name.startswith("el.") and metric not in METRIC_TASKS:
+                continue  # a gate of another package may call something else a metric
             check_metric(metric)
             fitting = tuple(task for task in tasks if task in METRIC_TASKS[metric])
             if not fitting:
@@ -217,11 +220,7 @@ def _all_triggers(parts: Any, loop: str) -> tuple[Trigger, ...]:
     return tuple(check_trigger(part, f"Loop '{loop}': retrain=") for part in parts)
 
 
-def _all_of(argument: str, parts: Any, allowed: tuple[type, ...], loop: str) -> tuple[Any, ...]:
+def _all_gates(parts: Any, loop: str) -> tuple[Gate, ...]:
     if not isinstance(parts, Sequence) or isinstance(parts, str):
         parts = (parts,)
-    for part in parts:
-        if not isinstance(part, allowed):
-            names = ", ".join(f"el.{cls.__name__}" for cls in allowed)
-            raise UsageError(f"Loop '{loop}': {argument}= does not accept {part!r}.", help=f"It accepts: {names}.")
-    return tuple(parts)
+    return tuple(check_gate(part, f"Loop '{loop}': gates=") for part in parts)

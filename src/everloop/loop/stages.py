@@ -112,8 +112,8 @@ def graph_of(loop: Loop) -> Graph:
     )  # fmt: skip
     gate_results = graph.add(
         judge,
-        inputs={"version": version, "test": parts["test"], "target": dataset.target, "key": dataset.key,
-                "metric": metric, "gates": tuple(loop.gates)},
+        inputs={"version": version, "test": parts["test"], "train": parts["train"], "target": dataset.target,
+                "key": dataset.key, "time": dataset.time, "metric": metric, "gates": tuple(loop.gates)},
     )  # fmt: skip
     if loop.serve is not None:
         steps = loop.serve.rollout.percents if loop.serve.rollout else (100.0,)
@@ -342,63 +342,28 @@ def register(
 
 @step
 def judge(
-    version: str, test: pl.DataFrame, target: str, key: str | None, metric: str | None, gates: tuple[Any, ...]
+    version: str,
+    test: pl.DataFrame,
+    train: pl.DataFrame,
+    target: str,
+    key: str | None,
+    time: str | None,
+    metric: str | None,
+    gates: tuple[Any, ...],
 ) -> list[str]:
     """Check the candidate's gates; returns the ids of the gate results."""
-    from everloop.loop.comparison.champions import deciding_metric, score_holder
-    from everloop.loop.gates.gate_checks import GateInput, judge as judge_gate
-    from everloop.loop.gates.gate_declarations import NotWorseThan
-    from everloop.records import GateResult
-    from everloop.registry import find_alias, get_version, load_model
-    from everloop.training import encode_target
+    from everloop.loop.gates.gate_checks import context_for, judge_all
+    from everloop.registry import get_version
 
     here = _here()
+    if not gates:
+        return []
     candidate = get_version(here.store, version)
-    predictor = load_model(here.store, version)
-    labels = encode_target(test[target], predictor.task, list(predictor.classes))
-    predictions = predictor.answer_frame(test)
-    champions = {}
-    for alias in dict.fromkeys(gate.alias for gate in gates if isinstance(gate, NotWorseThan)):
-        holder = find_alias(here.store, candidate.model, alias)
-        if holder is not None and holder.version != version:
-            champions[alias] = score_holder(
-                here.store,
-                get_version(here.store, holder.version),
-                predictor,
-                test,
-                labels,
-                predictions,
-                target=target,
-                key=key,
-            )
-    gate_input = GateInput(
-        rows=test,
-        labels=labels,
-        scores=predictions.scores,
-        champions=champions,
-        metric=metric or deciding_metric(candidate),
-        task=predictor.task,
-        predict=predictor.predict,
-        features=predictor.input_names,
-        places=predictions.places,
+    context = context_for(
+        here.store, candidate, test, target=target, key=key, time=time, metric=metric, training_rows=train
     )
-    results = []
-    for gate in gates:
-        outcome = judge_gate(gate, gate_input)
-        results.append(
-            here.store.new(
-                GateResult,
-                gate=gate.name,
-                outcome=outcome.outcome,
-                candidate=version,
-                champion=outcome.evidence.get("champion"),
-                message=outcome.message,
-                evidence=outcome.evidence,
-                run=here.run,
-            )
-        )
-    if results:
-        here.store.records.put(*results, verb="judged")
+    results = judge_all(gates, context, run=here.run)
+    here.store.records.put(*results, verb="judged")
     return [result.id for result in results]
 
 
@@ -468,21 +433,27 @@ def _free_name(name: str, taken: Sequence[str]) -> str:
 
 
 def _purpose_of(loop: Loop) -> dict[str, Any]:
-    from everloop.loop.gates.gate_declarations import NotWorseThan
     from everloop.loop.watches.watch_declarations import Performance
     from everloop.training import AutoTrain
+    from everloop.training.metric_tasks import METRIC_TASKS
 
     automatic = isinstance(loop.train, AutoTrain)
     parts = [*loop.gates, *(part for part in loop.watch if isinstance(part, Performance))]
     metrics = [getattr(loop.train, "metric", None), *(getattr(part, "metric", None) for part in parts)]
-    aliases = [gate.alias for gate in loop.gates if isinstance(gate, NotWorseThan)]
+    aliases = [alias for gate in loop.gates if isinstance(alias := getattr(gate, "alias", None), str)]
+    columns = [
+        (type(gate).__name__, column)
+        for gate in loop.gates
+        if isinstance(column := getattr(gate, "column", None), str) and column not in _slices_of(loop)
+    ]
     return {
         "model": loop.model,
         "aliases": list(dict.fromkeys([*(["champion"] if loop.serve else []), *aliases])),
         "automatic": automatic,
         "task": getattr(loop.train, "task", None) if automatic else None,
-        "metrics": list(dict.fromkeys(metric for metric in metrics if isinstance(metric, str))),
+        "metrics": list(dict.fromkeys(one for one in metrics if isinstance(one, str) and one in METRIC_TASKS)),
         "columns": list(_slices_of(loop)),
+        **({"gate_columns": list(dict.fromkeys(columns))} if columns else {}),
     }
 
 

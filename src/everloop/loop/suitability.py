@@ -18,7 +18,8 @@ def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mappi
     """Check a table against the requirements of the later stages.
 
     Args:
-        purpose: the requirements: `columns` that gates slice by; `automatic`, whether training infers its task from the
+        purpose: the requirements: `columns` that gates slice by; `gate_columns`, pairs of a gate and a column that it
+            needs; `automatic`, whether training infers its task from the
             target. If so, also `task`, if it is declared; `metrics` of training, gates and watches; and `model` and
             `aliases`, whose versions must predict the same kind of target.
 
@@ -26,10 +27,11 @@ def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mappi
         UsageError: a gate slices by a column that the table lacks, or a metric does not fit the target.
         ConflictError: the version with one of the aliases predicts another kind of target.
     """
-    for column in purpose.get("columns", ()):
+    wanted = [("Slices", column) for column in purpose.get("columns", ())]
+    for gate, column in [*wanted, *purpose.get("gate_columns", ())]:
         if column not in table.columns:
             raise UsageError(
-                f"Slices('{column}'): the dataset has no such column.", help=f"It has: {', '.join(table.columns)}"
+                f"{gate}('{column}'): the dataset has no such column.", help=f"It has: {', '.join(table.columns)}"
             )
     if not purpose.get("automatic"):
         return  # a training step of the user decides for itself how to use the target

@@ -150,9 +150,9 @@ def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval
     if error <= _NO_SPREAD:
         labels, values = np.asarray(y, dtype=np.float64) > 0, np.asarray(scores, dtype=np.float64)
         low, high = agreement_bounds("roc_auc", labels.astype(np.float64), values, area, level)
-        error = (high - low) / (2 * _quantile(level))
+        error = (high - low) / (2 * normal_quantile(level))
     else:
-        low, high = max(0.0, area - _quantile(level) * error), min(1.0, area + _quantile(level) * error)
+        low, high = max(0.0, area - normal_quantile(level) * error), min(1.0, area + normal_quantile(level) * error)
         if np.isnan(error):
             low = high = float("nan")
     return Interval(value=area, low=low, high=high, standard_error=error, level=level, method="delong")
@@ -252,7 +252,7 @@ def paired_bootstrap(
         pair = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
         labels, values = np.asarray(y, dtype=np.float64), (first(None), second(None))
         low, high = agreement_of_pairs(found.name, labels, pair, values, level)
-        result = replace(result, low=low, high=high, standard_error=(high - low) / (2 * _quantile(level)))
+        result = replace(result, low=low, high=high, standard_error=(high - low) / (2 * normal_quantile(level)))
     defined = differences[~np.isnan(differences)]
     worse = defined < 0 if found.greater_is_better else defined > 0
     p_worse = float(worse.mean() + 0.5 * (defined == 0).mean()) if len(defined) else float("nan")
@@ -276,7 +276,7 @@ def _of_rate(metric: str, y: ArrayLike, scores: ArrayLike, value: float, level: 
     if metric != "accuracy":
         rows = float((labels > 0).sum() if metric == "recall" else (values >= THRESHOLD).sum())
     low, high = wilson(value * rows, rows, level=level)
-    error = (high - low) / (2 * _quantile(level))
+    error = (high - low) / (2 * normal_quantile(level))
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="wilson")
 
 
@@ -284,12 +284,29 @@ def wilson(successes: float, rows: float, *, level: float = LEVEL) -> tuple[floa
     """Return Wilson's score interval of a rate. It is valid for few rows and for rates near 0 and 1."""
     if rows <= 0:
         return float("nan"), float("nan")
-    z, rate = _quantile(level), successes / rows
+    z, rate = normal_quantile(level), successes / rows
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * float(np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows)))
     # For rates of 0 and 1 an end of the interval is exactly 0 or 1, which rounding would miss.
     low = 0.0 if successes <= 0 else max(0.0, middle - half)
     return low, 1.0 if successes >= rows else min(1.0, middle + half)
+
+
+def newcombe(
+    hits: float, rows: float, other_hits: float, other_rows: float, *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return the interval of the difference of two independent rates; NaN if one of them has no rows.
+
+    Source: Newcombe, "Interval estimation for the difference between independent proportions", Statistics in Medicine
+    17 (1998), method 10.
+    """
+    if rows <= 0 or other_rows <= 0:
+        return float("nan"), float("nan")
+    rate, other = hits / rows, other_hits / other_rows
+    low, high = wilson(hits, rows, level=level)
+    other_low, other_high = wilson(other_hits, other_rows, level=level)
+    gap = rate - other
+    return gap - float(np.hypot(rate - low, other_high - other)), gap + float(np.hypot(high - rate, other - other_low))
 
 
 def _bootstrap(
@@ -311,7 +328,7 @@ def _widened(metric: str, y: ArrayLike, scores: ArrayLike, resampled: Interval) 
     """Return the interval of a metric that is the same in every resample."""
     labels, values = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     low, high = agreement_bounds(metric, labels, values, resampled.value, resampled.level)
-    error = (high - low) / (2 * _quantile(resampled.level))
+    error = (high - low) / (2 * normal_quantile(resampled.level))
     return replace(resampled, low=low, high=high, standard_error=error, method="agreement")
 
 
@@ -340,7 +357,8 @@ def _percentiles(value: float, replicates: Array, level: float) -> Interval:
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="bootstrap")
 
 
-def _quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
+    """Return the number of standard errors on each side of a two-sided interval."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 

@@ -14,7 +14,8 @@ from sklearn.model_selection import FixedThresholdClassifier
 
 from everloop.loop import Canary
 from everloop.loop.comparison.champions import ComparedVersion, score_holder
-from everloop.loop.gates.gate_checks import GateInput, judge
+from everloop.loop.gates.gate_checks import judge
+from everloop.loop.gates.gate_protocol import GateContext
 from everloop.loop.gates.gate_declarations import NotWorseThan
 from everloop.loop.releases.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
@@ -73,10 +74,10 @@ def gain_of_scores(store: Store, metric: str) -> float:
     return own - other
 
 
-def gate_input(store: Store, champion: ComparedVersion) -> GateInput:
+def gate_input(store: Store, champion: ComparedVersion) -> GateContext:
     candidate = load_model(store, "returns@2")
     scores, places = candidate.answer_frame(TEST)
-    return GateInput(
+    return GateContext(
         rows=TEST,
         labels=ACTUAL,
         scores=scores,

@@ -1,22 +1,25 @@
-"""The built-in gates, as a loop declares them. Each is a frozen dataclass of plain values.
+"""Gates on the metrics of a candidate: a limit, a comparison with another version, groups of rows.
 
-`gate_checks.py` checks them.
+Each is a frozen dataclass of plain values, so that it can be part of a step's cache key.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_limit, check_number, check_text
+from everloop.loop.gates.gate_protocol import GateOutcome
 from everloop.training.metric_tasks import check_metric
 
+if TYPE_CHECKING:
+    from everloop.loop.gates.gate_protocol import GateContext
+    from everloop.records import GateSeverity, Json, Outcome
 
-class Gate(Protocol):
-    """One condition on a candidate. `name` identifies the gate in its results."""
-
-    @property
-    def name(self) -> str: ...
+MOST_GROUPS = 100
+"""A column with more groups than this is grouped coarsely; see `slice_labels`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class AtLeast:
     Args:
         metric: name of a metric, such as `"roc_auc"`, `"log_loss"` or `"rmse"`.
         value: the limit, in the unit of the metric.
+        severity: `"error"`, or `"warning"` to show a failure without rejecting the candidate.
 
     Raises:
         UsageError: the metric does not exist.
@@ -41,6 +45,7 @@ class AtLeast:
 
     metric: str
     value: float
+    severity: GateSeverity = field(default="error", kw_only=True)
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
@@ -49,6 +54,29 @@ class AtLeast:
     @property
     def name(self) -> str:
         return f"at least {self.metric} {self.value:g}"
+
+    def check(self, context: GateContext) -> GateOutcome:
+        from everloop.loop.gates.gate_comparison import finite
+        from everloop.training.intervals import interval
+        from everloop.training.metrics import get_metric
+
+        upward = get_metric(self.metric, context.task).greater_is_better
+        found = interval(context.labels, context.judged(self.metric), self.metric)
+        evidence: dict[str, Json] = {
+            "value": finite(found.value),
+            "low": finite(found.low),
+            "high": finite(found.high),
+            "bar": self.value,
+            "rows": context.rows.height,
+        }
+        if math.isnan(found.value):
+            text = f"{self.metric} is undefined on these {context.rows.height:,} rows; {_classes_in(context)}"
+            return GateOutcome("undecided", text, evidence)
+        value, low = (found.value, found.low) if upward else (-found.value, -found.high)
+        bar = self.value if upward else -self.value
+        outcome: Outcome = "pass" if low >= bar else "undecided" if value >= bar else "fail"
+        message = f"{self.metric} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}], required {self.value:g}"
+        return GateOutcome(outcome, message, evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +92,7 @@ class NotWorseThan:
         margin: the loss that you tolerate, in the unit of the metric. 0.01 of an AUC is one percentage point.
         metric: name of a metric. Default: the metric that the training step optimises, otherwise the first metric that
             a gate or watch names, otherwise the default for the target's task: `roc_auc` or `rmse`.
+        severity: `"error"`, or `"warning"` to show a failure without rejecting the candidate.
 
     Raises:
         UsageError: the metric does not exist.
@@ -75,6 +104,7 @@ class NotWorseThan:
     alias: str = "champion"
     margin: float = 0.01
     metric: str | None = None
+    severity: GateSeverity = field(default="error", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.metric is not None:
@@ -84,7 +114,63 @@ class NotWorseThan:
 
     @property
     def name(self) -> str:
-        return f"not worse than {self.alias}"
+        return f"not worse than {self.alias}{_by(self.metric)}"
+
+    def check(self, context: GateContext) -> GateOutcome:
+        from everloop.loop.gates.gate_comparison import compare_with_alias
+
+        outcome = compare_with_alias(context, self.alias, self.metric, self.margin)
+        return outcome or GateOutcome("pass", f"no {self.alias} yet", {"champion": None})
+
+
+@dataclass(frozen=True, slots=True)
+class BetterThan:
+    """Gate: the candidate must be better than another version, by more than `margin`.
+
+    The comparison is that of `NotWorseThan`: paired on the candidate's held-out rows, with a 95 % confidence interval
+    of the difference. The gate passes if the whole interval is above `margin`, fails if the whole interval is below it,
+    and is undecided otherwise. Two equally good models are therefore undecided, and never pass. The gate passes if no
+    version has the alias yet.
+
+    Args:
+        alias: alias of the version to compare with.
+        margin: the gain that you require, in the unit of the metric.
+        metric: name of a metric. Default: as for `NotWorseThan`.
+        severity: `"error"`, or `"warning"` to show a failure without rejecting the candidate.
+
+    Raises:
+        UsageError: the metric does not exist.
+
+    Example:
+        `BetterThan("champion", margin=0.01)` asks for an AUC that is surely more than one percentage point higher.
+    """
+
+    alias: str = "champion"
+    margin: float = 0.0
+    metric: str | None = None
+    severity: GateSeverity = field(default="error", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.metric is not None:
+            check_metric(self.metric)
+        check_text("BetterThan(alias=)", self.alias, "BetterThan('champion')")
+        check_number("BetterThan(margin=)", self.margin, least=0)
+
+    @property
+    def name(self) -> str:
+        return f"better than {self.alias}{_by(self.metric)}"
+
+    def check(self, context: GateContext) -> GateOutcome:
+        from everloop.loop.gates.gate_comparison import compare_with_alias
+
+        outcome = compare_with_alias(context, self.alias, self.metric, -self.margin)
+        if outcome is None:
+            return GateOutcome("pass", f"no {self.alias} yet", {"champion": None})
+        if outcome.outcome == "pass" and outcome.evidence.get("low") == self.margin == 0:
+            # A gain of exactly 0 is not an improvement.
+            outcome = GateOutcome("undecided", outcome.message, outcome.evidence)
+        required = f"; required more than {self.margin:+.3g}" if "gain" in outcome.evidence else ""
+        return GateOutcome(outcome.outcome, f"{outcome.message}{required}", {**outcome.evidence, "margin": self.margin})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +188,7 @@ class Slices:
         metric: name of a metric. Default: the metric that the training step optimises, otherwise the first metric that
             a gate or watch names, otherwise the default for the target's task.
         least_rows: how many held-out rows a group needs to be judged.
+        severity: `"error"`, or `"warning"` to show a failure without rejecting the candidate.
 
     Raises:
         UsageError: the metric does not exist.
@@ -114,6 +201,7 @@ class Slices:
     worst_gap: float
     metric: str | None = None
     least_rows: int = 100
+    severity: GateSeverity = field(default="error", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.metric is not None:
@@ -124,30 +212,107 @@ class Slices:
 
     @property
     def name(self) -> str:
-        return f"slices of {self.column}"
+        return f"slices of {self.column}{_by(self.metric)}"
+
+    def check(self, context: GateContext) -> GateOutcome:
+        import numpy as np
+
+        from everloop.loop.gates.gate_comparison import finite
+        from everloop.training.intervals import interval
+        from everloop.training.metrics import get_metric, score
+
+        metric = self.metric or context.metric
+        sign = 1.0 if get_metric(metric, context.task).greater_is_better else -1.0
+        judged_scores = context.judged(metric)
+        overall = score(metric, context.labels, judged_scores)
+        values = groups_of(context, self.column, "Slices")
+        judged: dict[str, Json] = {}
+        skipped = 0
+        worst: tuple[float, str] | None = None
+        failed: list[str] = []
+        uncertain: list[str] = []
+        for value in np.unique(values):
+            mask = values == value
+            if mask.sum() < self.least_rows or _is_single_class(context, mask):
+                skipped += 1
+                continue
+            found = interval(context.labels[mask], judged_scores[mask], metric)
+            gap = sign * (overall - found.value)
+            if math.isnan(gap):
+                skipped += 1
+                continue
+            # The gap at the better end of the slice's confidence interval.
+            least_gap = min(sign * (overall - found.low), sign * (overall - found.high))
+            judged[str(value)] = {
+                "value": finite(found.value),
+                "low": finite(found.low),
+                "high": finite(found.high),
+                "rows": int(mask.sum()),
+            }
+            if worst is None or gap > worst[0]:
+                worst = (gap, str(value))
+            if least_gap > self.worst_gap:
+                failed.append(str(value))
+            elif gap > self.worst_gap:
+                uncertain.append(str(value))
+        evidence: dict[str, Json] = {
+            "whole": finite(overall),
+            "slices": judged,
+            "worst_gap": worst[0] if worst else None,
+            "allowed": self.worst_gap,
+            "skipped": skipped,
+        }
+        if worst is None:
+            classes = " and both classes" if context.task == "binary" else ""
+            message = f"no slice of {self.column} has {self.least_rows} rows{classes}"
+            return GateOutcome("undecided", message, evidence)
+        message = (
+            f"worst slice: {worst[1]}, {worst[0]:.3f} worse than all rows ({overall:.3f}); allowed {self.worst_gap:g}"
+        )
+        return GateOutcome("fail" if failed else "undecided" if uncertain else "pass", message, evidence)
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Gate: the packaged model must answer single-row requests within `p99_ms` milliseconds, 99 times out of 100.
+def groups_of(context: GateContext, column: str, gate: str) -> Any:
+    """Return the name of each row's group, shape (n,): its value, `null`, or a range of many numbers.
 
-    The time is measured in the process of the run, without HTTP. Of three passes over the rows the fastest counts.
+    A text column with very many values keeps its most common ones; the others form the group `other values`.
 
-    Args:
-        p99_ms: limit of the 99th percentile, in milliseconds.
-        rows: how many held-out rows are scored at most, one at a time.
-
-    Example:
-        `Latency(p99_ms=20)`
+    Raises:
+        UsageError: the rows have no such column.
     """
+    import polars as pl
 
-    p99_ms: float
-    rows: int = 200
+    from everloop.training.evaluation import slice_labels
 
-    def __post_init__(self) -> None:
-        check_number("Latency(p99_ms=)", self.p99_ms, above=0)
-        check_number("Latency(rows=)", self.rows, least=1, whole=True)
+    if column not in context.rows.columns:
+        raise UsageError(
+            f"{gate}('{column}'): the dataset has no such column.", help=f"It has: {', '.join(context.rows.columns)}"
+        )
+    values = context.rows[column]
+    if values.dtype.is_float():
+        values = values.fill_nan(None)
+    if values.dtype.is_nested() or isinstance(values.dtype, pl.Object | pl.Binary):
+        raise UsageError(
+            f"{gate}('{column}'): a column of the type {values.dtype} cannot define groups.",
+            help="Choose a column of text, numbers, booleans or times.",
+        )
+    if values.n_unique() <= MOST_GROUPS and not values.dtype.is_float():
+        return values.cast(pl.String).fill_null("null").to_numpy()
+    return slice_labels(values).to_numpy()
 
-    @property
-    def name(self) -> str:
-        return f"latency p99 {self.p99_ms:g} ms"
+
+def _is_single_class(context: GateContext, mask: Any) -> bool:
+    import numpy as np
+
+    return context.task == "binary" and len(np.unique(context.labels[mask])) < 2
+
+
+def _classes_in(context: GateContext) -> str:
+    import numpy as np
+
+    found = len(np.unique(context.labels))
+    return f"they have {found} class{'' if found == 1 else 'es'}" if context.task != "regression" else "too few rows"
+
+
+def _by(metric: str | None) -> str:
+    return f" by {metric}" if metric else ""

@@ -44,8 +44,9 @@ def start_release(
 ) -> Release:
     """Release a candidate to an endpoint after its gates were checked.
 
-    A failed gate rejects the candidate. The first champion of an endpoint takes all the traffic at once. If a gate is
-    undecided and there is only one step, the release waits at 0 percent for `everloop release advance`.
+    A failed gate rejects the candidate, unless it is only a warning. The first champion of an endpoint takes all the
+    traffic at once. If a gate is undecided and there is only one step, the release waits at 0 percent for `everloop
+    release advance`.
 
     Args:
         steps: shares of the traffic in percent, rising to 100.
@@ -88,8 +89,9 @@ def start_release(
             trigger=trigger,
             run=run,
         )
-        failed = [gate for gate in gates if gate.outcome == "fail"]
-        undecided = [gate for gate in gates if gate.outcome == "undecided"]
+        deciding = [gate for gate in gates if gate.severity == "error"]
+        failed = [gate for gate in deciding if gate.outcome == "fail"]
+        undecided = [gate for gate in deciding if gate.outcome == "undecided"]
         if failed:
             reason = "; ".join(f"{gate.gate}: {gate.message}" for gate in failed)
             release = _decided(release, store, "reject", 0.0, reason, state="rejected")
@@ -111,6 +113,8 @@ def start_release(
         if not reason:
             names = ", ".join(gate.gate for gate in undecided)
             reason = f"undecided: {names}" if undecided else "all gates passed"
+            warned = ", ".join(gate.gate for gate in gates if gate.severity == "warning" and gate.outcome != "pass")
+            reason += f"; with warnings: {warned}" if warned else ""
         release = _decided(release, store, "start", release.steps[0], reason)
         store.records.put(release)
         if release.steps[0] >= 100:

@@ -8,14 +8,13 @@ of opportunity in supervised learning" (NIPS 2016); the selection rate is demogr
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, UsageError
 from everloop.monitoring.performance.labelled_predictions import input_of, read_performance_rows, task_of_rows
 from everloop.monitoring.performance.metrics_over_time import cut_into_periods
 from everloop.records import ModelVersion
-from everloop.training.intervals import wilson
+from everloop.training.intervals import newcombe, wilson
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -142,16 +141,6 @@ def measure_fairness(rows: pl.DataFrame, by: str, every: str = "1mo") -> pl.Data
         **dict.fromkeys(numbers, pl.Float64()),
     }
     return pl.DataFrame(found, schema=schema)
-
-
-def newcombe(hits: float, rows: float, other_hits: float, other_rows: float) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two independent rates; NaN if one of them has no rows."""
-    if rows <= 0 or other_rows <= 0:
-        return math.nan, math.nan
-    rate, other = hits / rows, other_hits / other_rows
-    (low, high), (other_low, other_high) = wilson(hits, rows), wilson(other_hits, other_rows)
-    gap = rate - other
-    return gap - math.hypot(rate - low, other_high - other), gap + math.hypot(high - rate, other - other_low)
 
 
 def _count(rows: pl.DataFrame) -> pl.DataFrame:
