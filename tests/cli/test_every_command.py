@@ -11,6 +11,7 @@ ELSEWHERE = {
     "server": "it runs until Ctrl-C: tests/server/test_command.py",
     "serve": "it runs until Ctrl-C: test_serve.py",
     "models adopt": "it needs a folder from MLflow: test_adopt.py",
+    "models check": "it needs a loop of the model: tests/loop/gates/test_gate_loop.py",
     "webhooks test": "it sends a request: test_webhooks.py",
 }
 """Commands that the furnished store does not suffice for, and which test runs them."""
@@ -68,6 +69,7 @@ WORKS = {
     "models ls": "double@2",
     "models show double": "double@1",
     "models card double": "# double@1",
+    "models gates double": "No gates were checked for double@1.",
     "models diff double@1 double@2": "Neither has metrics.",
     "models history double": "double@1",
     "models tag double team=a": "team",
@@ -193,6 +195,8 @@ WRONG = {
     "features check wind": (3, "'wind'", "weather. See: everloop features materialize"),
     "models ls triple": (3, "'triple'; models: double", "everloop models ls"),
     "models show double@9": (3, "'double@9'. Versions: 1–2", "everloop models ls double"),
+    "models gates double@9": (3, "'double@9'", "everloop models ls double"),
+    "models check double@9": (3, "'double@9'", "everloop models ls double"),
     "models card double@9": (3, "'double@9'", "everloop models ls double"),
     "models diff double@1 double@9": (3, "'double@9'", "everloop models ls double"),
     "models history triple": (3, "'triple'; models: double", "everloop models ls"),

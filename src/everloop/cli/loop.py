@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 
+REJECTED = 11
+"""Exit code if a gate rejects the candidate. No kind of error has it."""
 _SHOWN = 12
 """How many columns or violations are listed; the others are only counted."""
 
@@ -48,6 +50,8 @@ def run(
     """Run the loop once, from the data to the release.
 
     The steps are data → train → evaluate → register → release. Steps that are up to date are skipped.
+
+    The exit code is 11 if a gate rejects the candidate.
     """
     from everloop.errors import UsageError
     from everloop.loop import explain_run, load_project, run_loop
@@ -81,6 +85,8 @@ def run(
             listener=listener,
         )
         emit(_result_json(result), json, lambda: _draw_result(result, loop))
+        if any(gate.outcome == "fail" and gate.severity == "error" for gate in result.gates):
+            raise typer.Exit(REJECTED)
 
 
 def up(
@@ -230,8 +236,9 @@ def _draw_result(result: LoopRun, loop: Loop) -> None:
         console().print(f"  metric       {result.metric}, the default for {task} targets; the loop does not set one")
     _draw_columns(result)
     for gate in result.gates:
-        colour = colours[gate.outcome]
-        evidence = f"{cell(gate.gate)}: {cell(gate.message)}"
+        colour = "yellow" if gate.severity == "warning" and gate.outcome == "fail" else colours[gate.outcome]
+        warning = " (a warning)" if gate.severity == "warning" and gate.outcome != "pass" else ""
+        evidence = f"{cell(gate.gate)}{warning}: {cell(gate.message)}"
         console().print(f"  [{colour}]{gate.outcome:<9}[/{colour}] {evidence}", soft_wrap=True)
     if result.release is not None:
         release = result.release

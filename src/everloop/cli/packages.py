@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.approvals import app as app
+from everloop.cli.gates import app as app
 from everloop.cli.output import AsJson, Home, MaxBytes, count, emit, facts, opened, say
 from everloop.cli.progress import packaging
 

@@ -74,7 +74,11 @@ def _metrics(version: ModelVersion) -> str:
 
 def _gates(store: Store, version: ModelVersion) -> str:
     gates = store.records.find(GateResult, ("candidate", "=", version.key), order="id")
-    rows = [(gate.gate, gate.outcome, gate.champion or "", gate.message) for gate in gates]
+    rows = [
+        (gate.gate, f"{gate.outcome} (warning)" if gate.severity == "warning" else gate.outcome, gate.champion or "",
+         gate.message)
+        for gate in gates
+    ]  # fmt: skip
     return "## Gates\n\n" + _table(("Gate", "Outcome", "Compared with", "Evidence"), rows) if rows else ""
 
 

@@ -3,7 +3,7 @@
 Sources: DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
 characteristic curves", Biometrics 44 (1988), computed through mid-ranks as in Sun and Xu, "Fast implementation of
 DeLong's algorithm", IEEE Signal Processing Letters 21 (2014). Efron and Tibshirani, "An Introduction to the
-Bootstrap" (1993), chapter 13 (percentile interval). Wilson, JASA 22 (1927) for rates; Brown, Cai and DasGupta,
+Bootstrap" (1993), chapter 14 (BCa interval). Wilson, JASA 22 (1927) for rates; Brown, Cai and DasGupta,
 "Interval estimation for a binomial proportion", Statistical Science 16 (2001), for the comparison of such intervals.
 Resampling fails for samples whose rows all agree, as with a perfect score: see `unanimous_intervals`.
 """
@@ -11,15 +11,16 @@ Resampling fails for samples whose rows all agree, as with a perfect score: see 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError
+from everloop.training.bootstrap_levels import accelerations, corrected_levels, normal_quantile as normal_quantile
 from everloop.training.class_decisions import THRESHOLD
 from everloop.training.metrics import Metric, dot, get_metric
+from everloop.training.rate_intervals import LEVEL as LEVEL, newcombe as newcombe, poisson_bound, wilson as wilson
 from everloop.training.unanimous_intervals import agreement_bounds, agreement_of_pairs
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-LEVEL = 0.95
 _NO_SPREAD = 1e-12
 """Replicates that differ by no more than this differ by rounding only."""
+_ADDED_ROWS = 2
+"""Rows of each class that are added to the variance of an area under the ROC curve."""
 BUCKETS = 20_000
 """Larger samples are resampled in this many random buckets of rows. The variance is the same with far fewer draws."""
 
@@ -106,6 +108,16 @@ def delong_covariance(y: ArrayLike, *scores: ArrayLike) -> tuple[Array, Array]:
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if positives == 0 or negatives == 0:
         return np.full(len(scores), np.nan), np.full((len(scores), len(scores)), np.nan)
+    above, below = _components(positive, scores)
+    areas = above.mean(axis=1)
+    if positives < 2 or negatives < 2:
+        return areas, np.full((len(scores), len(scores)), np.nan)
+    return areas, _covariance(above) / positives + _covariance(below) / negatives
+
+
+def _components(positive: NDArray[np.bool_], scores: Sequence[ArrayLike]) -> tuple[Array, Array]:
+    """Return the structural components of each model, shapes (m, positives) and (m, negatives)."""
+    positives, negatives = int(positive.sum()), int((~positive).sum())
     # Structural components: for each positive the share of negatives below it, and for each negative the share of
     # positives above it. Both are computed from mid-ranks within the class and within all rows.
     above, below = np.empty((len(scores), positives)), np.empty((len(scores), negatives))
@@ -114,10 +126,7 @@ def delong_covariance(y: ArrayLike, *scores: ArrayLike) -> tuple[Array, Array]:
         joint = mid_ranks(values)
         above[i] = (joint[positive] - mid_ranks(values[positive])) / negatives
         below[i] = 1.0 - (joint[~positive] - mid_ranks(values[~positive])) / positives
-    areas = above.mean(axis=1)
-    if positives < 2 or negatives < 2:
-        return areas, np.full((len(scores), len(scores)), np.nan)
-    return areas, _covariance(above) / positives + _covariance(below) / negatives
+    return above, below
 
 
 def _covariance(components: Array) -> Array:
@@ -140,28 +149,43 @@ def mid_ranks(values: Array) -> Array:
 
 
 def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval:
-    """Return the area under the ROC curve with DeLong's interval, limited to [0, 1].
+    """Return the area under the ROC curve with DeLong's interval on the scale of its log odds, within [0, 1].
+
+    On the plain scale the interval of an area near 1 is far too short, as in a sample of a few hundred rows whose few
+    positives happen to be ranked well. On the scale of log odds it is asymmetric and stays below 1 (Pepe, "The
+    Statistical Evaluation of Medical Tests for Classification and Prediction", 2003, section 5.2). Its variance counts
+    two more rows of each class with the largest variance that the area allows, area * (1 - area) (Bhatia and Davis, The
+    American Mathematical Monthly 107, 2000), as Agresti and Coull count two more successes and failures of a rate. This
+    matters for small classes only. `benchmarks/intervals.py` measures the coverage. `standard_error` is DeLong's own.
 
     If the classes are completely separated or completely tied, the sample has no variance. Then the interval is that of
     `agreement_bounds`, for as many consecutive successes as the smaller class has rows.
     """
-    areas, covariance = delong_covariance(y, scores)
-    area, error = float(areas[0]), float(np.sqrt(covariance[0, 0]))
-    if error <= _NO_SPREAD:
-        labels, values = np.asarray(y, dtype=np.float64) > 0, np.asarray(scores, dtype=np.float64)
-        low, high = agreement_bounds("roc_auc", labels.astype(np.float64), values, area, level)
-        error = (high - low) / (2 * normal_quantile(level))
-    else:
-        low, high = max(0.0, area - normal_quantile(level) * error), min(1.0, area + normal_quantile(level) * error)
-        if np.isnan(error):
-            low = high = float("nan")
+    positive = np.asarray(y, dtype=np.float64) > 0
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    area = error = low = high = float("nan")
+    if positives and negatives:
+        above, below = (components[0] for components in _components(positive, [scores]))
+        area = float(above.mean())
+    if positives > 1 and negatives > 1:
+        squares = [(float(((one - one.mean()) ** 2).sum()), len(one)) for one in (above, below)]
+        error = float(np.sqrt(sum(total / (rows - 1) / rows for total, rows in squares)))
+        largest = area * (1 - area)
+        if error <= _NO_SPREAD or largest <= 0:
+            values = np.asarray(scores, dtype=np.float64)
+            low, high = agreement_bounds("roc_auc", positive.astype(np.float64), values, area, level)
+            error = (high - low) / (2 * normal_quantile(level))
+        else:
+            variance = sum((total + _ADDED_ROWS * largest) / (rows - 1 + _ADDED_ROWS) / rows for total, rows in squares)
+            odds, reach = np.log(area / (1 - area)), normal_quantile(level) * np.sqrt(variance) / largest
+            low, high = (float(1 / (1 + np.exp(-np.clip(odds + end, -500, 500)))) for end in (-reach, reach))
     return Interval(value=area, low=low, high=high, standard_error=error, level=level, method="delong")
 
 
 def bootstrap(
     y: ArrayLike, scores: ArrayLike, metric: str | Metric, *, n: int = 500, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """Return a metric with its percentile bootstrap interval.
+    """Return a metric with its bootstrap interval: BCa, expanded for small samples; see `corrected_levels`.
 
     Args:
         y: labels, shape (n,).
@@ -247,7 +271,13 @@ def paired_bootstrap(
     first, second = found.prepare(y, a), found.prepare(y, b)
     differences = np.array([first(weights) - second(weights) for weights in _resamples(len(np.asarray(y)), n, seed)])
     value = first(None) - second(None)
-    result = _percentiles(value, differences, level)
+    rows = len(np.asarray(y))
+
+    def difference(weights: Array | None) -> float:
+        return first(weights) - second(weights)
+
+    acceleration = float(accelerations([difference], rows, seed)[0])
+    result = _percentiles(value, differences, level, rows, acceleration)
     if result.low == result.high:
         pair = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
         labels, values = np.asarray(y, dtype=np.float64), (first(None), second(None))
@@ -276,37 +306,11 @@ def _of_rate(metric: str, y: ArrayLike, scores: ArrayLike, value: float, level: 
     if metric != "accuracy":
         rows = float((labels > 0).sum() if metric == "recall" else (values >= THRESHOLD).sum())
     low, high = wilson(value * rows, rows, level=level)
+    if rows > 0:
+        low = min(low, poisson_bound(value * rows, rows, level))
+        high = max(high, 1 - poisson_bound((1 - value) * rows, rows, level))
     error = (high - low) / (2 * normal_quantile(level))
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="wilson")
-
-
-def wilson(successes: float, rows: float, *, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's score interval of a rate. It is valid for few rows and for rates near 0 and 1."""
-    if rows <= 0:
-        return float("nan"), float("nan")
-    z, rate = normal_quantile(level), successes / rows
-    middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * float(np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows)))
-    # For rates of 0 and 1 an end of the interval is exactly 0 or 1, which rounding would miss.
-    low = 0.0 if successes <= 0 else max(0.0, middle - half)
-    return low, 1.0 if successes >= rows else min(1.0, middle + half)
-
-
-def newcombe(
-    hits: float, rows: float, other_hits: float, other_rows: float, *, level: float = LEVEL
-) -> tuple[float, float]:
-    """Return the interval of the difference of two independent rates; NaN if one of them has no rows.
-
-    Source: Newcombe, "Interval estimation for the difference between independent proportions", Statistics in Medicine
-    17 (1998), method 10.
-    """
-    if rows <= 0 or other_rows <= 0:
-        return float("nan"), float("nan")
-    rate, other = hits / rows, other_hits / other_rows
-    low, high = wilson(hits, rows, level=level)
-    other_low, other_high = wilson(other_hits, other_rows, level=level)
-    gap = rate - other
-    return gap - float(np.hypot(rate - low, other_high - other)), gap + float(np.hypot(high - rate, other - other_low))
 
 
 def _bootstrap(
@@ -316,9 +320,11 @@ def _bootstrap(
         return {}
     statistics = [metric.prepare(y, scores) for metric in metrics]
     values = np.array([[value(weights) for value in statistics] for weights in _resamples(len(np.asarray(y)), n, seed)])
+    rows = len(np.asarray(y))
+    skews = accelerations(statistics, rows, seed)
     found = {}
     for index, (metric, statistic) in enumerate(zip(metrics, statistics, strict=True)):
-        resampled = _percentiles(statistic(None), values[:, index], level)
+        resampled = _percentiles(statistic(None), values[:, index], level, rows, float(skews[index]))
         constant = resampled.low == resampled.high
         found[metric.name] = _widened(metric.name, y, scores, resampled) if constant else resampled
     return found
@@ -344,22 +350,19 @@ def _resamples(rows: int, replicates: int, seed: int) -> Iterator[Array]:
         yield np.bincount(rng.integers(BUCKETS, size=BUCKETS), minlength=BUCKETS).astype(np.float64)[bucket]
 
 
-def _percentiles(value: float, replicates: Array, level: float) -> Interval:
+def _percentiles(value: float, replicates: Array, level: float, rows: int, acceleration: float = 0.0) -> Interval:
     defined = replicates[~np.isnan(replicates)]
     # If the metric is undefined in most resamples, there is no valid interval.
     if len(defined) < max(2, len(replicates) / 2):
         low = high = error = float("nan")
     else:
-        low, high = (float(v) for v in np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]))
+        low, high = (
+            float(v) for v in np.quantile(defined, corrected_levels(value, defined, rows, acceleration, level))
+        )
         if np.ptp(defined) <= _NO_SPREAD * max(1.0, abs(value)):
             low = high = value
         error = float(defined.std(ddof=1))
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="bootstrap")
-
-
-def normal_quantile(level: float) -> float:
-    """Return the number of standard errors on each side of a two-sided interval."""
-    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _json(value: float) -> float | None:

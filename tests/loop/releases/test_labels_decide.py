@@ -15,8 +15,8 @@ from sklearn.model_selection import FixedThresholdClassifier
 from everloop.loop import Canary
 from everloop.loop.comparison.champions import ComparedVersion, score_holder
 from everloop.loop.gates.gate_checks import judge
-from everloop.loop.gates.gate_protocol import GateContext
 from everloop.loop.gates.gate_declarations import NotWorseThan
+from everloop.loop.gates.gate_protocol import GateContext
 from everloop.loop.releases.live_evidence import live_evidence
 from everloop.prediction_log.prediction_log import input_column
 from everloop.records import Decision

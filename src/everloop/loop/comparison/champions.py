@@ -217,7 +217,7 @@ def _rows_for_holder(
     if not missing:
         return _as_numbers(test, signature), None, ""
     lacks = f"the test rows lack {', '.join(map(repr, missing))}, which {holder.key} needs"
-    earlier = _held_out(store, holder)
+    earlier = stored_part(store, holder, "test")
     if earlier is None or key is None or any(name not in earlier.columns for name in (key, target, *missing)):
         return None, None, lacks
     if earlier.schema[key] != test.schema[key] or earlier.schema[target] != test.schema[target]:
@@ -235,8 +235,12 @@ def _rows_for_holder(
     return rows, shared["#row"].cast(pl.Int64).to_numpy(), remark
 
 
-def _held_out(store: Store, holder: ModelVersion) -> pl.DataFrame | None:
-    """Return the held-out rows that a version was judged by; None if they are no longer stored."""
+def stored_part(store: Store, holder: ModelVersion, part: str) -> pl.DataFrame | None:
+    """Return the rows of a part of the split that made a version; None if they are no longer stored.
+
+    Args:
+        part: `train`, `valid` or `test`, the held-out rows.
+    """
     import polars as pl
 
     from everloop.pipeline.artifacts import load_value
@@ -245,7 +249,7 @@ def _held_out(store: Store, holder: ModelVersion) -> pl.DataFrame | None:
     if holder.run is None:
         return None
     steps = store.records.find(StepRun, ("run", "=", holder.run), ("name", "=", "split"), limit=1)
-    artifact_id = steps[0].outputs.get("test") if steps else None
+    artifact_id = steps[0].outputs.get(part) if steps else None
     artifacts = store.records.find(Artifact, ("id", "=", artifact_id), limit=1) if artifact_id else []
     if not artifacts:
         return None
