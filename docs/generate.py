@@ -12,8 +12,8 @@ INTRODUCTION = """# Commands
 
 `make docs` generates this page from the help of the commands. Every command but `everloop up` takes `--json`. An error
 message says what happened, what exists instead, and which command helps. Each kind of error has its own exit code (see
-the tree at the top of `src/everloop/errors.py`); 11 means that a gate rejects the candidate. Results go to standard output, everything else to standard error. For
-completion in your shell, run `everloop --install-completion`.
+the tree at the top of `src/everloop/errors.py`); 11 means that a gate rejects the candidate. Results go to standard
+output, everything else to standard error. For completion in your shell, run `everloop --install-completion`.
 """
 
 
