@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets build as far as they need it: with uv where it is installed, else with venv
 # and pip. An environment that uv made has no pip, so a later step without uv brings it.
 .POSIX:
-.PHONY: env demo test test-all test-lowest check lint docs site bench clean
+.PHONY: env demo page page-check test test-all test-lowest check lint docs site bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,8 +34,19 @@ $(VENV)/.ready: $(VENV)/.demo
 	fi
 	@touch $@
 
+# The web page, with Node 20 or newer. Without it everything else works, and the server says how to build the page.
+page: src/everloop/server/page/index.html
+
+src/everloop/server/page/index.html: ui/package-lock.json ui/index.html ui/vite.config.ts $(shell find ui/src -type f 2>/dev/null)
+	@if command -v npm >/dev/null 2>&1; then cd ui && npm ci --silent && npm run build --silent; \
+	else echo "Node was not found, so the web page is not built. The API and all commands work without it."; fi
+
+# Types of the page against the server's own description of its API, and the page's unit tests.
+page-check: env page
+	$(BIN)/python ui/dump_openapi.py && cd ui && npm run types --silent && npm run check --silent && npm test --silent
+
 # The whole life cycle on real flights; DEMO_ARGS="--exit" ends it after the final table.
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo page
 	$(BIN)/everloop demo $(DEMO_DIR) $(DEMO_ARGS)
 
 # Everything but the tests that are marked as slow; `make check` runs these as well.

@@ -1,6 +1,8 @@
 """The control plane's ASGI app: all routes, error handlers and middleware.
 
-    GET /status                   the status page; also at / unless MLflow's web page is served there
+    GET /status                   the web page; also at / unless MLflow's web page is served there
+    GET /assets/NAME              files of the web page
+    GET /api/v1/stream            events as they happen, for open pages: see `event_stream.py`
     GET /health                   200 while the process answers; needs no login
     GET /metrics                  incidents and drift of all endpoints, for Prometheus
     GET /api/openapi.json         the OpenAPI description of /api/v1
@@ -15,7 +17,6 @@ Every route declares the role that it needs; `make_app` fails if one does not.
 from __future__ import annotations
 
 import logging
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from everloop.server.middleware import AccessMiddleware
 from everloop.server.request_context import NEEDS, ApiRequest, guard
 from everloop.server.server_options import ServerOptions
 from everloop.server.storage_errors import no_space_error
+from everloop.server.web_page import INDEX, UNBUILT_PAGE, UNBUILT_STYLE, PageFile, read_page, unbuilt_file
 from everloop.version import VERSION
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _log = logging.getLogger("everloop.server")
-_STATIC = {"status.js": "text/javascript", "status.css": "text/css"}
+_FOREVER = "public, max-age=31536000, immutable"
+"""The name of an asset contains a digest of its content."""
 
 
 def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddleware:
@@ -59,20 +62,26 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
         monitoring_routes,
         record_routes,
         registry_routes,
+        view_routes,
         webhook_routes,
     )
+    from everloop.server.event_stream import EventStream
     from everloop.server.gateway.endpoint_addresses import EndpointAddresses
     from everloop.server.gateway.forwarding import Gateway
 
     options = options or ServerOptions()
     gateway = Gateway(EndpointAddresses(store, stale_s=options.access_stale_s), options)
     authenticator = Authenticator(UserStore(store), stale_s=options.access_stale_s) if options.auth else None
+    events = EventStream(store)
     routes: list[ControllerRouterHandler] = [
         status,
+        asset,
         static,
         *_front(options),
         health,
         *record_routes.routes(),
+        *view_routes.routes(),
+        *events.routes(),
         *registry_routes.routes(),
         *access_routes.routes(),
         *webhook_routes.routes(options),
@@ -85,7 +94,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
     app = Litestar(
         route_handlers=routes,
         guards=[guard],
-        on_shutdown=[gateway.close],
+        on_shutdown=[events.close, gateway.close],
         exception_handlers={
             EverloopError: _refuse,
             BodyError: _refuse_body,
@@ -104,26 +113,35 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
         logging_config=None,
         debug=False,
     )
-    return AccessMiddleware(app, store, options, authenticator, _open_paths(app), gateway.endpoints)
+    return AccessMiddleware(app, store, options, authenticator, _open_paths(app), gateway.endpoints, events)
 
 
-@get("/status", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
-def status() -> str:
-    return _static("status.html")
+@get("/status", sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def status(request: ApiRequest) -> Response[bytes]:
+    return _index(request)
 
 
-@get("/", media_type=MediaType.HTML, sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
-def page() -> str:
-    return _static("status.html")
+@get("/", sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def page(request: ApiRequest) -> Response[bytes]:
+    return _index(request)
+
+
+@get("/assets/{name:str}", sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
+def asset(request: ApiRequest) -> Response[bytes]:
+    # The name is looked up in a table and never becomes part of a path.
+    name = request.path_params["name"]
+    found = read_page().get(f"assets/{name}")
+    if found is None:
+        raise HTTPException(status_code=404, detail=f"There is no file '{name[:100]}'.")
+    return _file(request, found, {"cache-control": _FOREVER})
 
 
 @get("/static/{name:str}", sync_to_thread=False, include_in_schema=False, opt={NEEDS: "viewer"})
-def static(request: ApiRequest) -> Response[str]:
-    # The name is looked up in a table and never becomes part of a path.
+def static(request: ApiRequest) -> Response[bytes]:
     name = request.path_params["name"]
-    if name not in _STATIC:
+    if name != UNBUILT_STYLE:
         raise HTTPException(status_code=404, detail=f"There is no file '{name[:100]}'.")
-    return Response(_static(name), media_type=_STATIC[name])
+    return Response(unbuilt_file(UNBUILT_STYLE), media_type="text/css; charset=utf-8")
 
 
 @get("/health", sync_to_thread=False, opt={NEEDS: ANYONE})
@@ -213,5 +231,16 @@ def _path(request: ApiRequest) -> str:
     return request.scope["raw_path"].decode("latin-1")
 
 
-def _static(name: str) -> str:
-    return (files("everloop.server") / "static" / name).read_text(encoding="utf-8")
+def _index(request: ApiRequest) -> Response[bytes]:
+    """Return the web page, or how to build it."""
+    found = read_page().get(INDEX)
+    if found is None:
+        return Response(unbuilt_file(UNBUILT_PAGE), media_type="text/html; charset=utf-8")
+    return _file(request, found, {})
+
+
+def _file(request: ApiRequest, found: PageFile, headers: dict[str, str]) -> Response[bytes]:
+    if found.gzipped is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        headers = {**headers, "content-encoding": "gzip", "vary": "accept-encoding"}
+        return Response(found.gzipped, media_type=found.media_type, headers=headers)
+    return Response(found.body, media_type=found.media_type, headers=headers)

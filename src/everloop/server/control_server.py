@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from litestar.types import ASGIApp
+    from everloop.server.middleware import AccessMiddleware
 
 STOP_S = 3
 """How long requests in flight may take when the server stops."""
@@ -28,7 +28,7 @@ class ControlServer(uvicorn.Server):
     its child processes.
     """
 
-    def __init__(self, app: ASGIApp, *, ready: Callable[[], None] | None = None) -> None:
+    def __init__(self, app: AccessMiddleware, *, ready: Callable[[], None] | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -43,6 +43,13 @@ class ControlServer(uvicorn.Server):
             )
         )
         self._ready = ready
+        self._events = app.events
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # An open page's stream of events would otherwise delay the end until the time for requests in flight is over.
+        if self._events is not None:
+            await self._events.close()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

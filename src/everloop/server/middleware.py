@@ -25,6 +25,7 @@ from everloop.server.request_context import AUTH, BODY, CALLER, PRINCIPAL, STORE
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+    from everloop.server.event_stream import EventStream
     from everloop.server.gateway.endpoint_addresses import EndpointAddresses
     from everloop.server.server_options import ServerOptions
     from everloop.stores import Store
@@ -44,6 +45,7 @@ class AccessMiddleware:
         authenticator: Authenticator | None,
         open_paths: Collection[str],
         endpoints: EndpointAddresses | None = None,
+        events: EventStream | None = None,
     ) -> None:
         """Wrap an app.
 
@@ -51,6 +53,7 @@ class AccessMiddleware:
             authenticator: checks credentials; None: no login is needed.
             open_paths: paths that need no login.
             endpoints: the endpoints behind this server. An endpoint's own tokens open the paths below its name.
+            events: the stream of events, which the server ends before it stops.
         """
         self.app = app
         self.store = store
@@ -58,6 +61,7 @@ class AccessMiddleware:
         self.authenticator = authenticator
         self.open_paths = open_paths
         self.endpoints = endpoints
+        self.events = events
         public_host = urlsplit(options.public_url).netloc if options.public_url else ""
         self.guard = RequestGuard(HostRule(options.allowed_hosts), (public_host,) if public_host else ())
         self._proxies = read_networks(options.trusted_proxies)

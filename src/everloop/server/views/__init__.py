@@ -1,0 +1,1 @@
+"""What the pages of the web page show, read from the records with a few queries each."""

@@ -1,0 +1,205 @@
+"""The pages about runs: the table, one run with its steps and artifacts, curves, and comparisons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import UsageError
+from everloop.records import Artifact, Json, ModelVersion, Run, StepRun
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from everloop.stores import Store
+
+MOST_ROWS = 1000
+MOST_COLUMNS = 60
+MOST_KEYS = 50
+MOST_POINTS = 5000
+MOST_COMPARED = 200
+_ALWAYS = ("id", "name", "state", "loop", "trigger", "started_at", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RunTable:
+    """One page of the table of runs: each row has the values of `columns`."""
+
+    columns: list[str]
+    rows: list[dict[str, Json]]
+    next: str | None
+    """Cursor of the next page; None on the last one."""
+    total: int | None
+    """How many runs match; only with the first page."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunColumns:
+    """The names of columns that the table of runs can show."""
+
+    params: list[str]
+    metrics: list[str]
+    tags: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBar:
+    """A step of a run, with the time between the run's start and the step's, in seconds."""
+
+    name: str
+    status: str
+    reason: str
+    starts: float
+    seconds: float
+    depends_on: tuple[str, ...]
+    attempts: int
+    error: str | None
+    code: str
+    outputs: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetail:
+    """A run with its steps, artifacts and the version that it made."""
+
+    run: Run
+    steps: list[StepBar]
+    artifacts: list[Artifact]
+    versions: list[ModelVersion]
+    metric_keys: list[str]
+    """Metrics that have a curve, with at least two points."""
+    children: int
+    reproduce: str
+    """The command that repeats the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of one metric of one run, thinned so that every peak stays."""
+
+    run: str
+    key: str
+    steps: list[int]
+    at: list[int]
+    """Milliseconds since 1970."""
+    values: list[float | None]
+    """None where the value was not finite."""
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRuns:
+    """What differs between runs: for each group, the name of a value and its value in each run."""
+
+    runs: list[Run]
+    groups: dict[str, dict[str, list[Json]]] = field(default_factory=dict)
+    same: dict[str, int] = field(default_factory=dict)
+
+
+def read_run_table(
+    store: Store, where: str, order: Sequence[str], columns: Sequence[str], limit: int, after: str | None
+) -> RunTable:
+    """Return one page of runs.
+
+    Raises:
+        UsageError: the filter, an order, a column or the cursor is not valid, or there are too many columns.
+    """
+    from everloop.tracking.search.run_search import count_runs, search_runs
+
+    wanted = list(dict.fromkeys([*_ALWAYS, *columns]))
+    if len(wanted) > MOST_COLUMNS:
+        raise UsageError(f"{len(wanted)} columns are too many for one table.", help=f"Choose at most {MOST_COLUMNS}.")
+    page = search_runs(store, where or None, order_by=list(order), limit=limit, after=after, columns=wanted)
+    total = count_runs(store, where or None) if after is None else None
+    rows: list[Any] = list(page.rows)
+    return RunTable(wanted, rows, page.next, total)
+
+
+def read_run_columns(store: Store) -> RunColumns:
+    """Return the names that runs of the project have had."""
+    names = {name: sorted(store.records.search_names(Run, name)) for name in ("params", "metrics", "tags")}
+    return RunColumns(**names)
+
+
+def read_run(store: Store, ref: str) -> RunDetail:
+    """Return a run by its id.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    from everloop.tracking import recover_journals
+    from everloop.tracking.journal.last_points import series_of
+
+    recover_journals(store)
+    records = store.records
+    run = records.get(Run, ref)
+    steps = records.find(StepRun, ("run", "=", run.id), order="id")
+    return RunDetail(
+        run=run,
+        steps=[_bar(run, step) for step in steps],
+        artifacts=records.find(Artifact, ("run", "=", run.id), order="id", limit=MOST_ROWS),
+        versions=records.find(ModelVersion, ("run", "=", run.id), order="id", limit=100),
+        metric_keys=sorted(key for key, step in records.greatest_steps(series_of(run.id)).items() if step > 0),
+        children=len(records.find(Run, ("parent", "=", run.id), limit=MOST_ROWS)),
+        reproduce=f"everloop reproduce {run.id}",
+    )
+
+
+def read_curves(store: Store, runs: Sequence[str], keys: Sequence[str], most_points: int) -> list[Curve]:
+    """Return the curves of metrics of runs. A run without a metric is left out.
+
+    Raises:
+        UsageError: too many runs, metrics or points.
+        NotFoundError: a run does not exist.
+    """
+    from everloop.tracking.metric_history import read_history
+
+    for what, count, most in (("runs", len(runs), MOST_COMPARED), ("metrics", len(keys), MOST_KEYS)):
+        if count > most:
+            raise UsageError(f"{count} {what} are too many for one plot.", help=f"Choose at most {most}.")
+    if not 6 <= most_points <= MOST_POINTS:
+        raise UsageError(f"points={most_points} is out of range.", help=f"Use 6 to {MOST_POINTS}.")
+    found = []
+    for identity in runs:
+        run = store.records.get(Run, identity)
+        for key in keys:
+            history = read_history(store, run.id, key, most_points)
+            if len(history):
+                values = [value if abs(value) < float("inf") else None for value in history.values.tolist()]
+                at = (history.at // 1000).tolist()
+                found.append(Curve(run.id, key, history.steps.tolist(), at, values, history.total))
+    return found
+
+
+def compare(store: Store, runs: Sequence[str]) -> ComparedRuns:
+    """Return what differs between runs.
+
+    Raises:
+        UsageError: fewer than two runs, or too many.
+        NotFoundError: a run does not exist.
+    """
+    from everloop.tracking.search.run_comparison import compare_runs
+
+    found = compare_runs(store, list(dict.fromkeys(runs)))
+    groups = {
+        group: {name: list(values) for name, values in getattr(found, group).items()}
+        for group in ("about", "params", "metrics", "tags", "source")
+    }
+    return ComparedRuns(list(found.runs), groups, dict(found.same))
+
+
+def _bar(run: Run, step: StepRun) -> StepBar:
+    # A step's record is written when it ends.
+    ended = (step.created_at - run.started_at).total_seconds()
+    return StepBar(
+        name=step.name,
+        status=step.status,
+        reason=step.reason,
+        starts=max(0.0, ended - step.seconds),
+        seconds=step.seconds,
+        depends_on=step.depends_on,
+        attempts=step.attempts,
+        error=step.error,
+        code=step.code,
+        outputs=step.outputs,
+    )

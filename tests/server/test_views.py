@@ -1,0 +1,164 @@
+"""What the web page shows: one request for each page, of a store with and without content."""
+
+from __future__ import annotations
+
+import pytest
+
+from everloop.errors import NotFoundError, UsageError
+from everloop.records import EndpointRecord, Incident, ModelVersion, Release, Route, Run
+from everloop.registry import set_alias
+from everloop.server.views.endpoint_views import read_endpoint, read_heat_map
+from everloop.server.views.incident_views import read_incident
+from everloop.server.views.loop_view import STAGES, read_overview
+from everloop.server.views.registry_views import list_models, read_model, read_version
+from everloop.server.views.run_views import compare, read_curves, read_run, read_run_table
+from everloop.tracking import start_run
+
+
+@pytest.fixture
+def filled(store):
+    """A loop with two runs, a champion and a candidate that has half of the traffic."""
+    with start_run("delays", store=store, loop="delays", trigger="first: the loop has not run yet") as run:
+        for step in range(50):
+            run.log({"loss": 1.0 / (step + 1), "flat": float("nan") if step == 3 else 2.0}, step=step)
+    now = store.now()
+    version = store.new(
+        ModelVersion,
+        model="delays",
+        version=1,
+        package="",
+        run=run.id,
+        metrics={"auc": 0.7},
+        evaluation={"metric": "auc"},
+    )
+    later = store.new(ModelVersion, model="delays", version=2, package="", run=run.id, metrics={"auc": 0.8})
+    store.records.put(version, later)
+    set_alias(store, "delays", "champion", "delays@1", reason="first")
+    routes = (Route(version="delays@1", percent=50.0), Route(version="delays@2", percent=50.0, role="canary"))
+    store.records.put(store.new(EndpointRecord, name="delays", model="delays", routes=routes, state="ready"))
+    store.records.put(
+        store.new(
+            Release, endpoint="delays", candidate="delays@2", previous="delays@1", percent=50.0, steps=(50.0, 100.0)
+        )
+    )
+    store.records.put(
+        store.new(
+            Incident,
+            endpoint="delays",
+            kind="drift",
+            severity="alarm",
+            title="<b>'temp'</b> has risen",
+            began_at=now,
+            seen_at=now,
+        ),
+        verb="opened",
+    )
+    return run.id
+
+
+def test_an_empty_store_has_no_loops_and_nothing_waits(store):
+    overview = read_overview(store)
+    assert (overview.loops, overview.attention, overview.runs) == ([], [], 0)
+    assert list_models(store) == []
+
+
+def test_the_home_page_shows_every_stage_of_a_loop(store, filled):
+    overview = read_overview(store)
+    (loop,) = overview.loops
+    stages = {stage.name: stage for stage in loop.stages}
+    assert tuple(stages) == STAGES
+    assert (loop.model, loop.endpoint, loop.champion) == ("delays", "delays", "delays@1")
+    assert (stages["release"].state, stages["release"].headline) == ("busy", "delays@2 has 50 %")
+    assert (stages["watch"].state, stages["watch"].detail) == ("attention", "<b>'temp'</b> has risen")
+    assert stages["retrain"].headline == "Last run: first"
+    assert [one.kind for one in overview.attention] == ["incident"]
+    opened = next(one for one in overview.happenings if one.kind == "incident")
+    assert opened.subject == "<b>'temp'</b> has risen"
+    assert opened.link.startswith("monitor/")
+
+
+def test_a_failed_last_run_needs_a_person_until_a_later_run_succeeds(store, filled):
+    with pytest.raises(ZeroDivisionError), start_run("delays", store=store, loop="delays"):
+        raise ZeroDivisionError
+    assert [one.kind for one in read_overview(store).attention] == ["run", "incident"]
+    with start_run("delays", store=store, loop="delays"):
+        pass
+    assert [one.kind for one in read_overview(store).attention] == ["incident"]
+
+
+def test_the_table_of_runs_has_the_requested_columns_and_continues(store, filled):
+    for _ in range(4):
+        with start_run("more", store=store):
+            pass
+    first = read_run_table(store, "", ["-started_at"], ["metrics.loss"], 3, None)
+    rest = read_run_table(store, "", ["-started_at"], ["metrics.loss"], 3, first.next)
+    assert (first.total, rest.total, rest.next) == (5, None, None)
+    rows = [*first.rows, *rest.rows]
+    assert len({row["id"] for row in rows}) == 5
+    assert next(row for row in rows if row["id"] == filled)["metrics.loss"] == pytest.approx(0.02)
+    with pytest.raises(UsageError, match="too many"):
+        read_run_table(store, "", ["-started_at"], [f"metrics.m{n}" for n in range(100)], 3, None)
+
+
+def test_a_run_has_its_steps_curves_and_command(store, filled):
+    detail = read_run(store, filled)
+    assert detail.metric_keys == ["flat", "loss"]
+    assert detail.reproduce == f"everloop reproduce {filled}"
+    flat, loss = read_curves(store, [filled], ["flat", "loss"], 500)
+    assert (len(loss.values), loss.total, flat.values[3]) == (50, 50, None)
+    assert loss.values[0] == 1.0
+    with pytest.raises(NotFoundError):
+        read_curves(store, ["gone"], ["loss"], 500)
+    with pytest.raises(UsageError, match="out of range"):
+        read_curves(store, [filled], ["loss"], 3)
+
+
+def test_a_comparison_lists_what_differs(store, filled):
+    with start_run("other", store=store, params={"lr": 0.1}) as other:
+        other.log({"loss": 9.0})
+    found = compare(store, [filled, other.id, filled])
+    assert [run.id for run in found.runs] == [filled, other.id]
+    assert found.groups["params"] == {"lr": [None, 0.1]}
+    with pytest.raises(UsageError):
+        compare(store, [filled])
+
+
+def test_models_and_versions_show_who_answers(store, filled):
+    (model,) = list_models(store)
+    assert (model.champion, model.newest, model.metric, model.value, model.endpoint) == (
+        "delays@1",
+        "delays@2",
+        "auc",
+        0.7,
+        "delays",
+    )
+    assert [one.key for one in read_model(store, "delays").versions] == ["delays@2", "delays@1"]
+    assert [one.version for one in read_model(store, "delays").champions] == ["delays@1"]
+    detail = read_version(store, "delays@2")
+    assert [node.kind for node in detail.lineage] == ["run", "version", "release"]
+    assert detail.lineage[1].parents == ["run"]
+    with pytest.raises(NotFoundError):
+        read_model(store, "nothing")
+
+
+def test_an_endpoint_without_predictions_has_no_traffic(store, filled):
+    detail = read_endpoint(store, "delays")
+    assert (detail.traffic, detail.failures, detail.performance) == ([], {}, [])
+    assert [one.candidate for one in detail.releases] == ["delays@2"]
+    assert read_heat_map(store, "delays").cells == []
+    with pytest.raises(NotFoundError):
+        read_endpoint(store, "nothing")
+
+
+def test_an_incident_offers_the_commands_that_are_possible_now(store, filled):
+    from everloop.monitoring.incidents.incident_actions import resolve
+
+    (incident,) = store.records.find(Incident)
+    assert set(read_incident(store, incident.id).commands) == {"ack", "mute", "accept", "resolve"}
+    resolve(store, incident.id, "seen")
+    assert read_incident(store, incident.id).commands == {}
+
+
+def test_a_lost_run_is_shown_as_such(store, filled):
+    store.records.put(store.new(Run, name="x", loop="x", started_at=store.now(), state="lost"))
+    assert any(one.title == "The last run of x was lost: its process died" for one in read_overview(store).attention)

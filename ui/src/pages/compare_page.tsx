@@ -1,0 +1,153 @@
+// Runs side by side: overlaid curves, parallel coordinates, and a table of what differs.
+import { useMemo, useState } from "react";
+import { url, useApi } from "../api/client";
+import type { ComparedRuns, Curve, RunColumns } from "../api/schema";
+import type { Series } from "../charts/align";
+import { LineChart, colour } from "../charts/line_chart";
+import { ParallelCoordinates } from "../charts/parallel_coordinates";
+import { Card, Command, Empty, Head, Loaded, useTitle } from "../components/basics";
+import { count, number, text } from "../format";
+import { go, href, useRoute } from "../router";
+
+const GROUPS: [string, string][] = [["params", "Parameters"], ["metrics", "Metrics"], ["source", "Code and environment"], ["about", "About"], ["tags", "Tags"]];
+
+export function ComparePage() {
+  useTitle("Compare runs");
+  const { query } = useRoute();
+  const runs = (query.get("runs") ?? "").split(",").filter(Boolean);
+  const names = useApi<RunColumns>("views/run-columns", ["run"]);
+  const keys = query.get("keys")?.split(",").filter(Boolean) ?? (names.data?.metrics ?? []).slice(0, 2);
+  const found = useApi<ComparedRuns>(runs.length > 1 ? url("views/compare", { runs: runs.join(",") }) : null, ["run"]);
+  const chosen = (next: string[]) => go(href("compare", { runs: runs.join(","), keys: next.join(",") }), true);
+  if (runs.length < 2)
+    return (
+      <>
+        <Head title="Compare runs" crumbs={<a href={href("runs")}>Runs</a>} />
+        <Card>
+          <Empty title="Choose two runs or more">Tick runs in the table of runs, then press Compare.</Empty>
+        </Card>
+      </>
+    );
+  return (
+    <>
+      <Head title={`${runs.length} runs compared`} crumbs={<a href={href("runs")}>Runs</a>}>
+        <Command>{`everloop runs diff ${runs.slice(0, 2).join(" ")}`}</Command>
+      </Head>
+      <div className="grid">
+        <Card
+          title="Curves"
+          span="c12"
+          side={
+            <label className="row small">
+              Metric
+              <select className="input" style={{ width: "auto" }} value="" onChange={(event) => event.target.value && chosen([...new Set([...keys, event.target.value])])}>
+                <option value="">Add…</option>
+                {(names.data?.metrics ?? []).filter((name) => !keys.includes(name)).map((name) => <option key={name}>{name}</option>)}
+              </select>
+            </label>
+          }
+        >
+          <Curves runs={runs} keys={keys} drop={(key) => chosen(keys.filter((one) => one !== key))} />
+        </Card>
+        <div className="c12">
+          <Loaded of={found}>{(compared) => <Differences compared={compared} />}</Loaded>
+        </div>
+      </div>
+    </>
+  );
+}
+
+function Curves({ runs, keys, drop }: { runs: string[]; keys: string[]; drop: (key: string) => void }) {
+  const found = useApi<Curve[]>(keys.length ? url("views/curves", { runs: runs.join(","), keys: keys.join(","), points: runs.length > 20 ? 200 : 500 }) : null, ["run"], { keep: true });
+  if (keys.length === 0) return <Empty title="Add a metric to see its curves" />;
+  return (
+    <Loaded of={found}>
+      {(curves) => (
+        <div className="grid">
+          {keys.map((key) => (
+            <div className="c6" key={key}>
+              <div className="row">
+                <h3>{key}</h3>
+                <button type="button" className="button plain small" onClick={() => drop(key)} aria-label={`Remove ${key}`}>
+                  Remove
+                </button>
+              </div>
+              <Overlay curves={curves.filter((curve) => curve.key === key)} runs={runs} label={key} />
+            </div>
+          ))}
+        </div>
+      )}
+    </Loaded>
+  );
+}
+
+function Overlay({ curves, runs, label }: { curves: Curve[]; runs: string[]; label: string }) {
+  const series = useMemo<Series[]>(() => curves.map((curve) => ({ name: curve.run.slice(-8), x: curve.steps, y: curve.values, colour: runs.indexOf(curve.run) })), [curves, runs]);
+  if (series.length === 0) return <Empty title="None of these runs has logged this metric" />;
+  return <LineChart series={series} label={`${label} of ${series.length} runs by step`} />;
+}
+
+function Differences({ compared }: { compared: ComparedRuns }) {
+  const [all, setAll] = useState(false);
+  const { runs } = compared;
+  const groups = compared.groups ?? {};
+  const shown = runs.slice(0, all ? 200 : 12);
+  return (
+    <div className="stack">
+      {runs.length > 2 && (
+        <Card title="Parallel coordinates">
+          <ParallelCoordinates compared={compared} />
+        </Card>
+      )}
+      <Card title="What differs" side={runs.length > shown.length && <button type="button" className="button" onClick={() => setAll(true)}>Show all {count(runs.length)} runs</button>}>
+        <div className="scroll">
+          <table>
+            <thead>
+              <tr>
+                <th />
+                {shown.map((run, index) => (
+                  <th key={run.id}>
+                    <a href={href(["runs", run.id])}>
+                      <i style={{ display: "inline-block", width: 9, height: 9, borderRadius: 5, marginRight: 5, background: colour(index) }} />
+                      {run.name} <span className="mono">{run.id.slice(-4)}</span>
+                    </a>
+                  </th>
+                ))}
+              </tr>
+            </thead>
+            {GROUPS.map(([group, title]) => {
+              const rows = Object.entries(groups[group] ?? {});
+              const same = compared.same?.[group] ?? 0;
+              return (
+                <tbody key={group}>
+                  <tr>
+                    <th colSpan={shown.length + 1} style={{ paddingTop: "0.9rem" }}>
+                      {title} {same > 0 && <span className="soft">({count(same)} the same)</span>}
+                    </th>
+                  </tr>
+                  {rows.length === 0 && (
+                    <tr>
+                      <td colSpan={shown.length + 1} className="soft">
+                        No differences
+                      </td>
+                    </tr>
+                  )}
+                  {rows.slice(0, 500).map(([name, values]) => (
+                    <tr key={name}>
+                      <td>{name}</td>
+                      {shown.map((run, index) => (
+                        <td key={run.id} className={typeof values[index] === "number" ? "number" : ""} style={{ textAlign: "left" }}>
+                          {typeof values[index] === "number" ? number(values[index]) : text(values[index]).slice(0, 200)}
+                        </td>
+                      ))}
+                    </tr>
+                  ))}
+                </tbody>
+              );
+            })}
+          </table>
+        </div>
+      </Card>
+    </div>
+  );
+}

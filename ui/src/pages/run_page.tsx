@@ -1,0 +1,225 @@
+// One run: its curves, steps in time with the reasons of the cache, artifacts, parameters and environment.
+import { useMemo } from "react";
+import { url, useApi } from "../api/client";
+import type { Artifact, Curve, RunDetail, StepBar } from "../api/schema";
+import { Graph } from "../charts/graph";
+import type { Series } from "../charts/align";
+import { LineChart } from "../charts/line_chart";
+import { Badge, Card, Command, Empty, Head, Loaded, Time, useTitle } from "../components/basics";
+import { bytes, count, duration, number, text, words } from "../format";
+import { href } from "../router";
+
+const LIVE_MS = 2_000;
+const MOST_CURVES = 24;
+
+export function RunPage({ id }: { id: string }) {
+  const found = useApi<RunDetail>(`views/runs/${encodeURIComponent(id)}`, ["run", "step", "artifact"]);
+  useTitle(found.data ? `Run ${found.data.run.name}` : "Run");
+  return <Loaded of={found}>{(detail) => <Detail detail={detail} />}</Loaded>;
+}
+
+function Detail({ detail }: { detail: RunDetail }) {
+  const { run } = detail;
+  return (
+    <>
+      <Head
+        crumbs={<a href={href("runs")}>Runs</a>}
+        title={run.name}
+        sub={
+          <>
+            <Badge state={run.state} /> <Time at={run.started_at} precise /> · {duration(run.seconds)} {run.trigger && <>· {run.trigger}</>}
+          </>
+        }
+      >
+        <Command>{detail.reproduce}</Command>
+      </Head>
+      <div className="grid">
+        {run.error && (
+          <div className="error c12" role="alert">
+            <b>The run failed</b>
+            <pre>{run.error}</pre>
+          </div>
+        )}
+        {detail.metric_keys.length > 0 && <Curves detail={detail} />}
+        {detail.steps.length > 0 && <Steps steps={detail.steps} />}
+        <Card title="Metrics" span="c6">
+          <Values values={run.metrics ?? {}} none="This run has logged no metric." numbers />
+        </Card>
+        <Card title="Parameters" span="c6">
+          <Values values={run.params ?? {}} none="This run has no parameters." />
+        </Card>
+        {detail.versions.length > 0 && (
+          <Card title="Model versions" span="c6">
+            {detail.versions.map((version) => (
+              <div className="row" key={version.id}>
+                <a href={href(["models", version.model, version.version])}>
+                  {version.model}@{version.version}
+                </a>
+                <Badge state={version.state} />
+              </div>
+            ))}
+          </Card>
+        )}
+        <Card title="Artifacts" span="c12">
+          <Artifacts artifacts={detail.artifacts} />
+        </Card>
+        <Environment detail={detail} />
+      </div>
+    </>
+  );
+}
+
+function Curves({ detail }: { detail: RunDetail }) {
+  const { run } = detail;
+  const keys = detail.metric_keys.slice(0, MOST_CURVES);
+  const live = run.state === "running";
+  const found = useApi<Curve[]>(url("views/curves", { runs: run.id, keys: keys.join(","), points: 600 }), [], live ? { every: LIVE_MS, keep: true } : {});
+  return (
+    <Card title="Curves" span="c12" side={live && <Badge state="running">live</Badge>}>
+      <Loaded of={found}>
+        {(curves) => (
+          <div className="grid">
+            {curves.map((curve) => (
+              <div className="c4" key={curve.key}>
+                <h3>{curve.key}</h3>
+                <OneCurve curve={curve} />
+              </div>
+            ))}
+          </div>
+        )}
+      </Loaded>
+      {detail.metric_keys.length > keys.length && <p className="soft small">{count(detail.metric_keys.length - keys.length)} more metrics have curves. Compare this run with another to choose them.</p>}
+    </Card>
+  );
+}
+
+function OneCurve({ curve }: { curve: Curve }) {
+  const series = useMemo<Series[]>(() => [{ name: curve.key, x: curve.steps, y: curve.values, points: curve.steps.length < 30 }], [curve]);
+  return <LineChart series={series} height={180} label={`${curve.key} by step`} />;
+}
+
+function Steps({ steps }: { steps: StepBar[] }) {
+  const end = Math.max(0.001, ...steps.map((step) => step.starts + step.seconds));
+  const nodes = useMemo(
+    () => steps.map((step) => ({ id: step.name, kind: step.status, title: step.name, detail: step.reason, parents: step.depends_on, tone: step.status === "failed" ? "var(--bad)" : step.status === "ran" ? "var(--s1)" : "var(--line)" })),
+    [steps],
+  );
+  return (
+    <Card title="Steps" span="c12" side={<span className="soft small">{duration(end)} in all</span>}>
+      <Graph nodes={nodes} label="The graph of steps" />
+      <div className="gantt" style={{ marginTop: "1rem" }}>
+        {steps.map((step) => (
+          <div key={step.name} style={{ display: "contents" }}>
+            <span className="nowrap">
+              <b>{step.name}</b> {step.attempts > 1 && <span className="tag">{step.attempts} attempts</span>}
+            </span>
+            <span className="lane" title={`${step.status}: ${step.reason}`}>
+              <i className={step.status} style={{ left: `${(100 * step.starts) / end}%`, width: `${(100 * step.seconds) / end}%` }} />
+            </span>
+            <span className="soft small">{step.status === "cached" ? "cached" : duration(step.seconds)}</span>
+            <span className="soft small" style={{ gridColumn: "2 / -1", marginTop: "-0.25rem" }}>
+              {step.reason}
+              {step.error && <pre style={{ color: "var(--bad)" }}>{step.error}</pre>}
+            </span>
+          </div>
+        ))}
+      </div>
+    </Card>
+  );
+}
+
+function Values({ values, none, numbers }: { values: Record<string, unknown>; none: string; numbers?: boolean }) {
+  const entries = Object.entries(values);
+  if (entries.length === 0) return <Empty title={none} />;
+  return (
+    <div className="scroll" style={{ maxHeight: "24rem", overflowY: "auto" }}>
+      <table>
+        <tbody>
+          {entries.slice(0, 2000).map(([name, value]) => (
+            <tr key={name}>
+              <td>{name}</td>
+              <td className={numbers ? "number" : ""}>{numbers ? number(value) : text(value)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+function Artifacts({ artifacts }: { artifacts: Artifact[] }) {
+  if (artifacts.length === 0) return <Empty title="This run has stored no artifacts" />;
+  return (
+    <div className="scroll">
+      <table>
+        <thead>
+          <tr>
+            <th>Name</th>
+            <th>Step</th>
+            <th>Type</th>
+            <th className="number">Size</th>
+            <th>Digest</th>
+          </tr>
+        </thead>
+        <tbody>
+          {artifacts.map((artifact) => (
+            <tr key={artifact.id}>
+              <td>{artifact.name}</td>
+              <td>{artifact.step ?? "–"}</td>
+              <td>
+                <span className="tag">{artifact.type}</span>
+              </td>
+              <td className="number">{bytes(artifact.size_bytes)}</td>
+              <td className="mono small" title={artifact.digest}>
+                {artifact.digest.slice(7, 19)}
+              </td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+function Environment({ detail }: { detail: RunDetail }) {
+  const source = detail.run.source;
+  if (!source) return null;
+  const packages = Object.entries(source.packages ?? {});
+  return (
+    <Card title="Code and environment" span="c12">
+      <dl className="facts">
+        {source.launch && source.launch.length > 0 && (
+          <>
+            <dt>Command</dt>
+            <dd className="mono">{source.launch.join(" ")}</dd>
+          </>
+        )}
+        <dt>Code</dt>
+        <dd className="mono">{source.code?.slice(7, 19) ?? "–"}</dd>
+        <dt>Commit</dt>
+        <dd className="mono">
+          {source.git_commit?.slice(0, 12) ?? "–"} {source.git_dirty ? "with changes" : ""}
+        </dd>
+        <dt>Python</dt>
+        <dd>{source.python ?? "–"}</dd>
+        <dt>Machine</dt>
+        <dd>
+          {source.host ?? "–"} {source.platform && <span className="soft">({source.platform})</span>}
+        </dd>
+        <dt>Packages</dt>
+        <dd>
+          <details>
+            <summary>{count(packages.length)} packages</summary>
+            <p className="mono small">{packages.map(([name, version]) => `${name}==${version}`).join("  ")}</p>
+          </details>
+        </dd>
+        {Object.entries(detail.run.tags ?? {}).map(([name, value]) => (
+          <div key={name} style={{ display: "contents" }}>
+            <dt>{words(name)}</dt>
+            <dd>{value}</dd>
+          </div>
+        ))}
+      </dl>
+    </Card>
+  );
+}

@@ -1,0 +1,190 @@
+// The table of runs: any number of them, a filter with completion, columns on demand.
+import { useInfiniteQuery } from "@tanstack/react-query";
+import { useVirtualizer } from "@tanstack/react-virtual";
+import { useEffect, useMemo, useRef, useState } from "react";
+import { request, url, useApi } from "../api/client";
+import type { RunColumns, RunTable } from "../api/schema";
+import { Badge, Command, Empty, Head, Problem, shell, Time, useTitle } from "../components/basics";
+import { FilterInput } from "../components/filter_input";
+import { count, duration, text } from "../format";
+import { go, href, useRoute } from "../router";
+
+const PAGE = 200;
+const ROW = 34;
+const BASE = ["name", "state", "started_at", "seconds", "trigger"];
+const WIDTHS: Record<string, string> = { name: "minmax(9rem,1.6fr)", state: "7rem", started_at: "10rem", seconds: "6rem", trigger: "minmax(8rem,1.4fr)", loop: "minmax(6rem,1fr)" };
+const TITLES: Record<string, string> = { name: "Run", state: "State", started_at: "Started", seconds: "Took", trigger: "Cause", loop: "Loop" };
+
+export function RunsPage() {
+  useTitle("Runs");
+  const { query } = useRoute();
+  const filter = query.get("filter") ?? "";
+  const order = query.get("order") ?? "-started_at";
+  const names = useApi<RunColumns>("views/run-columns", ["run"]);
+  const extra = useMemo(() => {
+    const given = query.get("columns");
+    if (given !== null) return given.split(",").filter(Boolean);
+    return (names.data?.metrics ?? []).slice(0, 3).map((name) => column("metrics", name));
+  }, [query, names.data]);
+  const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
+  const show = (changes: Record<string, string | undefined>) =>
+    go(href("runs", { filter, order: order === "-started_at" ? undefined : order, columns: query.get("columns") ?? undefined, ...changes } as Record<string, string | undefined>), true);
+
+  const found = useInfiniteQuery<RunTable, Error>({
+    queryKey: ["run", "table", filter, order, extra.join(",")],
+    queryFn: ({ pageParam, signal }) => request<RunTable>(url("views/runs", { filter, order, columns: extra.join(","), limit: PAGE, after: (pageParam as string | null) ?? undefined }), { signal }),
+    initialPageParam: null,
+    getNextPageParam: (page) => page.next,
+    enabled: names.data !== undefined || names.error !== null,
+  });
+  const rows = useMemo(() => found.data?.pages.flatMap((page) => page.rows) ?? [], [found.data]);
+  const total = found.data?.pages[0]?.total ?? null;
+  const columns = [...BASE, ...extra];
+  const toggle = (id: string) =>
+    setPicked((before) => {
+      const next = new Set(before);
+      if (!next.delete(id)) next.add(id);
+      return next;
+    });
+
+  return (
+    <>
+      <Head title="Runs" sub={total === null ? " " : `${count(total)} ${total === 1 ? "run" : "runs"}${filter ? " match" : ""}`}>
+        {picked.size > 1 && (
+          <a className="button primary" href={href("compare", { runs: [...picked].join(",") })}>
+            Compare {picked.size} runs
+          </a>
+        )}
+        <Columns known={names.data} chosen={extra} choose={(next) => show({ columns: next.join(",") || "," })} />
+      </Head>
+      <div className="row" style={{ marginBottom: "0.8rem" }}>
+        <FilterInput value={filter} names={names.data} error={found.error} apply={(next) => show({ filter: next || undefined })} />
+        <Command>{`everloop runs ls${filter ? ` ${shell(filter)}` : ""}`}</Command>
+      </div>
+      {found.error && rows.length === 0 ? (
+        <Problem error={found.error} />
+      ) : found.isSuccess && rows.length === 0 ? (
+        <div className="card">
+          {filter ? <Empty title="No run matches this filter">Remove a condition, or look at all runs.</Empty> : <Empty title="No runs yet" command="everloop run">Runs of loops and tracked scripts appear here while they run.</Empty>}
+        </div>
+      ) : (
+        <Table rows={rows} columns={columns} order={order} sort={(next) => show({ order: next })} picked={picked} toggle={toggle} loading={found.isFetchingNextPage || found.isLoading} more={found.hasNextPage ? () => void found.fetchNextPage() : null} />
+      )}
+    </>
+  );
+}
+
+const column = (group: string, name: string): string => `${group}.${/^[A-Za-z_][A-Za-z0-9_]*$/.test(name) ? name : JSON.stringify(name)}`;
+
+type Row = Record<string, unknown>;
+
+function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (next: string) => void; picked: ReadonlySet<string>; toggle: (id: string) => void; loading: boolean; more: (() => void) | null }) {
+  const { rows, columns, order } = props;
+  const viewport = useRef<HTMLDivElement>(null);
+  const virtual = useVirtualizer({ count: rows.length + (props.more ? 1 : 0), getScrollElement: () => viewport.current, estimateSize: () => ROW, overscan: 20 });
+  const template = `1.4rem ${columns.map((name) => WIDTHS[name] ?? "minmax(6.5rem,1fr)").join(" ")}`;
+  const minimum = `${12 + columns.length * 7.2}rem`;
+  const items = virtual.getVirtualItems();
+  const last = items.at(-1)?.index ?? 0;
+  const { more, loading } = props;
+  useEffect(() => {
+    if (more && !loading && last >= rows.length - 30) more();
+  }, [last, rows.length, more, loading]);
+  return (
+    <div className="runs" role="table" aria-label="Runs" aria-rowcount={rows.length}>
+      <div className="viewport" ref={viewport} tabIndex={0} style={{ gridRow: "1 / span 2" }}>
+        <div style={{ minWidth: minimum }}>
+          <div className="tr th" role="row" style={{ gridTemplateColumns: template }}>
+            <span role="columnheader" aria-label="Chosen for comparison" />
+            {columns.map((name) => {
+              const down = order === `-${name}`;
+              const up = order === name;
+              return (
+                <span role="columnheader" key={name} aria-sort={down ? "descending" : up ? "ascending" : "none"} className={isNumber(name) ? "td number" : "td"}>
+                  <button type="button" title={`Sort by ${name}`} onClick={() => props.sort(down ? name : `-${name}`)}>
+                    {TITLES[name] ?? name.replace(/^(metrics|params|tags)\./, "")}
+                    {down ? " ↓" : up ? " ↑" : ""}
+                  </button>
+                </span>
+              );
+            })}
+          </div>
+          <div style={{ height: virtual.getTotalSize(), position: "relative" }} role="rowgroup">
+            {items.map((item) => {
+              const row = rows[item.index];
+              const place = { position: "absolute" as const, top: 0, left: 0, right: 0, height: ROW, transform: `translateY(${item.start}px)`, gridTemplateColumns: template };
+              if (!row)
+                return (
+                  <div className="tr" role="row" key={item.key} style={place}>
+                    <span role="cell" />
+                    <span role="cell" className="soft">
+                      Loading more…
+                    </span>
+                  </div>
+                );
+              const id = String(row["id"]);
+              return (
+                <div className="tr" role="row" key={id} style={place} aria-rowindex={item.index + 1}>
+                  <span role="cell">
+                    <input type="checkbox" aria-label={`Choose ${text(row["name"])} for comparison`} checked={props.picked.has(id)} onChange={() => props.toggle(id)} />
+                  </span>
+                  {columns.map((name) => (
+                    <span role="cell" key={name} className={isNumber(name) ? "td number" : "td"} title={typeof row[name] === "string" ? (row[name] as string) : undefined}>
+                      <Cell name={name} row={row} />
+                    </span>
+                  ))}
+                </div>
+              );
+            })}
+          </div>
+        </div>
+      </div>
+    </div>
+  );
+}
+
+const isNumber = (name: string): boolean => name.startsWith("metrics.") || name === "seconds";
+
+function Cell({ name, row }: { name: string; row: Row }) {
+  const value = row[name];
+  if (name === "name") return <a href={href(["runs", String(row["id"])])}>{text(value)}</a>;
+  if (name === "state") return <Badge state={String(value)} />;
+  if (name === "started_at") return <Time at={value as string} />;
+  if (name === "seconds") return <>{duration(value as number | null)}</>;
+  return <>{text(value)}</>;
+}
+
+function Columns({ known, chosen, choose }: { known: RunColumns | undefined; chosen: string[]; choose: (next: string[]) => void }) {
+  const [open, setOpen] = useState(false);
+  const [search, setSearch] = useState("");
+  const all = useMemo(() => {
+    if (!known) return [];
+    return [...known.metrics.map((name) => column("metrics", name)), ...known.params.map((name) => column("params", name)), ...known.tags.map((name) => column("tags", name)), "loop"];
+  }, [known]);
+  const shown = all.filter((name) => name.toLowerCase().includes(search.toLowerCase()));
+  return (
+    <div
+      className="picker"
+      onKeyDown={(event) => {
+        if (event.key === "Escape") setOpen(false);
+      }}
+    >
+      <button type="button" className="button" aria-expanded={open} onClick={() => setOpen(!open)}>
+        Columns
+      </button>
+      {open && (
+        <div className="menu">
+          <input className="input" placeholder={`Search ${count(all.length)} columns`} aria-label="Search columns" value={search} onChange={(event) => setSearch(event.target.value)} autoFocus />
+          {shown.slice(0, 200).map((name) => (
+            <label key={name}>
+              <input type="checkbox" checked={chosen.includes(name)} onChange={() => choose(chosen.includes(name) ? chosen.filter((one) => one !== name) : [...chosen, name])} />
+              <span className="mono small">{name}</span>
+            </label>
+          ))}
+          {shown.length > 200 && <span className="soft small">{count(shown.length - 200)} more: search for them.</span>}
+          {shown.length === 0 && <span className="soft">No such column.</span>}
+        </div>
+      )}
+    </div>
+  );
+}
