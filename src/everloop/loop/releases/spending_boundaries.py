@@ -7,7 +7,8 @@ needs only the looks so far, so neither their number nor their times have to be 
 Information is measured in multiples of the planned amount. Above 1, a reserve of the error is spent slowly, so a
 test that has not decided by then can still do so.
 
-Source: Lan and DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 70 (1983). The recursion is of Armitage, McPherson and Rowe, JRSS A 132 (1969). The tests check it against published boundaries.
+Sources: Lan and DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 70 (1983); for the recursion,
+Armitage, McPherson and Rowe, JRSS A 132 (1969). The tests check it against published boundaries.
 """
 
 from __future__ import annotations
