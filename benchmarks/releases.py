@@ -85,15 +85,17 @@ def draw(stream, rng, quality):
 
 
 def calibrated(stream, gain):
-    """The quality at which the candidate's expected gain has a value, found on 240,000 rows."""
-    big = Stream(**{**stream.__dict__, "per_day": 4_000, "per_key": 1})
+    """The quality at which the candidate's expected gain has a value, found on 1.2 million rows."""
+    if gain == 0 and not stream.day_effect:
+        return 0.0
+    big = Stream(**{**stream.__dict__, "per_day": 20_000, "per_key": 1})
 
     def gain_of(quality):
         labels, other, own, _, _ = draw(big, np.random.default_rng(99), quality)
         return measure_gain(stream.metric, labels, own, other).gain
 
-    low, high = -2.0, 4.0
-    for _ in range(11):
+    low, high = -1.0, 1.0
+    for _ in range(9):
         middle = (low + high) / 2
         low, high = (middle, high) if gain_of(middle) < gain else (low, middle)
     return (low + high) / 2

@@ -605,17 +605,23 @@ class GateResult(Record):
     run: str | None = None
 
 
+DecisionAction = Literal["start", "advance", "hold", "complete", "roll_back", "reject", "pause", "resume", "approve"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """One decision of a rollout, with its time, reason and evidence."""
 
     at: datetime
-    action: Literal["start", "advance", "hold", "complete", "roll_back", "reject"]
+    action: DecisionAction
     percent: float
     reason: str
     evidence: dict[str, Json] = field(default_factory=dict)
+    actor: str = ""
+    """Who decided: a user, or the worker on the evidence."""
 
 
+Awaited = Literal["approval", "window"]
 ReleaseState = Literal["rejected", "rolling_out", "completed", "rolled_back", "superseded"]
 
 
@@ -634,6 +640,14 @@ class Release(Record):
     """Ids of the gate results."""
     trigger: str | None = None
     run: str | None = None
+    looks: tuple[int, ...] = ()
+    """Labelled rows at each look of the sequential test so far."""
+    paused: bool = False
+    """Whether a person has paused the release. It takes no step forward then, but may be rolled back."""
+    approved_by: str | None = None
+    """Who approved that the candidate takes all the traffic."""
+    awaits: Awaited | None = None
+    """What the next step waits for, once the evidence allows it: a person, or the end of a freeze window."""
 
 
 Role = Literal["viewer", "editor", "approver", "admin"]

@@ -1,28 +1,35 @@
 """Compare candidate and champion of a rollout on live predictions whose labels have arrived.
 
 Both versions score every logged row that has the inputs of both, no matter which of them answered it. Such pairs need a
-tenth of the rows that two separate samples would need. Metrics of predicted labels use the label that a version served
-for the rows that it answered. If the versions read different columns, too few rows may have the inputs of both. Then
-each version is measured on the rows that it answered itself. A process scores each row once.
+tenth of the rows that two separate samples would need. A sequential test judges the difference. Metrics of predicted
+labels use the label that a version served for the rows that it answered. If the versions read different columns, too
+few rows may have the inputs of both. Then each version is measured on the rows that it answered itself. A process
+scores each row once.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.comparison.champions import classes_of_both, same_classes, spread
 from everloop.loop.comparison.schema_compatibility import cannot_score
 from everloop.loop.comparison.scored_rows import ScoredRows, scored_rows
-from everloop.loop.gates.gate_checks import GateOutcome, compare, judge_unpaired
+from everloop.loop.gates.gate_checks import GateOutcome
+from everloop.loop.releases.metric_influence import measure_gain, measure_separate_gain
 from everloop.loop.releases.rollout import step_started_at
+from everloop.loop.releases.sequential_test import look
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
     import polars as pl
 
+    from everloop.loop.releases.metric_influence import MeasuredGain
     from everloop.loop.releases.release_declarations import Canary
     from everloop.packages import Predictor
-    from everloop.records import Release
+    from everloop.records import Json, Outcome, Release
     from everloop.stores import Store
     from everloop.training.class_decisions import ClassScores
 
@@ -35,7 +42,10 @@ _SERVED_DIFFERENCE = 1e-9
 def live_evidence(store: Store, release: Release, previous: str, canary: Canary, metric: str) -> GateOutcome | None:
     """Compare candidate and champion on the labelled rows since the rollout began; None if there are too few.
 
-    The scores that the canary served must equal those of its package, otherwise the outcome is fail.
+    The outcome is that of the sequential test: pass if it has proven success, fail if it has proven harm. Its evidence
+    has the looks of the test so far as `looks`, and `ready`: whether the present step has enough new rows and the
+    estimate gives no sign of harm. The scores that the canary served must equal those of its package, otherwise the
+    outcome is fail.
 
     Args:
         previous: key of the champion.
@@ -45,11 +55,10 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
 
     from everloop.prediction_log import read_labelled
     from everloop.registry import load_model
-    from everloop.training.metrics import scores_for
 
     step_began = step_started_at(release)
     known = read_labelled(store, release.endpoint, since=release.created_at)
-    if known.filter(pl.col("event_at") >= step_began).select(pl.len()).collect().item() < canary.least_labels:
+    if known.select(pl.len()).collect().item() < canary.least_labels:
         # Most ticks end here, without reading inputs.
         return None
     labelled = known.collect()
@@ -57,30 +66,117 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     began = release.created_at
     scored = {version: scored_rows(store.tables.root, began, version) for version in (release.candidate, previous)}
     rows = _with_labels(labelled, candidate, champion)
-    if rows.filter(pl.col("event_at") >= step_began).height < canary.least_labels:
+    if rows.height < canary.least_labels:
         return None
     by_candidate = rows.filter(pl.col("version") == release.candidate)
     if by_candidate.height and candidate.task != "multiclass":
         own = scored[release.candidate].answer(candidate, by_candidate).scores
         difference = float(np.abs(own - by_candidate["score"].to_numpy()).max())
-        if difference > _SERVED_DIFFERENCE:
+        # An answer that is not a number differs from any other.
+        if not difference <= _SERVED_DIFFERENCE:
             evidence = {"largest_difference": difference, "rows": by_candidate.height}
             return GateOutcome("fail", f"the canary's scores differ by {difference:.2g} from its package's", evidence)
     shared = rows.filter(_has_all_inputs(rows, {release.candidate: candidate, previous: champion}))
-    fresh = shared.filter(pl.col("event_at") >= step_began).height
-    if fresh >= canary.least_labels:
+    if shared.height >= canary.least_labels:
         if not _is_measurable(shared, candidate):
             return None
         every = classes_of_both(candidate, champion)
         own, other = (
-            scores_for(metric, *spread(_predictions(shared, model, version, scored[version]), model.classes, every))
+            scores_of(metric, _predictions(shared, model, version, scored[version]), model, every)
             for model, version in ((candidate, release.candidate), (champion, previous))
         )
-        outcome = compare(shared["label"].to_numpy(), own, other, metric, canary.margin, previous)
-        outcome.evidence["answered_by_canary"] = int((shared["version"] == release.candidate).sum())
-        outcome.evidence["since_step"] = fresh
-        return outcome
-    return _compare_unpaired(rows, candidate, champion, metric, canary.margin, (release.candidate, previous), scored)
+        labels = shared["label"].to_numpy()
+        measured = measure_gain(metric, labels, own, other, keys=_keys(shared), days=_days(shared))
+        found = {"answered_by_canary": int((shared["version"] == release.candidate).sum())}
+        return _judged(measured, release, previous, canary, metric, shared, step_began, found)
+    return _compare_unpaired(rows, candidate, champion, release, previous, canary, metric, scored, step_began)
+
+
+def scores_of(metric: str, predictions: ClassScores, model: Predictor, every: list[Json]) -> Array:
+    """Return what a metric judges of a version's predictions, over the classes of both versions."""
+    from everloop.training.metrics import scores_for
+
+    return scores_for(metric, *spread(predictions, model.classes, every))
+
+
+def _judged(
+    measured: MeasuredGain,
+    release: Release,
+    previous: str,
+    canary: Canary,
+    metric: str,
+    rows: pl.DataFrame,
+    step_began: datetime,
+    found: dict[str, Json],
+) -> GateOutcome:
+    """Look at a measured gain with the sequential test."""
+    import polars as pl
+
+    seen = look(
+        measured,
+        release.looks,
+        rule=canary.rule,
+        margin=canary.margin,
+        error=canary.error,
+        planned=canary.planned,
+    )
+    fresh = rows.filter(pl.col("event_at") >= step_began).height
+    outcome: Outcome = {"success": "pass", "harm": "fail", "open": "undecided"}[seen.verdict]  # type: ignore[assignment]
+    wanted = f"not worse by {canary.margin:g}" if canary.rule == "not_worse" else f"better by {canary.margin:g}"
+    proof = {
+        "success": f"proven {wanted}",
+        "harm": "proven worse",
+        "open": f"not proven {wanted} yet" if seen.counted else "too little is new since the last look",
+    }[seen.verdict]
+    numbers = f"{measured.candidate_value:.3f} against {measured.champion_value:.3f} of {previous}"
+    message = (
+        f"{metric} {numbers} on {measured.rows:,} labelled rows: {measured.gain:+.4f} "
+        f"(standard error {measured.standard_error:.4f}); {proof}"
+    )
+    evidence: dict[str, Json] = {
+        "champion": previous,
+        "metric": metric,
+        "candidate_value": _finite(measured.candidate_value),
+        "champion_value": _finite(measured.champion_value),
+        "gain": _finite(measured.gain),
+        "standard_error": _finite(measured.standard_error),
+        "low": _finite(seen.low),
+        "high": _finite(seen.high),
+        "margin": canary.margin,
+        "rule": canary.rule,
+        "error": canary.error,
+        "rows": measured.rows,
+        "planned_rows": canary.planned,
+        "deviations": _finite(seen.above),
+        "needed": _finite(seen.needed),
+        "design_effect": measured.design_effect,
+        "since_step": fresh,
+        "ready": fresh >= canary.least_labels and seen.seems_harmless,
+        "looks": list(seen.looks),
+        **found,
+    }
+    return GateOutcome(outcome, message, evidence)
+
+
+def _keys(rows: pl.DataFrame) -> Array | None:
+    """Numbers of the rows' keys. A row without a key is a key of its own."""
+    import polars as pl
+
+    if "entity" not in rows.columns:
+        return None
+    own = pl.concat_str(pl.lit("\0"), pl.int_range(pl.len()).cast(pl.String))
+    found: Array = rows.select(pl.coalesce("entity", own).rank("dense")).to_series().to_numpy()
+    return found
+
+
+def _days(rows: pl.DataFrame) -> Array:
+    """Numbers of the rows' days, in UTC."""
+    found: Array = rows["event_at"].dt.epoch("d").to_numpy()
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _predictions(rows: pl.DataFrame, model: Predictor, version: str, scored: ScoredRows) -> ClassScores:
@@ -145,27 +241,27 @@ def _compare_unpaired(
     rows: pl.DataFrame,
     candidate: Predictor,
     champion: Predictor,
+    release: Release,
+    previous: str,
+    canary: Canary,
     metric: str,
-    margin: float,
-    versions: tuple[str, str],
     scored: dict[str, ScoredRows],
+    step_began: datetime,
 ) -> GateOutcome | None:
     import polars as pl
 
-    from everloop.training.intervals import interval
-    from everloop.training.metrics import scores_for
-
     every = classes_of_both(candidate, champion)
-    found = []
-    for model, version in zip((candidate, champion), versions, strict=True):
+    samples = []
+    for model, version in ((candidate, release.candidate), (champion, previous)):
         answered = rows.filter(pl.col("version") == version)
         if not _is_measurable(answered, model):
             return None
-        predictions = spread(_predictions(answered, model, version, scored[version]), model.classes, every)
-        found.append(interval(answered["label"].to_numpy(), scores_for(metric, *predictions), metric))
-    own, other = found
+        judged = scores_of(metric, _predictions(answered, model, version, scored[version]), model, every)
+        samples.append((answered["label"].to_numpy(), judged, _days(answered)))
+    measured = measure_separate_gain(metric, *samples)
+    answered_by = {version: int((rows["version"] == version).sum()) for version in (release.candidate, previous)}
     why = "the versions read different columns, and too few requests had the columns of both"
-    answered_by = {version: int((rows["version"] == version).sum()) for version in versions}
-    outcome = judge_unpaired(own, other, metric, margin, versions[1], why)
-    outcome.evidence["answered_by"] = dict(answered_by)
-    return outcome
+    found: dict[str, Json] = {"paired": False, "why": why, "answered_by": dict(answered_by)}
+    outcome = _judged(measured, release, previous, canary, metric, rows, step_began, found)
+    message = f"{outcome.message}; each on its own rows, not comparable on the same rows: {why}"
+    return GateOutcome(outcome.outcome, message, outcome.evidence)

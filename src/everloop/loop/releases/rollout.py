@@ -17,7 +17,18 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import ConflictError, CorruptionError, NotFoundError
-from everloop.records import Alias, Decision, EndpointRecord, GateResult, Json, ModelVersion, Release, Route
+from everloop.records import (
+    Alias,
+    Decision,
+    DecisionAction,
+    EndpointRecord,
+    GateResult,
+    Json,
+    ModelVersion,
+    Release,
+    ReleaseState,
+    Route,
+)
 from everloop.registry.aliases import ANYONE, check_holder
 from everloop.registry.approvals import check_usable
 
@@ -94,20 +105,20 @@ def start_release(
         undecided = [gate for gate in deciding if gate.outcome == "undecided"]
         if failed:
             reason = "; ".join(f"{gate.gate}: {gate.message}" for gate in failed)
-            release = _decided(release, store, "reject", 0.0, reason, state="rejected")
+            release = decided(release, store, "reject", 0.0, reason, state="rejected")
             store.records.put(release, verb="rejected", data={"reason": reason})
             _set_state(store, candidate.key, "rejected")
             return release
         _supersede(store, endpoint)
         if champion is None:
-            release = _decided(release, store, "start", 0.0, "the endpoint has no champion yet")
+            release = decided(release, store, "start", 0.0, "the endpoint has no champion yet")
             store.records.put(release)
-            return _complete_or_wait(store, release, served_at, reason or "first champion", {})
+            return _complete_or_wait(store, release, reason or "first champion", {})
         if undecided and len(release.steps) == 1:
             reason = "undecided, and there is no canary to decide it: " + "; ".join(
                 f"{gate.gate}: {gate.message}" for gate in undecided
             )
-            release = _decided(release, store, "hold", 0.0, reason)
+            release = decided(release, store, "hold", 0.0, reason)
             store.records.put(release, verb="held", data={"reason": reason})
             return release
         if not reason:
@@ -115,11 +126,11 @@ def start_release(
             reason = f"undecided: {names}" if undecided else "all gates passed"
             warned = ", ".join(gate.gate for gate in gates if gate.severity == "warning" and gate.outcome != "pass")
             reason += f"; with warnings: {warned}" if warned else ""
-        release = _decided(release, store, "start", release.steps[0], reason)
+        release = decided(release, store, "start", release.steps[0], reason)
         store.records.put(release)
         if release.steps[0] >= 100:
-            return _complete_or_wait(store, release, served_at, reason, {})
-        _route(store, served_at, champion, candidate.key, release.steps[0])
+            return _complete_or_wait(store, release, reason, {})
+        _route(store, release, champion, release.steps[0])
         return release
 
 
@@ -129,25 +140,35 @@ def advance_release(store: Store, release: Release, reason: str, evidence: dict[
     Raises:
         ConflictError: the release has ended, or another process changed it in the meantime.
     """
-    _check_rolling(release)
+    check_rolling(release)
+    if release.paused:
+        raise ConflictError(
+            f"The release of {release.candidate} to '{release.endpoint}' is paused, so it cannot advance.",
+            help=f"Resume it first: everloop release resume {quote(release.endpoint)}",
+        )
     with store.records.transaction():
-        endpoint = store.records.get(EndpointRecord, release.endpoint)
         later = [step for step in release.steps if step > release.percent]
         if not later or later[0] >= 100:
-            return _complete_or_wait(store, release, endpoint, reason, evidence or {})
-        moved = _decided(release, store, "advance", later[0], reason, evidence)
+            return _complete_or_wait(store, release, reason, evidence or {})
+        moved = decided(release, store, "advance", later[0], reason, evidence)
         (moved,) = store.records.update(moved, verb="advanced", data={"percent": later[0], "reason": reason})
-        _route(store, endpoint, release.previous, release.candidate, later[0])
+        _route(store, release, release.previous, later[0])
         return moved
 
 
 def hold_release(store: Store, release: Release, reason: str, evidence: dict[str, Json] | None = None) -> Release:
-    """Record that the evidence is not sufficient yet. At most one such decision is recorded per day."""
-    _check_rolling(release)
+    """Record that the release takes no step now. At most one such decision is recorded per day.
+
+    If the test has taken a look that is not in the store yet, it is stored in any case.
+    """
+    check_rolling(release)
     last = release.decisions[-1] if release.decisions else None
-    if last is not None and last.action == "hold" and store.now() - last.at < timedelta(days=1):
-        return release
-    held = _decided(release, store, "hold", release.percent, reason, evidence)
+    if last is not None and last.action == "hold" and timedelta(0) <= store.now() - last.at < timedelta(days=1):
+        stored = store.records.get(Release, release.id)
+        if (stored.looks, stored.awaits) == (release.looks, release.awaits):
+            return release
+        return store.records.update(release, verb="looked", data={"reason": reason})[0]
+    held = decided(release, store, "hold", release.percent, reason, evidence)
     (held,) = store.records.update(held, verb="held", data={"reason": reason})
     return held
 
@@ -165,13 +186,12 @@ def abort_release(
     Raises:
         ConflictError: the release has ended, or another process changed it in the meantime.
     """
-    _check_rolling(release)
+    check_rolling(release)
     with store.records.transaction():
-        endpoint = store.records.get(EndpointRecord, release.endpoint)
-        ended = _decided(release, store, "roll_back", 0.0, reason, evidence, state=state)
+        ended = decided(release, store, "roll_back", 0.0, reason, evidence, state=state)
         (ended,) = store.records.update(ended, verb=state, data={"reason": reason})
         if release.previous is not None:
-            _route(store, endpoint, release.previous, None, 0.0)
+            _route(store, release, release.previous, None)
         _set_state(store, release.candidate, "rolled_back" if state == "rolled_back" else "registered")
         return ended
 
@@ -236,11 +256,11 @@ def roll_back(store: Store, endpoint: str, reason: str) -> Release:
                 f"'{last.candidate}' is the first champion of '{endpoint}', so there is none to go back to.",
                 help="Promote another version with: everloop models promote MODEL@N",
             )
-        ended = _decided(last, store, "roll_back", 0.0, reason, state="rolled_back")
+        ended = decided(last, store, "roll_back", 0.0, reason, state="rolled_back")
         (ended,) = store.records.update(ended, verb="rolled_back", data={"reason": reason})
         _set_champion(store, last.previous, reason, {"rolled_back": last.candidate})
         _set_state(store, last.candidate, "rolled_back")
-        _route(store, record, last.previous, None, 0.0)
+        _route(store, last, last.previous, None)
         return ended
 
 
@@ -286,24 +306,41 @@ def champion_of(store: Store, model: str) -> str | None:
     return found[0].version if found else None
 
 
-def apply_evidence(store: Store, release: Release, outcome: GateOutcome, *, impatient: bool) -> Release:
+def apply_evidence(
+    store: Store,
+    release: Release,
+    outcome: GateOutcome,
+    *,
+    impatient: bool,
+    if_undecided: Literal["back", "advance", "hold"] = "back",
+) -> Release:
     """Advance, hold or roll back a release, depending on the live evidence.
 
     Args:
-        impatient: the rollout's patience has run out, so the better estimate wins.
+        impatient: the rollout's patience has run out.
+        if_undecided: what happens then without a result. `advance` only if the estimate is within the margin.
     """
     if outcome.outcome == "pass":
         return advance_release(store, release, outcome.message, outcome.evidence)
     if outcome.outcome == "fail":
         return abort_release(store, release, outcome.message, outcome.evidence)
-    gain = outcome.evidence.get("gain")
-    if impatient and isinstance(gain, float):
-        decide = advance_release if gain >= 0 else abort_release
-        return decide(store, release, f"patience has run out; {outcome.message}", outcome.evidence)
+    reason = f"patience has run out; {outcome.message}"
+    if impatient and if_undecided == "back":
+        return abort_release(store, release, reason, outcome.evidence)
+    gain, margin = outcome.evidence.get("gain"), outcome.evidence.get("margin", 0.0)
+    if impatient and if_undecided == "advance" and isinstance(gain, float) and isinstance(margin, float):
+        decide = advance_release if gain >= -margin else abort_release
+        return decide(store, release, reason, outcome.evidence)
     return hold_release(store, release, f"not decided yet: {outcome.message}", outcome.evidence)
 
 
-def _check_rolling(release: Release) -> None:
+def is_shadowing(release: Release) -> bool:
+    """Whether the candidate scores copies of the requests, as the first step of its release."""
+    started = any(decision.action == "start" for decision in release.decisions)
+    return release.state == "rolling_out" and release.percent == 0 and release.steps[0] == 0 and started
+
+
+def check_rolling(release: Release) -> None:
     if release.state != "rolling_out":
         raise ConflictError(
             f"The release of {release.candidate} to '{release.endpoint}' has ended: {release.state}.",
@@ -311,47 +348,54 @@ def _check_rolling(release: Release) -> None:
         )
 
 
-def _decided(
+def decided(
     release: Release,
     store: Store,
-    action: Literal["start", "advance", "hold", "complete", "roll_back", "reject"],
+    action: DecisionAction,
     percent: float,
     reason: str,
     evidence: dict[str, Json] | None = None,
     *,
-    state: Literal["rejected", "rolling_out", "completed", "rolled_back", "superseded"] | None = None,
+    state: ReleaseState | None = None,
 ) -> Release:
-    decision = Decision(at=store.now(), action=action, percent=percent, reason=reason, evidence=evidence or {})
-    return replace(release, percent=percent, decisions=(*release.decisions, decision), state=state or release.state)
+    decision = Decision(
+        at=store.now(), action=action, percent=percent, reason=reason, evidence=evidence or {}, actor=store.actor
+    )
+    # What the step before waited for does not hold for the next one.
+    awaits = release.awaits if action in ("hold", "pause", "resume", "approve") else None
+    return replace(
+        release,
+        percent=percent,
+        decisions=(*release.decisions, decision),
+        state=state or release.state,
+        awaits=awaits,
+    )
 
 
-def _complete_or_wait(
-    store: Store, release: Release, endpoint: EndpointRecord, reason: str, evidence: dict[str, Json]
-) -> Release:
+def _complete_or_wait(store: Store, release: Release, reason: str, evidence: dict[str, Json]) -> Release:
     """Complete a release. If a policy on the champion lacks approvals, request them and hold the release until then."""
     from everloop.registry import ApprovalError, request_alias
 
     try:
         with store.records.transaction():
-            return _complete(store, release, endpoint, reason, evidence)
+            return _complete(store, release, reason, evidence)
     except ApprovalError as error:
         if release.trigger == "promote":
             # A person who promotes by hand gets the error, and the transaction leaves nothing behind.
             raise
-        release = store.records.get(Release, release.id)
+        stored = store.records.get(Release, release.id)
+        release = replace(stored, looks=release.looks, awaits="approval")
         model = release.candidate.rpartition("@")[0]
         request = request_alias(store, model, CHAMPION, release.candidate, reason)
         return hold_release(store, release, f"waiting for approval ({request.id[:18]}): {error.message}", evidence)
 
 
-def _complete(
-    store: Store, release: Release, endpoint: EndpointRecord, reason: str, evidence: dict[str, Json]
-) -> Release:
-    completed = _decided(release, store, "complete", 100.0, reason, evidence, state="completed")
+def _complete(store: Store, release: Release, reason: str, evidence: dict[str, Json]) -> Release:
+    completed = decided(release, store, "complete", 100.0, reason, evidence, state="completed")
     (completed,) = store.records.update(completed, verb="completed", data={"reason": reason})
     _set_champion(store, release.candidate, reason, {"release": release.id, **evidence})
     _set_state(store, release.candidate, "released")
-    _route(store, endpoint, release.candidate, None, 0.0)
+    _route(store, release, release.candidate, None)
     return completed
 
 
@@ -375,18 +419,28 @@ def _endpoint(store: Store, name: str, model: str) -> EndpointRecord:
     return store.records.get(EndpointRecord, name)
 
 
-def _route(store: Store, endpoint: EndpointRecord, champion: str | None, canary: str | None, percent: float) -> None:
-    endpoint = store.records.get(EndpointRecord, endpoint.name)
+def _route(store: Store, release: Release, champion: str | None, percent: float | None) -> None:
+    """Set the routes of a release's endpoint.
+
+    Args:
+        champion: the version that gets what the candidate leaves.
+        percent: the candidate's share; 0 makes it a shadow, None takes its route away.
+    """
+    endpoint = store.records.get(EndpointRecord, release.endpoint)
+    candidate = release.candidate
     routes = []
     if champion is not None:
-        routes.append(Route(version=champion, percent=100.0 - percent, role="champion"))
-    if canary is not None:
-        routes.append(Route(version=canary, percent=percent, role="canary"))
-    shadows = [route for route in endpoint.routes if route.role == "shadow"]
+        routes.append(Route(version=champion, percent=100.0 - (percent or 0.0), role="champion"))
+    if percent:
+        routes.append(Route(version=candidate, percent=percent, role="canary"))
+    shadows = [route for route in endpoint.routes if route.role == "shadow" and route.version != candidate]
+    if percent == 0:
+        # A shadow's share is that of the requests whose copies it scores.
+        shadows.append(Route(version=candidate, percent=100.0, role="shadow"))
     store.records.update(
         replace(endpoint, routes=(*routes, *shadows)),
         verb="routed",
-        data={"routes": {route.version: route.percent for route in routes}},
+        data={"routes": {route.version: route.percent for route in routes}, "release": release.id},
     )
 
 
