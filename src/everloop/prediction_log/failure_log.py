@@ -100,6 +100,16 @@ def fold_failures(store: Store, endpoint: str) -> int:
     return rows
 
 
+def read_failures(payload: bytes) -> tuple[int, dict[int, int]]:
+    """Decode a frame: its time in µs since 1970, and the number of requests by status.
+
+    Raises:
+        CorruptionError: the payload is not a frame, or a newer everloop wrote it.
+    """
+    entry = _decode(payload)
+    return entry.at, entry.counts
+
+
 def _decode(payload: bytes) -> FailureEntry:
     return decode_frame(_DECODER, payload, _VERSION, "the log of failed requests")
 

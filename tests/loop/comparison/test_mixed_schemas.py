@@ -145,8 +145,11 @@ def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rollin
         assert "would refuse such requests" in held.decisions[-1].reason
 
 
-def test_without_evidence_a_candidate_is_held(shop, rolling):
+@pytest.mark.parametrize(("if_undecided", "state"), [("hold", "rolling_out"), ("back", "rolled_back")])
+def test_without_evidence_a_candidate_is_held_or_goes_back(shop, rolling, if_undecided, state):
     store, clock, loop = rolling
+    rollout = replace(loop.serve.rollout, if_undecided=if_undecided)
+    loop = replace(loop, serve=replace(loop.serve, rollout=rollout))
     with EndpointProcess(store, "returns") as endpoint:
         clock.set(shop.opens + timedelta(hours=30))
         flow = flow_of(shop, 5000, 300, 2)
@@ -154,7 +157,7 @@ def test_without_evidence_a_candidate_is_held(shop, rolling):
         send_labels(store, flow)
         clock.set(shop.opens + timedelta(days=90))
         held = reconcile(loop, store).release
-        assert (held.state, held.decisions[-1].action) == ("rolling_out", "hold")
+        assert (held.state, held.decisions[-1].action) == (state, "hold" if if_undecided == "hold" else "roll_back")
         assert "returns@2 could not score 300 of 300 rows" in held.decisions[-1].reason
         assert held.decisions[-1].evidence["candidate_not_asked"] == 300
 

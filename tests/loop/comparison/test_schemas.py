@@ -228,7 +228,9 @@ def test_live_evidence_for_versions_with_different_columns(shop, load, store, fi
     log = pl.concat(parts, how="diagonal")
     monkeypatch.setattr("everloop.prediction_log.read_labelled", lambda *_, **__: log.lazy())
     started = Decision(at=shop.opens - timedelta(days=1), action="start", percent=20, reason="")
-    release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=started.at, decisions=(started,))
+    release = SimpleNamespace(
+        endpoint="returns", candidate="returns@2", created_at=started.at, decisions=(started,), looks=()
+    )
     answer = live_evidence(store, release, "returns@1", Canary(least_labels=100), "roc_auc")
     assert isinstance(answer, GateOutcome)
     if everything:

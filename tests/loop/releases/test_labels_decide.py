@@ -130,7 +130,9 @@ def logged(
 def live(store: Store, log: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr("everloop.prediction_log.read_labelled", lambda *_, **__: log.lazy())
     started = Decision(at=BEGAN, action="start", percent=20, reason="")
-    release = SimpleNamespace(endpoint="returns", candidate="returns@2", created_at=BEGAN, decisions=(started,))
+    release = SimpleNamespace(
+        endpoint="returns", candidate="returns@2", created_at=BEGAN, decisions=(started,), looks=()
+    )
     outcome = live_evidence(store, release, "returns@1", Canary(least_labels=100), "accuracy")
     assert outcome is not None
     return {"outcome": outcome.outcome, **outcome.evidence}

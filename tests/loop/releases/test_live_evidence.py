@@ -113,10 +113,10 @@ def test_rows_of_an_earlier_step_count_for_the_comparison_but_not_as_new(store, 
     steps = ((BEGAN, 10.0), (BEGAN + timedelta(days=1), 50.0))
     before = logged(store, "m@1", TABLE.head(500))
     after = logged(store, "m@2", TABLE.tail(100), at=BEGAN + timedelta(days=1))
-    assert evidence(before, steps=steps) is None
-    assert evidence(before, after.head(99), steps=steps) is None
-    found = evidence(before, after, steps=steps)
-    assert (found.evidence["since_step"], found.evidence["rows"]) == (100, 600)
+    for parts, fresh in (((before,), 0), ((before, after.head(99)), 99), ((before, after), 100)):
+        found = evidence(*parts, steps=steps)
+        assert (found.evidence["since_step"], found.evidence["rows"]) == (fresh, 500 + fresh)
+        assert not found.evidence["ready"] or fresh >= 100
 
 
 def test_predictions_without_a_label_do_not_count(store, evidence):

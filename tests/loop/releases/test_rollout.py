@@ -148,10 +148,12 @@ def test_a_rolling_release_without_a_decision_that_started_it_is_named(store):
 
 
 @pytest.mark.parametrize(("gain", "state"), [(0.01, "rolling_out"), (-0.01, "rolled_back")])
-def test_when_patience_has_run_out_the_better_estimate_wins(store, gain, state):
+def test_when_patience_has_run_out_the_estimate_wins_only_if_declared(store, gain, state):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(10, 50, 100))
-    moved = apply_evidence(store, release, GateOutcome("undecided", "?", {"gain": gain}), impatient=True)
+    moved = apply_evidence(
+        store, release, GateOutcome("undecided", "?", {"gain": gain}), impatient=True, if_undecided="advance"
+    )
     assert moved.state == state
     assert moved.percent == (50 if gain > 0 else 0)
 

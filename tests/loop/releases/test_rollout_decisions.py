@@ -210,19 +210,17 @@ def test_a_shadow_keeps_its_route_during_every_decision(store, rolling):
         ("pass", -0.1, False, "advance"),
         ("fail", 0.1, True, "roll_back"),
         ("undecided", 0.1, False, "hold"),
-        ("undecided", 0.0, True, "advance"),
+        ("undecided", 0.5, True, "roll_back"),
         ("undecided", -1e-9, True, "roll_back"),
-        ("undecided", None, True, "hold"),
+        ("undecided", None, True, "roll_back"),
     ],
 )
-def test_evidence_decides_and_after_the_patience_the_better_estimate(store, rolling, outcome, gain, impatient, action):
+def test_evidence_decides_and_after_the_patience_the_champion_stays(store, rolling, outcome, gain, impatient, action):
     evidence = {} if gain is None else {"gain": gain}
     moved = apply_evidence(store, rolling, GateOutcome(outcome, "measured", evidence), impatient=impatient)
     assert (moved.decisions[-1].action, moved.decisions[-1].evidence) == (action, evidence)
     assert "measured" in moved.decisions[-1].reason
-    assert ("patience has run out" in moved.decisions[-1].reason) == (
-        impatient and outcome == "undecided" and gain is not None
-    )
+    assert ("patience has run out" in moved.decisions[-1].reason) == (impatient and outcome == "undecided")
 
 
 # --- people ------------------------------------------------------------------------------------------------
