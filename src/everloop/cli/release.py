@@ -45,7 +45,8 @@ def ls(
 
 @app.command()
 def show(release: Which, home: Home = None, json: AsJson = False) -> None:
-    """Show a release: its gates, and each decision with its reason."""
+    """Show a release: where it is, what the evidence says, what the next step needs, and each decision."""
+    from everloop.loop.releases.release_steps import needs
     from everloop.records import GateResult
 
     with opened(home) as store:
@@ -61,12 +62,17 @@ def show(release: Which, home: Home = None, json: AsJson = False) -> None:
             ("trigger", record.trigger),
             ("run", record.run),
         ]
+        say(_sentence(record))
+        if record.decisions:
+            say(f"Last decision: {record.decisions[-1].reason}.")
+        if needs(record):
+            say(needs(record))
         facts(f"{record.candidate} ({record.id})", pairs)
         table("Gates", ("gate", "outcome", "evidence"), [(g.gate, g.outcome, g.message) for g in gates], empty="")
-        decisions = [(d.at, d.action, f"{d.percent:g}%", d.reason) for d in record.decisions]
-        table("Decisions", ("at", "decision", "traffic", "why"), decisions, empty="")
+        decisions = [(d.at, d.action, f"{d.percent:g}%", d.actor, d.reason) for d in record.decisions]
+        table("Decisions", ("at", "decision", "traffic", "who", "why"), decisions, empty="")
 
-    emit({"release": record, "gates": gates}, json, draw)
+    emit({"release": record, "gates": gates, "needs": needs(record)}, json, draw)
 
 
 @app.command()
@@ -89,6 +95,47 @@ def abort(release: Which, reason: Reason = "by hand", home: Home = None, json: A
         ended = abort_release(store, _find(store, release), reason)
     state = ended.state.replace("_", " ")
     emit(ended, json, lambda: say(f"{ended.candidate}: {state}. {ended.previous} now receives all traffic."))
+
+
+@app.command()
+def pause(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Pause a rollout. It keeps its share of the traffic, and is still rolled back if it does harm."""
+    from everloop.loop import pause_release
+
+    with opened(home) as store:
+        paused = pause_release(store, _find(store, release), reason)
+    emit(paused, json, lambda: say(f"Paused {paused.candidate} at {paused.percent:g}% of the traffic."))
+
+
+@app.command()
+def resume(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Resume a paused rollout."""
+    from everloop.loop import resume_release
+
+    with opened(home) as store:
+        resumed = resume_release(store, _find(store, release), reason)
+    emit(resumed, json, lambda: say(f"Resumed {resumed.candidate} at {resumed.percent:g}% of the traffic."))
+
+
+@app.command()
+def approve(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Approve that the candidate takes all the traffic once its evidence suffices."""
+    from everloop.loop import approve_release
+
+    with opened(home) as store:
+        approved = approve_release(store, _find(store, release), reason)
+    text = f"Approved {approved.candidate}. The worker (everloop up) completes the release when the evidence suffices."
+    emit(approved, json, lambda: say(text))
+
+
+@app.command()
+def reject(release: Which, reason: Reason = "by hand", home: Home = None, json: AsJson = False) -> None:
+    """Reject a rollout and send all traffic to the champion."""
+    from everloop.loop import reject_release
+
+    with opened(home) as store:
+        ended = reject_release(store, _find(store, release), reason)
+    emit(ended, json, lambda: say(f"Rejected {ended.candidate}. {ended.previous} now receives all traffic."))
 
 
 @app.command()
@@ -130,3 +177,19 @@ def _find(store: Store, which: str, *, rolling: bool = True) -> Release:
 
 def _last(release: Release) -> str:
     return release.decisions[-1].reason if release.decisions else ""
+
+
+def _sentence(release: Release) -> str:
+    """Say where a release is."""
+    at = f"endpoint '{release.endpoint}'"
+    if release.state == "completed":
+        return f"{release.candidate} has all the traffic of {at}."
+    if release.state != "rolling_out":
+        return f"The release of {release.candidate} to {at} has ended: {release.state.replace('_', ' ')}."
+    if release.percent > 0:
+        return (
+            f"{release.candidate} gets {release.percent:g}% of the traffic of {at}; {release.previous} gets the rest."
+        )
+    shadow = release.steps[0] == 0 and any(decision.action == "start" for decision in release.decisions)
+    role = "scores copies of the requests" if shadow else "waits without traffic"
+    return f"{release.candidate} {role} at {at}; {release.previous} gets all the traffic."

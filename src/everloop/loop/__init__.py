@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from everloop.loop.loop_run import LoopRun as LoopRun, explain_run as explain_run, run_loop as run_loop
     from everloop.loop.project import Project as Project, load_project as load_project
     from everloop.loop.project_features import backfill as backfill, materialize as materialize
+    from everloop.loop.releases.guards import check_guards as check_guards
+    from everloop.loop.releases.release_control import (
+        approve_release as approve_release,
+        pause_release as pause_release,
+        reject_release as reject_release,
+        resume_release as resume_release,
+    )
     from everloop.loop.releases.release_declarations import Canary as Canary, Endpoint as Endpoint
     from everloop.loop.releases.rollout import (
         abort_release as abort_release,
@@ -79,6 +86,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "gates.package_gates": ["Latency", "PackageParity", "Size"],
         "gates.probability_gates": ["Calibrated", "Fair"],
         "gates.robustness": ["Robust"],
+        "releases.guards": ["check_guards"],
+        "releases.release_control": ["approve_release", "pause_release", "reject_release", "resume_release"],
         "releases.release_declarations": ["Canary", "Endpoint"],
         "releases.rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
         "triggers.commit_trigger": ["OnCommit"],
