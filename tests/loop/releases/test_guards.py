@@ -125,7 +125,7 @@ def test_without_a_release_nothing_is_read(store):
 
 
 def test_a_rate_that_is_tolerated_rarely_trips_a_guard_however_often_it_is_looked_at():
-    """Ville's inequality, by simulation: 40 streams of 1,000 trials at the tolerated rate, each looked at every time."""
+    """Ville's inequality, by simulation: 40 streams of 1,000 trials at the tolerated rate, looked at every time."""
     events = np.random.default_rng(1).uniform(size=(40, 1000)) < 0.01
     most = 0.0
     for stream in events:

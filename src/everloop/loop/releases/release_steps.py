@@ -94,7 +94,10 @@ def _ran_out(store: Store, release: Release, canary: Canary) -> str:
     now = store.now()
     if canary.longest is not None and now - release.created_at >= parse_duration(canary.longest):
         return f"the longest time of a release ({canary.longest}) has passed"
-    if not release.paused and now - step_started_at(release) >= parse_duration(canary.patience):
+    # After a pause, patience begins again.
+    resumed = [decision.at for decision in release.decisions if decision.action == "resume"]
+    since = max([step_started_at(release), *resumed])
+    if not release.paused and now - since >= parse_duration(canary.patience):
         return f"patience ({canary.patience}) has run out"
     return ""
 

@@ -87,7 +87,7 @@ def boundaries(fractions: Sequence[float], error: float, shape: Shape, reserve: 
 
 
 class _State(NamedTuple):
-    """The test after a look: the boundary, the error spent, and the density of the motion that goes on."""
+    """The test after a look: the boundary, the error spent, and the density of the motion below its boundary."""
 
     boundary: float
     used: float
@@ -108,7 +108,7 @@ def _after(fractions: tuple[float, ...], error: float, shape: Shape, reserve: fl
 
 
 def _step(density: tuple[Array, Array] | None, earlier: float, fraction: float) -> tuple[Array, Array]:
-    """Return the density of the Brownian motion at `fraction` on a grid, given that of the motion that goes on.
+    """Return the density of the Brownian motion at `fraction` on a grid, given the density below the last boundary.
 
     A density is a pair: the grid, evenly spaced, and the values on it.
     """
