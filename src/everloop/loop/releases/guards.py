@@ -44,7 +44,7 @@ _LEAST_LIMIT_S = 0.005
 _CHAMPION_TIMES = 500
 _LEAST_TIMES = 100
 _SAME_ANSWERS = 300
-"""This number of equal answers in a row to different requests, while the champion's differ, come from a broken model."""
+"""If this number of answers in a row are equal, and the champion's are not, the model is broken."""
 _HISTORY = timedelta(days=1)
 _MOST_WATCHED = 8
 _watched: OrderedDict[tuple[str, str], ReleaseTraffic] = OrderedDict()
