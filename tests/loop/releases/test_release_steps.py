@@ -163,6 +163,12 @@ def test_when_patience_runs_out(store, tick, if_undecided, gain, state, percent)
     assert (ended.state, ended.percent) == (state, percent)
 
 
+def test_a_step_that_is_ready_is_taken_although_patience_has_run_out_meanwhile(store, tick):
+    canary = Canary(steps=[10, 50, 100], patience="1d")
+    assert tick(canary, None, HOUR).percent == 10
+    assert tick(canary, "undecided", 9 * DAY, **READY).percent == 50, "the worker was not running for a week"
+
+
 def test_labels_that_never_come_and_the_longest_time_end_a_release(store, tick):
     assert tick(Canary(steps=[10, 100], patience="1d"), None, DAY).state == "rolled_back"
     canary = Canary(steps=[10, 50, 100], longest="3d")

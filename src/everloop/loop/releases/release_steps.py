@@ -65,11 +65,11 @@ def _decide(loop: Loop, store: Store, release: Release, previous: str, canary: C
     if outcome.outcome == "fail":
         return abort_release(store, release, outcome.message, outcome.evidence)
     ran_out = _ran_out(store, release, canary)
-    if ran_out and canary.if_undecided == "back" and not _may_complete(release, outcome):
-        reason = f"{ran_out}, so the champion keeps the traffic; {outcome.message}"
-        return abort_release(store, release, reason, outcome.evidence)
     outcome = _step_allowed(store, release, canary, outcome, impatient=bool(ran_out))
     if outcome.outcome != "pass":
+        if ran_out and canary.if_undecided == "back":
+            reason = f"{ran_out}, so the champion keeps the traffic; {outcome.message}"
+            return abort_release(store, release, reason, outcome.evidence)
         return hold_release(store, release, f"not decided yet: {outcome.message}", outcome.evidence)
     missing = _missing(store, release, canary, coverage)
     if missing is not None:
@@ -82,11 +82,6 @@ def _decide(loop: Loop, store: Store, release: Release, previous: str, canary: C
 def _is_last(release: Release) -> bool:
     """Whether the next step gives the candidate all the traffic."""
     return not any(release.percent < step < 100 for step in release.steps)
-
-
-def _may_complete(release: Release, outcome: GateOutcome) -> bool:
-    """Whether success is proven, now or before the release began to wait for a person or the end of a window."""
-    return outcome.outcome == "pass" or release.awaits is not None
 
 
 def _ran_out(store: Store, release: Release, canary: Canary) -> str:
