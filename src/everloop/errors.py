@@ -7,6 +7,7 @@
     ├── NotFoundError             exit 3   404   no such run, version, snapshot, …
     ├── AlreadyExistsError        exit 4   409
     ├── ConflictError             exit 4   409   another process changed it first
+    │   └── LeaseLostError        exit 4   409   this process stopped renewing its lease, and another may hold it now
     ├── TrustError                exit 5   403   bytes that contain code have no trusted signature
     ├── DataError                 exit 6   422
     │   ├── SourceError           exit 6   422   a file, table or URL cannot be read as declared
@@ -93,6 +94,10 @@ class AlreadyExistsError(EverloopError):
 
 class ConflictError(EverloopError):
     exit_code, http_status = 4, 409
+
+
+class LeaseLostError(ConflictError):
+    """The work belongs to another process now. What this one has not written yet must not be written."""
 
 
 class TrustError(EverloopError):

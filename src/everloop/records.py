@@ -823,6 +823,24 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Who holds a piece of shared work. Kept beside the records, so that heartbeats add no events and no revisions."""
+
+    name: str
+    fence: int
+    """Increases each time the lease is acquired, and never otherwise. It identifies one holding of the lease."""
+    beats: int
+    """Increases with every heartbeat."""
+    owner: str
+    """Identity of the holding process, `host/scope/pid/start`. Empty if the lease was released."""
+    ttl_s: float
+    """How long the lease lasts without a heartbeat."""
+    acquired_at: datetime
+    renewed_at: datetime
+    """Times by the owner's own clock, for people to read. No decision depends on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One logged value of a metric."""
 

@@ -260,6 +260,16 @@ def system_micros() -> int:
     return time.time_ns() // 1000
 
 
+def elapsed_seconds() -> float:
+    """Seconds since an arbitrary moment, for durations of real processes such as the expiry of leases.
+
+    A simulated clock does not change it, and neither does anyone who sets the system's clock. On Linux it also counts
+    while the machine sleeps, so that a laptop that wakes up knows that its leases have expired.
+    """
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
 def _check(body: bytes) -> int:
     return zlib.crc32(body) & 0xFFFF
 
