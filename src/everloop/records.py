@@ -124,6 +124,48 @@ class Run(Record):
     )
 
 
+QueuedRunState = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedRun(Record):
+    """A run of a loop that a trigger has requested and a runner takes. At most one waits for each loop."""
+
+    loop: str
+    trigger: str
+    """Why it was requested, such as `Every: 1w: the last run began 2024-03-01 12:00`."""
+    state: QueuedRunState = "waiting"
+    cause: dict[str, Json] = field(default_factory=dict)
+    """Evidence of the trigger."""
+    joined: tuple[str, ...] = ()
+    """Further triggers that fired while it was waiting. One run serves them all."""
+    params: dict[str, Json] = field(default_factory=dict)
+    """Values for parameters of steps."""
+    folder: str
+    """Project folder of the process that requested it. A runner uses its own copy of the project."""
+    code: str | None = None
+    """SHA-256 of the project's Python files at that time, in hexadecimal digits."""
+    timeout_s: float | None = None
+    attempts: int = 0
+    """How many times it was started. It is started again only if its process died."""
+    most_attempts: int = 3
+    runner: str = ""
+    """Identity of the runner that has it now; empty if none has."""
+    fence: int = 0
+    """Fencing number of that runner's lease."""
+    run: str | None = None
+    """Id of its last run."""
+    cancel_requested_by: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        # Keys are unique, so the store itself refuses a second waiting run of a loop.
+        return self.loop if self.state == "waiting" else self.id
+
+
 StepStatus = Literal["ran", "cached", "failed", "skipped", "interrupted"]
 
 
@@ -852,6 +894,7 @@ class Point:
 
 KINDS: dict[str, type[Record]] = {
     "run": Run,
+    "queued_run": QueuedRun,
     "step": StepRun,
     "artifact": Artifact,
     "contract": Contract,

@@ -21,7 +21,8 @@ from everloop.errors import ConflictError
 from everloop.loop.releases.rollout import start_release
 from everloop.records import Finding, ModelVersion, Run
 from everloop.server.server_settings import ServerSettings
-from everloop.server.supervisor import RESTART_AFTER_S, Supervisor, _Restarts
+from everloop.server.child_processes import RESTART_AFTER_S, Restarts
+from everloop.server.supervisor import Supervisor
 from everloop.stores import open_store
 from everloop.testing.serving import by_row
 
@@ -150,7 +151,7 @@ def test_page_in_a_browser(served, tmp_path):
 
 
 def test_a_child_that_dies_is_started_again_later_and_later():
-    child = _Restarts()
+    child = Restarts()
     assert child.may_start(0.0)
     assert not child.may_start(0.1)  # found dead
     assert child.may_start(0.1 + RESTART_AFTER_S[0])
@@ -214,4 +215,5 @@ def test_up_turns_serves_and_stops_clean(tmp_path):
         assert store.records.find(Run, ("state", "=", "running")) == []
     left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout
     assert left == ""
-    assert Path(folder / ".everloop" / "logs" / "worker.log").read_text() == ""
+    logs = folder / ".everloop" / "logs"
+    assert [(logs / f"{name}.log").read_text() for name in ("reconciler", "runner")] == ["", ""]

@@ -1,112 +1,148 @@
-"""`python -m everloop.loop FOLDER`: the worker process, which reconciles a project's loops and starts due runs."""
+"""The processes of a running loop: `python -m everloop.loop reconcile|run FOLDER`.
+
+reconcile   folds logs, watches, decides releases and requests runs, until a signal arrives or its parent has died
+run         a runner: takes requested runs and starts a process for each
+queued      the process of one requested run; a runner starts it
+describe    writes the declaration as JSON, to compare it with an earlier one; the reconciler starts it
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
     from types import FrameType
 
-    from everloop.loop.loop_definition import Loop
     from everloop.stores import Store
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reconcile every loop until a signal arrives or the parent process is gone; returns the exit code.
-
-    A run in progress is interrupted; the next worker process resumes it.
-    """
-    parser = argparse.ArgumentParser(prog="python -m everloop.loop", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--home", type=Path)
-    parser.add_argument("--project")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between two checks of a loop")
-    options = parser.parse_args(arguments)
-    stopping = threading.Event()
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        stopping.set()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    parent = os.getppid()
-    from everloop.loop.project import load_project
-    from everloop.stores import open_store
-
+    """Run one of the processes; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.function
     try:
-        project = load_project(options.folder)
-        with open_store(options.home, project=options.project, actor="everloop:worker") as store:
-            last_errors: dict[str, set[str]] = {}
-            while not stopping.is_set() and os.getppid() == parent:
-                for loop in project.loops.values():
-                    _tick(loop, store, last_errors)
-                _notify(project.folder, store, last_errors)
-                stopping.wait(options.every)
+        return run(options)
     except KeyboardInterrupt:
         return 0
     except EverloopError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m everloop.loop")
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("reconcile", _reconcile), ("run", _run), ("queued", _queued), ("describe", _describe)):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("folder", type=Path)
+        command.add_argument("--home", type=Path)
+        command.add_argument("--project")
+        if name in ("reconcile", "run"):
+            command.add_argument("--with-parent", action="store_true", help="stop when the parent process has died")
+            command.add_argument("--ttl", type=float, default=None, help="seconds that a lease lasts")
+        if name == "reconcile":
+            command.add_argument("--every", type=float, default=10.0, help="seconds between two ticks of a loop")
+        if name == "queued":
+            command.add_argument("--request", required=True)
+            command.add_argument("--lease", required=True)
+            command.add_argument("--fence", type=int, required=True)
+        if name == "describe":
+            command.add_argument("--to", type=Path, required=True)
+    return parser
+
+
+def _open(options: argparse.Namespace, actor: str) -> Store:
+    from everloop.stores import open_store
+
+    return open_store(options.home, project=options.project, actor=actor)
+
+
+def _reconcile(options: argparse.Namespace) -> int:
+    from everloop.loop.project import load_project
+    from everloop.loop.worker.reconciler_process import ReconcilerProcess
+    from everloop.stores.leases import TTL_S
+
+    parent = os.getppid()
+    project = load_project(options.folder)
+    with _open(options, "everloop:reconciler") as store:
+        process = ReconcilerProcess(store, project, every_s=options.every, ttl_s=options.ttl or TTL_S)
+        process.parent = parent if options.with_parent else None
+        _stop_on_signal(process.stop, interrupt=False)
+        reload = process.work()
+    if reload and not process.stop.is_set():
+        # The new code needs a process without the old modules. Its parent sees the same process.
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "everloop.loop", *sys.argv[1:]])  # noqa: S606
     return 0
 
 
-def _tick(loop: Loop, store: Store, last_errors: dict[str, set[str]]) -> None:
-    """Reconcile one loop, and run it if a run is due.
+def _run(options: argparse.Namespace) -> int:
+    import threading
 
-    Args:
-        last_errors: the last errors by kind and name, so that an error that persists is reported once.
-    """
-    from everloop.loop.loop_run import run_loop
-    from everloop.loop.worker.reconciler import reconcile
+    from everloop.loop.project import find_folder
+    from everloop.loop.worker.runner import Runner
+    from everloop.stores.leases import TTL_S
 
-    failures: list[tuple[str, EverloopError]] = []
-    due = None
-    try:
-        reconciliation = reconcile(loop, store)
-        failures += [("tick_failed", error) for error in reconciliation.errors]
-        due = reconciliation.due
-        if due is not None:
-            run_loop(loop, store, trigger=due)
-    except EverloopError as error:
-        # The run's record holds the failure. The worker carries on and checks the triggers again at the next tick.
-        failures.append(("turn_failed" if due is not None else "tick_failed", error))
-    _report("loop", loop.name, failures, store, last_errors)
+    parent = os.getppid()
+    with _open(options, "everloop:runner") as store:
+        runner = Runner(store, find_folder(options.folder), ttl_s=options.ttl or TTL_S)
+        _stop_on_signal(runner.stop, interrupt=False)
+        if options.with_parent:
+            threading.Thread(target=_follow, args=(parent, runner.stop), name="everloop-parent", daemon=True).start()
+        runner.work()
+    return 0
 
 
-def _notify(folder: Path, store: Store, last_errors: dict[str, set[str]]) -> None:
-    """Send messages about incidents. A channel that cannot be reached does not stop the loops."""
-    from everloop.monitoring.incidents.notification_channels import read_channels
-    from everloop.monitoring.incidents.notifications import send_notifications
+def _queued(options: argparse.Namespace) -> int:
+    import threading
 
-    errors: list[EverloopError] = []
-    try:
-        _, errors = send_notifications(store, read_channels(folder))
-    except EverloopError as error:
-        errors.append(error)
-    _report("notification_channel", "notify", [("notify_failed", error) for error in errors], store, last_errors)
+    from everloop.loop.worker.queued_execution import end_with_parent, execute_queued
+
+    stop = threading.Event()
+    _stop_on_signal(stop, interrupt=True)
+    end_with_parent(os.getppid())
+    with _open(options, "everloop:runner") as store:
+        return execute_queued(store, options.folder, options.request, options.lease, options.fence)
 
 
-def _report(
-    kind: str,
-    name: str,
-    failures: list[tuple[str, EverloopError]],
-    store: Store,
-    last_errors: dict[str, set[str]],
-) -> None:
-    reported = last_errors.get(f"{kind} {name}", set())
-    last_errors[f"{kind} {name}"] = {str(failure) for _, failure in failures}
-    for verb, failure in failures:
-        if str(failure) not in reported:
-            sys.stderr.write(f"{type(failure).__name__}: {failure}\n")
-            store.records.append_event(verb, kind, name, name, {"error": str(failure)})
+def _describe(options: argparse.Namespace) -> int:
+    from everloop.loop.project import load_project
+    from everloop.loop.worker.reloading import describe_project
+
+    project = load_project(options.folder)
+    with _open(options, "everloop:reconciler") as store:
+        options.to.write_text(json.dumps(describe_project(project, store)), encoding="utf-8")
+    return 0
+
+
+def _stop_on_signal(stop: threading.Event, *, interrupt: bool) -> None:
+    """Set `stop` on SIGTERM and SIGINT. With `interrupt`, also raise KeyboardInterrupt in the main thread."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if interrupt and not stop.is_set():
+            stop.set()
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _follow(parent: int, stop: threading.Event) -> None:
+    while os.getppid() == parent and not stop.wait(0.5):
+        pass
+    stop.set()
 
 
 if __name__ == "__main__":

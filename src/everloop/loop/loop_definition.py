@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
-from everloop.loop.declaration_checks import check_name
+from everloop.loop.declaration_checks import check_duration, check_name
 from everloop.loop.gates.gate_protocol import check_gate
 from everloop.loop.releases.release_declarations import Endpoint
 from everloop.loop.triggers.commit_trigger import OnCommit
@@ -51,6 +51,8 @@ class Loop:
             `OnCall`, or a `Trigger` of your own.
         limits: how often triggers may start a run.
         model: name of the model in the registry. Default: the endpoint's name, otherwise the loop's.
+        timeout: the longest time that a run started by `everloop up` may take, such as `"6h"`. A run that takes longer
+            is killed and counts as failed. Default: no limit.
 
     Raises:
         UsageError: a part is of the wrong kind, the metrics do not fit one task, or a watch or trigger lacks the part
@@ -66,6 +68,7 @@ class Loop:
     retrain: Sequence[Trigger] = ()
     model: str = ""
     limits: RetrainLimits = field(default_factory=RetrainLimits)
+    timeout: str | None = None
 
     def __post_init__(self) -> None:
         check_name("a loop", self.name, "flight-delays")
@@ -79,6 +82,8 @@ class Loop:
                 f"Loop '{self.name}' has watches but no endpoint that they could watch.",
                 help="Add serve=el.Endpoint('name').",
             )
+        if self.timeout is not None:
+            check_duration(f"Loop '{self.name}': timeout=", self.timeout, positive=True)
         self._check_watches()
         self._check_metrics()
         self._needs(OnDrift, Drift)

@@ -58,6 +58,7 @@ def run_loop(
     executor: str | Executor = "inline",
     force: Iterable[str] | bool = (),
     listener: Listener | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> LoopRun:
     """Run a loop once, or only the steps that lead to `target`.
 
@@ -71,6 +72,7 @@ def run_loop(
         executor: where steps run: the name of an executor, or an `Executor`.
         force: names of steps to run although they are cached; True for all.
         listener: receives the progress of the steps.
+        tags: tags of the run.
 
     Raises:
         ConflictError: `trigger` is a `Due`, and another process has started a run since it was found.
@@ -84,7 +86,7 @@ def run_loop(
     graph = graph_of(loop)
     if target is not None:
         graph.get(target)
-    with _start(loop, store, trigger, params or {}) as run:
+    with _start(loop, store, trigger, params or {}, tags) as run:
         result = run_graph(
             graph,
             store,
@@ -98,7 +100,9 @@ def run_loop(
     return _loop_run(store, store.records.get(Run, run.id), result, before)
 
 
-def _start(loop: Loop, store: Store, trigger: str | Due, params: Mapping[str, Any]) -> ActiveRun:
+def _start(
+    loop: Loop, store: Store, trigger: str | Due, params: Mapping[str, Any], tags: Mapping[str, str] | None
+) -> ActiveRun:
     """Start the run of a loop and record what caused it."""
     from everloop.loop.triggers.trigger_contexts import newest_runs, set_marks
     from everloop.loop.triggers.trigger_protocol import Due
@@ -118,6 +122,7 @@ def _start(loop: Loop, store: Store, trigger: str | Due, params: Mapping[str, An
             loop.name,
             store=store,
             params=dict(params),
+            tags=tags,
             loop=loop.name,
             trigger=str(trigger),
             cause={**cause, "marks": marks} if marks else cause,

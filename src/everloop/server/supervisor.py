@@ -2,65 +2,61 @@
 
 this process     control plane: API and status page
 ├── endpoint     one process for each endpoint that has a champion
-└── worker       checks the project's triggers and runs its loops; the only process that imports loop.py
+├── reconciler   folds, watches, decides releases and requests runs; imports loop.py
+└── runner       takes requested runs, and starts a process for each, which imports loop.py
+
+Two supervisors on one store share the work by leases: each endpoint, loop and run belongs to one of them, and passes to
+the other when it dies.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from everloop.errors import EverloopError
+from everloop.errors import EverloopError, LeaseLostError
 from everloop.records import EndpointRecord
+from everloop.server.child_processes import ChildProcess, Restarts
 from everloop.server.control_plane import ControlPlane
 from everloop.server.endpoint_ports import EndpointPorts
 from everloop.server.server_settings import ServerSettings
+from everloop.stores.leases import Leases
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from everloop.records import Event
     from everloop.serving import EndpointProcess
     from everloop.stores import Store
+    from everloop.stores.leases import HeldLease
 
 _log = logging.getLogger("everloop.server")
 
 CHECK_EVERY_S = 0.5
-RESTART_AFTER_S = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Delay before a child that died is started again. It grows with each death, and resets once the child has run for a
-minute."""
+EVENT_KINDS = ("loop", "queued_run", "runner", "release")
+"""Kinds of events that are shown while the loop runs."""
 
 
-@dataclass
-class _Restarts:
-    """Decides when a child may be started, by the monotonic clock."""
-
-    started_at: float | None = None
-    deaths: int = 0
-    not_before: float = 0.0
-
-    def may_start(self, now: float) -> bool:
-        """Whether the child may be started now. Called only while it is not alive."""
-        if self.started_at is not None:
-            if now - self.started_at > RESTART_AFTER_S[-1]:
-                self.deaths = 0
-            self.not_before = now + RESTART_AFTER_S[min(self.deaths, len(RESTART_AFTER_S) - 1)]
-            self.deaths += 1
-            self.started_at = None
-        if now < self.not_before:
-            return False
-        self.started_at = now
-        return True
+def endpoint_lease(name: str) -> str:
+    """The name of the lease that the supervisor holds that runs an endpoint's process."""
+    return f"endpoint:{name}"
 
 
 class Supervisor:
     """Starts the child processes, restarts them when they die, and stops them all in the end.
 
     `serve` blocks until a signal. When it returns, all child processes have stopped.
+
+    Args:
+        folder: project folder; None serves without a loop.
+        every_s: seconds between two ticks of a loop.
+        runners: number of runners, which is the number of runs that can be in progress here at once. 0 leaves the runs
+            to runners elsewhere.
+        on_event: called for each event of loops, runs and releases, in a thread.
     """
 
     def __init__(
@@ -70,10 +66,11 @@ class Supervisor:
         *,
         settings: ServerSettings | None = None,
         every_s: float = 10.0,
+        runners: int = 1,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.store = store
         self.folder = folder
-        self.every_s = every_s
         settings = settings or ServerSettings()
         self.control = ControlPlane(
             store, host=settings.host, port=settings.port, options=settings.options, auth=settings.auth
@@ -84,8 +81,12 @@ class Supervisor:
         self._ports = EndpointPorts(store)
         self._stopping = threading.Event()
         self._endpoints: dict[str, EndpointProcess] = {}
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._restarts: dict[str, _Restarts] = {}
+        self._children = [] if folder is None else _loop_processes(store, folder, every_s=every_s, runners=runners)
+        self._restarts: dict[str, Restarts] = {}
+        self._leases = Leases(store)
+        self._held: dict[str, HeldLease] = {}
+        self._on_event = on_event
+        self._shown_event = store.records.last_event()
 
     def serve(self, ready: threading.Event | None = None) -> None:
         """Run until SIGINT or SIGTERM."""
@@ -117,40 +118,57 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self._start_missing()
-            except EverloopError as error:
-                _log.warning("%s", error)
+            for check in (self._start_children, self._start_endpoints, self._show_events):
+                try:
+                    check()
+                except EverloopError as error:
+                    _log.warning("%s", error)
             self._stopping.wait(CHECK_EVERY_S)
 
-    def _start_missing(self) -> None:
+    def _start_children(self) -> None:
+        for child in self._children:
+            child.keep_running(monotonic())
+
+    def _start_endpoints(self) -> None:
         from everloop.serving import EndpointProcess, is_served
 
         for endpoint in self.store.records.find(EndpointRecord):
+            held = self._held.get(endpoint.name)
+            if held is not None and held.lost.is_set():
+                self._give_up(endpoint.name)
+                continue
             known = self._endpoints.get(endpoint.name)
             if known is not None and known.alive:
                 continue
-            served_elsewhere = known is None and is_served(self.store, endpoint.name)
-            if not endpoint.routes or served_elsewhere or not self._may_start(endpoint.name):
+            if not endpoint.routes or (known is None and is_served(self.store, endpoint.name)):
                 continue
-            process = EndpointProcess(self.store, endpoint.name, port=self._ports.choose(endpoint.name))
+            if held is None:
+                held = self._leases.acquire(endpoint_lease(endpoint.name))
+                if held is None:
+                    # Another supervisor runs it.
+                    continue
+                held.start_heartbeat()
+                self._held[endpoint.name] = held
+            if not self._may_start(endpoint.name):
+                continue
+            process = EndpointProcess(held.fenced(self.store), endpoint.name, port=self._ports.choose(endpoint.name))
             self._endpoints[endpoint.name] = process
             self._start(process)
-        if self.folder is not None and (self._worker is None or self._worker.poll() is not None):
-            if not self._may_start("worker"):
-                return
-            log_path = self.store.home / "logs" / "worker.log"
-            log_path.parent.mkdir(parents=True, exist_ok=True)
-            with log_path.open("ab") as log:
-                self._worker = subprocess.Popen(
-                    [
-                        sys.executable, "-m", "everloop.loop", str(self.folder), "--home", str(self.store.home),
-                        "--project", self.store.project, "--every", str(self.every_s),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )  # fmt: skip
+
+    def _give_up(self, name: str) -> None:
+        """Stop an endpoint that another supervisor has taken over, for example while this process was stopped."""
+        _log.warning("Another 'everloop up' runs the endpoint '%s' now, so this one stops it.", name)
+        del self._held[name]
+        process = self._endpoints.pop(name, None)
+        if process is not None:
+            _stop_endpoint(process)
+
+    def _show_events(self) -> None:
+        if self._on_event is None:
+            return
+        for event in self.store.records.events_since(self._shown_event, kinds=EVENT_KINDS):
+            self._shown_event = event.seq
+            self._on_event(event)
 
     def _start(self, process: EndpointProcess) -> None:
         url = process.start()
@@ -166,15 +184,33 @@ class Supervisor:
             )
 
     def _may_start(self, name: str) -> bool:
-        return self._restarts.setdefault(name, _Restarts()).may_start(monotonic())
+        return self._restarts.setdefault(name, Restarts()).may_start(monotonic())
 
     def _stop_children(self) -> None:
-        if self._worker is not None and self._worker.poll() is None:
-            self._worker.send_signal(signal.SIGTERM)
-            try:
-                self._worker.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-                self._worker.wait()
+        for child in self._children:
+            child.ask_to_stop()
+        for child in self._children:
+            child.stop()
         for process in self._endpoints.values():
-            process.stop()
+            _stop_endpoint(process)
+        for held in self._held.values():
+            held.release()
+
+
+def _stop_endpoint(process: EndpointProcess) -> None:
+    try:
+        process.stop()
+    except LeaseLostError as error:
+        # The record describes the other supervisor's process by now.
+        _log.warning("%s", error)
+
+
+def _loop_processes(store: Store, folder: Path, *, every_s: float, runners: int) -> list[ChildProcess]:
+    options = [str(folder), "--home", str(store.home), "--project", store.project, "--with-parent"]
+    logs = store.home / "logs"
+    start = [sys.executable, "-m", "everloop.loop"]
+    reconciler = [*start, "reconcile", *options, "--every", str(every_s)]
+    return [
+        ChildProcess("reconciler", reconciler, logs / "reconciler.log"),
+        *(ChildProcess(f"runner {n}", [*start, "run", *options], logs / "runner.log") for n in range(1, runners + 1)),
+    ]

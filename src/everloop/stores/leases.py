@@ -172,22 +172,10 @@ class Leases:
         if lease is None:
             yield None
             return
-        stopped = threading.Event()
-
-        def renew() -> None:
-            while not stopped.wait(ttl_s / BEATS_PER_TTL):
-                if not lease.renew_or_wait():
-                    if on_lost is not None:
-                        on_lost(lease)
-                    return
-
-        heart = threading.Thread(target=renew, name=f"everloop-lease-{name}", daemon=True)
-        heart.start()
+        lease.start_heartbeat(on_lost)
         try:
             yield lease
         finally:
-            stopped.set()
-            heart.join()
             lease.release()
 
     @property
@@ -208,6 +196,8 @@ class HeldLease:
         """Set as soon as this process knows that another one may hold the lease. Long work should watch it."""
         self._leases = leases
         self._trusted_until = began + TRUSTED_SHARE * lease.ttl_s
+        self._released = threading.Event()
+        self._heart: threading.Thread | None = None
 
     @property
     def name(self) -> str:
@@ -243,20 +233,27 @@ class HeldLease:
         self.lease = replace(self.lease, beats=self.lease.beats + 1, renewed_at=moment_of(now))
         self._trusted_until = began + TRUSTED_SHARE * self.lease.ttl_s
 
-    def renew_or_wait(self) -> bool:
-        """Send a heartbeat. A store that does not respond is tried again at the next one.
+    def start_heartbeat(self, on_lost: Callable[[HeldLease], None] | None = None) -> None:
+        """Renew the lease in a thread until it is released or lost.
 
-        Returns:
-            False once the lease is lost.
+        A store that does not respond is tried again at the next heartbeat. Meanwhile `is_held` turns false.
+
+        Args:
+            on_lost: called once, in that thread, if the lease is lost. `lost` is set before.
         """
-        try:
-            self.renew()
-        except LeaseLostError:
-            return False
-        except EverloopError:
-            # The work itself meets the same error, and `is_held` turns false when the trusted time has passed.
-            pass
-        return True
+        self._heart = threading.Thread(target=self._beat, args=(on_lost,), name=f"lease-{self.name}", daemon=True)
+        self._heart.start()
+
+    def _beat(self, on_lost: Callable[[HeldLease], None] | None) -> None:
+        while not self._released.wait(self.lease.ttl_s / BEATS_PER_TTL):
+            try:
+                self.renew()
+            except LeaseLostError:
+                if on_lost is not None:
+                    on_lost(self)
+                return
+            except EverloopError:
+                continue
 
     def check(self) -> None:
         """Look into the database whether the lease is still this one.
@@ -270,7 +267,10 @@ class HeldLease:
             raise self._gone()
 
     def release(self) -> None:
-        """Free the lease at once for others. Does nothing if it was lost."""
+        """Free the lease at once for others, and stop its heartbeat. Does nothing else if it was lost."""
+        self._released.set()
+        if self._heart is not None and self._heart is not threading.current_thread():
+            self._heart.join()
         if self.lost.is_set():
             return
         self.lost.set()

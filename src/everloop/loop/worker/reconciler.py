@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from everloop.loop.releases.release_steps import move_rollout
 from everloop.loop.triggers.trigger_checks import find_due
 from everloop.loop.watches.watch_runs import watch, watch_views
+from everloop.loop.worker.run_queue import active_runs
 
 if TYPE_CHECKING:
     from everloop.errors import EverloopError
@@ -41,7 +42,7 @@ class Reconciliation:
 def reconcile(loop: Loop, store: Store) -> Reconciliation:
     """Do one tick of a loop. Two processes may do so at the same time: the second finds the work done."""
     if loop.serve is None:
-        return Reconciliation(0, [], None, find_due(loop, store))
+        return Reconciliation(0, [], None, _find_due(loop, store))
     from everloop.prediction_log import fold_labels, fold_predictions
     from everloop.prediction_log.aggregates import fold_aggregates
     from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
@@ -55,5 +56,10 @@ def reconcile(loop: Loop, store: Store) -> Reconciliation:
         findings, incidents, errors = watch(loop, store)
         stale, changed = watch_views(store)
         release = move_rollout(loop, loop.serve, store)
-        due = find_due(loop, store)
+        due = _find_due(loop, store)
         return Reconciliation(folded, findings + stale, release, due, errors, incidents + changed)
+
+
+def _find_due(loop: Loop, store: Store) -> Due | None:
+    """Why a run is due. None also if one is queued or running: triggers are checked again after it has ended."""
+    return None if active_runs(store, loop.name) else find_due(loop, store)
