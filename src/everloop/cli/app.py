@@ -26,6 +26,7 @@ from everloop.cli import (
     runs,
     server,
     serving,
+    status,
     store,
     triggers,
     trust,
@@ -78,6 +79,8 @@ app.command()(loop.run)
 app.command()(loop.up)
 app.command()(triggers.trigger)
 app.command()(triggers.triggers)
+app.command()(status.status)
+app.command()(status.runner)
 app.command()(server.server)
 app.command()(serving.serve)
 app.command()(serving.predict)

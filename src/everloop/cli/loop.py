@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from everloop.loop import Loop, LoopRun
     from everloop.pipeline import Planned
-    from everloop.records import StepRun
+    from everloop.records import Event, StepRun
     from everloop.stores import Store
 
 
@@ -95,29 +95,67 @@ def up(
         int | None, typer.Option(help="Port of the API and status page; 0 picks a free one. Default: 8100.")
     ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two checks of logs and triggers.")] = 10.0,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on. Any but loopback requires a login. Default: 127.0.0.1."),
+    ] = None,
+    runners: Annotated[
+        int,
+        typer.Option(
+            min=0, max=64, help="Number of runners, which is how many runs can be in progress here at once; 0: none."
+        ),
+    ] = 1,
+    write_systemd: Annotated[
+        Path | None, typer.Option(help="Write a systemd unit that runs this command to this file, and exit.")
+    ] = None,
+    write_compose: Annotated[
+        Path | None, typer.Option(help="Write a compose file that runs this command to this file, and exit.")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Keep the loop running until Ctrl-C.
 
-    This starts the endpoints, the monitoring, the triggers, the API and the status page.
+    This starts the endpoints, the monitoring, the triggers, a runner for runs that are due, the API and the status
+    page. It restarts processes that die, and loads `loop.py` again when it changes.
 
     The server is configured by [server] in everloop.toml, as for `everloop server`.
     """
     from everloop.loop.project import find_folder
 
     folder = find_folder(project)
+    if write_systemd is not None or write_compose is not None:
+        from everloop.cli.unit_files import write_services
+
+        options = {"--port": port, "--every": None if every == 10.0 else every, "--host": host, "--home": home}
+        options["--runners"] = None if runners == 1 else runners
+        write_services(folder, write_systemd, write_compose, options)
+        return
     with store_of(folder, home) as store:
-        keep_up(store, folder, port=port, every=every)
+        keep_up(store, folder, port=port, every=every, host=host, runners=runners)
 
 
-def keep_up(store: Store, folder: Path, *, port: int | None = None, every: float = 10.0) -> None:
-    """Supervise the loop in the foreground, and print the URLs of the status page and the endpoints."""
+def keep_up(
+    store: Store,
+    folder: Path,
+    *,
+    port: int | None = None,
+    every: float = 10.0,
+    host: str | None = None,
+    runners: int = 1,
+) -> None:
+    """Supervise the loop in the foreground. Print the URLs of the status page and the endpoints, and what happens."""
     import threading
 
+    from everloop.loop.worker.event_sentences import event_sentences
     from everloop.server import Supervisor
     from everloop.server.server_settings import read_settings
 
-    supervisor = Supervisor(store, folder, settings=read_settings(folder).changed(port=port), every_s=every)
+    def show(event: Event) -> None:
+        for line in event_sentences(event):
+            messages().print(line, soft_wrap=True, markup=False)
+
+    settings = read_settings(folder).changed(port=port, host=host)
+    supervisor = Supervisor(store, folder, settings=settings, every_s=every, runners=runners, on_event=show)
 
     def announce() -> None:
         messages().print(

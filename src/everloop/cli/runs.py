@@ -21,6 +21,7 @@ from everloop.cli.output import (
     main_metrics,
     messages,
     opened,
+    say,
     short,
     table,
 )
@@ -330,6 +331,43 @@ def archive(
         change = unarchive_run if undo else archive_run
         done = [change(store, find_run(store, ref).id) for ref in runs]
     emit(done, json, lambda: _draw_runs("Unarchived" if undo else "Archived", done, ""))
+
+
+@app.command()
+def queue(
+    all_: Annotated[bool, typer.Option("--all", help="Show requests that have ended, too.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """List the runs that triggers have requested: in progress or waiting for a runner."""
+    from everloop.loop.worker.run_queue import active_runs, recent_runs
+
+    with opened(home) as store:
+        found = recent_runs(store) if all_ else active_runs(store)
+    rows = [
+        (short(q.id), q.loop, q.state, f"{q.attempts} of {q.most_attempts}", q.created_at, q.error or q.trigger)
+        for q in found
+    ]
+    columns = ("id", "loop", "state", "attempts", "requested", "why")
+    emit(found, json, lambda: table("Queued runs", columns, rows, empty="No run is queued."))
+
+
+@app.command()
+def cancel(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Name of a loop, or the id of a queued run or a unique prefix of it.")
+    ],
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Cancel a queued run, or stop one that a runner has started. Finished steps are kept."""
+    from everloop.loop.worker.run_queue import cancel_run
+
+    with opened(home) as store:
+        cancelled = cancel_run(store, run)
+    waits = cancelled.state == "running"
+    text = f"The runner stops the run of '{cancelled.loop}'." if waits else f"Cancelled the run of '{cancelled.loop}'."
+    emit(cancelled, json, lambda: say(text))
 
 
 def _split(columns: str) -> list[str]:

@@ -71,6 +71,7 @@ def _open(options: argparse.Namespace, actor: str) -> Store:
 def _reconcile(options: argparse.Namespace) -> int:
     from everloop.loop.project import load_project
     from everloop.loop.worker.reconciler_process import ReconcilerProcess
+    from everloop.loop.worker.runner import stop_on_signal
     from everloop.stores.leases import TTL_S
 
     parent = os.getppid()
@@ -78,7 +79,7 @@ def _reconcile(options: argparse.Namespace) -> int:
     with _open(options, "everloop:reconciler") as store:
         process = ReconcilerProcess(store, project, every_s=options.every, ttl_s=options.ttl or TTL_S)
         process.parent = parent if options.with_parent else None
-        _stop_on_signal(process.stop, interrupt=False)
+        stop_on_signal(process.stop)
         reload = process.work()
     if reload and not process.stop.is_set():
         # The new code needs a process without the old modules. Its parent sees the same process.
@@ -91,13 +92,13 @@ def _run(options: argparse.Namespace) -> int:
     import threading
 
     from everloop.loop.project import find_folder
-    from everloop.loop.worker.runner import Runner
+    from everloop.loop.worker.runner import Runner, stop_on_signal
     from everloop.stores.leases import TTL_S
 
     parent = os.getppid()
     with _open(options, "everloop:runner") as store:
         runner = Runner(store, find_folder(options.folder), ttl_s=options.ttl or TTL_S)
-        _stop_on_signal(runner.stop, interrupt=False)
+        stop_on_signal(runner.stop)
         if options.with_parent:
             threading.Thread(target=_follow, args=(parent, runner.stop), name="everloop-parent", daemon=True).start()
         runner.work()
@@ -105,12 +106,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _queued(options: argparse.Namespace) -> int:
-    import threading
-
     from everloop.loop.worker.queued_execution import end_with_parent, execute_queued
 
-    stop = threading.Event()
-    _stop_on_signal(stop, interrupt=True)
+    _interrupt_on_signal()
     end_with_parent(os.getppid())
     with _open(options, "everloop:runner") as store:
         return execute_queued(store, options.folder, options.request, options.lease, options.fence)
@@ -126,14 +124,13 @@ def _describe(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop_on_signal(stop: threading.Event, *, interrupt: bool) -> None:
-    """Set `stop` on SIGTERM and SIGINT. With `interrupt`, also raise KeyboardInterrupt in the main thread."""
+def _interrupt_on_signal() -> None:
+    """Raise KeyboardInterrupt in the main thread at the first SIGTERM or SIGINT, and ignore further ones."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if interrupt and not stop.is_set():
-            stop.set()
-            raise KeyboardInterrupt
-        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)

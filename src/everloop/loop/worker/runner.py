@@ -22,6 +22,7 @@ from everloop.stores.leases import TTL_S, Leases
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
     from everloop.stores import Store
     from everloop.stores.leases import HeldLease
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 STOP_S = 20.0
 """How long a run may take to end after it was interrupted. Then it is killed."""
+MOST_RUNNERS = 64
+"""How many runners of one machine are shown."""
 RETRY_AFTER_S = (1.0, 10.0, 60.0)
 """Delay before a run whose process died is started again."""
 
@@ -58,7 +61,10 @@ class Runner:
     def work(self) -> None:
         """Run until `stop` is set."""
         seen = -1
+        seat: HeldLease | None = None
         while not self.stop.is_set():
+            if seat is None or seat.lost.is_set():
+                seat = self._sit_down()
             failures: list[tuple[str, Exception]] = []
             try:
                 last = self.store.records.last_event()
@@ -70,6 +76,24 @@ class Runner:
                 failures.append(("runner_failed", error))
             self._report(failures)
             self.stop.wait(self._reports.wait_s("runner", "runner", self._poll_s))
+        if seat is not None:
+            seat.release()
+
+    def _sit_down(self) -> HeldLease | None:
+        """Take a lease that shows others that this runner is alive. Their names are used again, so their number is low.
+
+        Returns:
+            None if the store does not respond.
+        """
+        try:
+            for number in range(1, MOST_RUNNERS + 1):
+                seat = self._leases.acquire(f"runner:{os.uname().nodename}:{number}", ttl_s=self._ttl_s)
+                if seat is not None:
+                    seat.start_heartbeat()
+                    return seat
+        except EverloopError as error:
+            self._report([("runner_failed", error)])
+        return None
 
     def take_one(self) -> QueuedRun | None:
         """Run the first request that no other runner has, and return it as it ended; None if there is none."""
@@ -180,6 +204,16 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
     except (ProcessLookupError, PermissionError):
         # All members have ended. macOS reports members that were not collected yet as a missing permission.
         return
+
+
+def stop_on_signal(stop: threading.Event) -> None:
+    """Set `stop` on SIGTERM and SIGINT."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
 
 
 def store_arguments(store: Store) -> list[str]:
