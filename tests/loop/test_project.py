@@ -13,8 +13,8 @@ import everloop as el
 from everloop.data.features import load_view, open_online
 from everloop.errors import NotFoundError, ProjectError, UsageError
 from everloop.loop import load_project
-from everloop.loop.project import find_folder
 from everloop.loop.project_features import backfill, materialize
+from everloop.loop.project_folder import find_folder
 from everloop.stores import open_store
 from everloop.tracking import start_run
 

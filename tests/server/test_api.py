@@ -12,7 +12,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from tests.monitoring.incidents.incident_records import put_incident
@@ -20,8 +19,8 @@ from tests.monitoring.incidents.incident_records import put_incident
 from everloop.errors import ConflictError
 from everloop.loop.releases.rollout import start_release
 from everloop.records import Finding, ModelVersion, Run
-from everloop.server.server_settings import ServerSettings
 from everloop.server.child_processes import RESTART_AFTER_S, Restarts
+from everloop.server.server_settings import ServerSettings
 from everloop.server.supervisor import Supervisor
 from everloop.stores import open_store
 from everloop.testing.serving import by_row

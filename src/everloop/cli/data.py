@@ -330,7 +330,8 @@ def contract(
 
 def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool, json: bool) -> None:
     from everloop.loop.contract_acceptance import accept_contract, find_loop, propose_contract
-    from everloop.loop.project import FILE, find_folder, load_project
+    from everloop.loop.project import load_project
+    from everloop.loop.project_folder import FILE, find_folder
 
     try:
         folder = find_folder(project)

@@ -120,7 +120,7 @@ def up(
 
     The server is configured by [server] in everloop.toml, as for `everloop server`.
     """
-    from everloop.loop.project import find_folder
+    from everloop.loop.project_folder import find_folder
 
     folder = find_folder(project)
     if write_systemd is not None or write_compose is not None:

@@ -26,7 +26,8 @@ def status(
 ) -> None:
     """Show what runs now: processes, queued runs, endpoints, and when each loop runs next."""
     from everloop.errors import EverloopError, UnavailableError, UsageError
-    from everloop.loop.project import find_folder, load_project
+    from everloop.loop.project import load_project
+    from everloop.loop.project_folder import find_folder
     from everloop.loop.worker.overview import ROLES, overview
 
     if check is not None and check not in ROLES.values():
@@ -53,7 +54,7 @@ def runner(project: ProjectFolder = None, home: Home = None, json: AsJson = Fals
     `everloop up` starts one runner. Start more on this machine or on others that use the same store.
     """
     from everloop.cli.loop import store_of
-    from everloop.loop.project import find_folder
+    from everloop.loop.project_folder import find_folder
     from everloop.loop.worker.runner import Runner, stop_on_signal
 
     folder = find_folder(project)

@@ -91,7 +91,7 @@ def _reconcile(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     import threading
 
-    from everloop.loop.project import find_folder
+    from everloop.loop.project_folder import find_folder
     from everloop.loop.worker.runner import Runner, stop_on_signal
     from everloop.stores.leases import TTL_S
 

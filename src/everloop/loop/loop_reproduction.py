@@ -21,7 +21,8 @@ import msgspec
 from everloop import plugins
 from everloop.errors import EverloopError, NotFoundError, ProjectError, UsageError
 from everloop.loop.loop_run import run_loop
-from everloop.loop.project import FILE, load_project
+from everloop.loop.project import load_project
+from everloop.loop.project_folder import FILE
 from everloop.loop.stages import graph_of
 from everloop.pipeline import code_of
 from everloop.records import KINDS, Artifact, GateResult, Run, Snapshot, StepRun

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from everloop.data.features.feature_views import FeatureView
 from everloop.errors import EverloopError, NotFoundError, ProjectError
 from everloop.loop.loop_definition import Loop
+from everloop.loop.project_folder import FILE, find_folder
 from everloop.pipeline.code.project_modules import SourceLoader, finder
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-FILE = "loop.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +42,6 @@ class Project:
         if name not in self.loops:
             raise NotFoundError(f"{self.folder / FILE} declares no loop '{name}'.", help=f"It declares: {known}")
         return self.loops[name]
-
-
-def find_folder(start: Path | None = None) -> Path:
-    """Return the nearest folder at or above `start` that contains a `loop.py`.
-
-    Raises:
-        ProjectError: no such folder exists.
-    """
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / FILE).is_file():
-            return folder
-    raise ProjectError(
-        f"No {FILE} in {start} or any folder above it.",
-        help="Create a project with: everloop init, or look at an example with: everloop demo",
-    )
 
 
 def load_project(folder: Path | None = None) -> Project:
