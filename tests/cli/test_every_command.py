@@ -165,6 +165,8 @@ WRONG = {
     "runs ls --where loss>>1": (2, "loss>>1", "metrics.<name>"),
     "runs ls --state asleep": (2, "'asleep'", "States: scheduled"),
     "runs ls --order-by nothing": (2, "'nothing'", "Fields: name"),
+    "runner nothing": (2, "nothing", ""),
+    "runs queue --home nothing": (3, "nothing", "everloop init"),
     "runs cancel nothing": (3, "'nothing'", "everloop runs queue"),
     "status --check nothing": (2, "'nothing'", "Roles: reconciler"),
     "status --check runner": (9, "No runner", "everloop up"),

@@ -158,6 +158,26 @@ def test_a_process_that_was_replaced_in_the_middle_of_a_tick_writes_nothing(stor
     assert found.ticks == ["shop"]
 
 
+def test_the_guard_is_called_between_ticks_and_its_failures_do_not_end_the_process(store, tmp_path, found, monkeypatch):
+    monkeypatch.setattr("everloop.loop.worker.reconciler_process.describe_project", lambda project, store: {})
+    process = make(store, tmp_path, every_s=60.0)
+    calls = []
+
+    def guard(loop, fenced):
+        calls.append(loop.name)
+        fenced.records.append_event("guarded", "release", "x")
+        raise ZeroDivisionError("by zero")
+
+    process._guard = guard
+    for _ in range(4):
+        process._look_at("shop", process.project.loops["shop"])
+    assert (found.ticks, calls) == (["shop"], ["shop"] * 3)
+    reported = store.records.events_since(0, kinds=("release_guard",))
+    assert [event.data["error"] for event in reported] == ["ZeroDivisionError: by zero"]
+    process.stop.set()
+    process.work()
+
+
 def test_a_lost_lease_is_not_a_failure_of_the_loop(store, process, found):
     found.next = LeaseLostError("gone")
     with pytest.raises(LeaseLostError):

@@ -21,6 +21,8 @@ from everloop.stores.durations import parse_duration
 from everloop.stores.leases import TTL_S, Leases
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from everloop.loop.loop_definition import Loop
     from everloop.loop.project import Project
     from everloop.loop.triggers.trigger_declarations import Due
@@ -42,9 +44,19 @@ class ReconcilerProcess:
     Args:
         every_s: seconds between two ticks of a loop.
         ttl_s: how long the leases last without a heartbeat.
+        guard: a light check of a loop's release under way, called about every second between its ticks, so that a bad
+            candidate does not wait for the next tick. It gets the fenced store.
     """
 
-    def __init__(self, store: Store, project: Project, *, every_s: float = 10.0, ttl_s: float = TTL_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        project: Project,
+        *,
+        every_s: float = 10.0,
+        ttl_s: float = TTL_S,
+        guard: Callable[[Loop, Store], object] | None = None,
+    ) -> None:
         self.store = store
         self.project = project
         self.every_s = every_s
@@ -55,6 +67,7 @@ class ReconcilerProcess:
         self._description = describe_project(project, None)
         self._leases = Leases(store)
         self._ttl_s = ttl_s
+        self._guard = guard
         self._held: dict[str, HeldLease] = {}
         self._reports = FailureReports()
         self._next: dict[str, float] = {}
@@ -108,9 +121,12 @@ class ReconcilerProcess:
                     return
                 held.start_heartbeat()
                 self._held[name] = held
-            if not held.is_held or elapsed_seconds() < self._next.get(name, 0.0):
+            if not held.is_held:
                 return
             store = held.fenced(self.store)
+            if elapsed_seconds() < self._next.get(name, 0.0):
+                self._check_release(loop, store)
+                return
             self.tick(loop, store)
             self._notify(store)
         except LeaseLostError as error:
@@ -120,6 +136,19 @@ class ReconcilerProcess:
             # The store does not respond, so the failure cannot be recorded in it either.
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         self._next[name] = elapsed_seconds() + self._reports.wait_s("loop", name, self.every_s)
+
+    def _check_release(self, loop: Loop, store: Store) -> None:
+        """Call the guard. Its failures are reported, and do not delay the ticks."""
+        if self._guard is None:
+            return
+        failures: list[tuple[str, Exception]] = []
+        try:
+            self._guard(loop, store)
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            failures.append(("guard_failed", error))
+        self._reports.report(store, "release_guard", loop.name, failures, failed=False)
 
     def _request(self, loop: Loop, due: Due, store: Store) -> None:
         enqueue_run(
