@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--home", type=Path)
         command.add_argument("--project")
         if name in ("reconcile", "run"):
-            command.add_argument("--with-parent", action="store_true", help="stop when the parent process has died")
+            # The parent passes its own id, because it may have died before this process could look.
+            command.add_argument("--parent", type=int, help="id of the parent process; stop when it has died")
             command.add_argument("--ttl", type=float, default=None, help="seconds that a lease lasts")
         if name == "reconcile":
             command.add_argument("--every", type=float, default=10.0, help="seconds between two ticks of a loop")
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--request", required=True)
             command.add_argument("--lease", required=True)
             command.add_argument("--fence", type=int, required=True)
+            command.add_argument("--parent", type=int, required=True)
         if name == "describe":
             command.add_argument("--to", type=Path, required=True)
     return parser
@@ -74,11 +76,10 @@ def _reconcile(options: argparse.Namespace) -> int:
     from everloop.loop.worker.runner import stop_on_signal
     from everloop.stores.leases import TTL_S
 
-    parent = os.getppid()
     project = load_project(options.folder)
     with _open(options, "everloop:reconciler") as store:
         process = ReconcilerProcess(store, project, every_s=options.every, ttl_s=options.ttl or TTL_S)
-        process.parent = parent if options.with_parent else None
+        process.parent = options.parent
         stop_on_signal(process.stop)
         reload = process.work()
     if reload and not process.stop.is_set():
@@ -95,12 +96,13 @@ def _run(options: argparse.Namespace) -> int:
     from everloop.loop.worker.runner import Runner, stop_on_signal
     from everloop.stores.leases import TTL_S
 
-    parent = os.getppid()
     with _open(options, "everloop:runner") as store:
         runner = Runner(store, find_folder(options.folder), ttl_s=options.ttl or TTL_S)
         stop_on_signal(runner.stop)
-        if options.with_parent:
-            threading.Thread(target=_follow, args=(parent, runner.stop), name="everloop-parent", daemon=True).start()
+        if options.parent is not None:
+            threading.Thread(
+                target=_follow, args=(options.parent, runner.stop), name="everloop-parent", daemon=True
+            ).start()
         runner.work()
     return 0
 
@@ -109,7 +111,7 @@ def _queued(options: argparse.Namespace) -> int:
     from everloop.loop.worker.queued_execution import end_with_parent, execute_queued
 
     _interrupt_on_signal()
-    end_with_parent(os.getppid())
+    end_with_parent(options.parent)
     with _open(options, "everloop:runner") as store:
         return execute_queued(store, options.folder, options.request, options.lease, options.fence)
 

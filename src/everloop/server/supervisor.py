@@ -12,6 +12,7 @@ the other when it dies.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
@@ -206,7 +207,7 @@ def _stop_endpoint(process: EndpointProcess) -> None:
 
 
 def _loop_processes(store: Store, folder: Path, *, every_s: float, runners: int) -> list[ChildProcess]:
-    options = [str(folder), "--home", str(store.home), "--project", store.project, "--with-parent"]
+    options = [str(folder), "--home", str(store.home), "--project", store.project, "--parent", str(os.getpid())]
     logs = store.home / "logs"
     start = [sys.executable, "-m", "everloop.loop"]
     reconciler = [*start, "reconcile", *options, "--every", str(every_s)]

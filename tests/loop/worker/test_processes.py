@@ -83,7 +83,7 @@ def slow_step(shop, seconds=60):
 def test_a_runner_runs_what_is_queued_and_stays(shop, start):
     with shop.open() as store:
         queued = request(store, shop)
-        runner = start("run", "--with-parent")
+        runner = start("run", "--parent", str(os.getpid()))
         done = ended(store, queued)
         assert (done.state, done.attempts, done.error) == ("done", 1, None)
         run = store.records.get(Run, done.run)

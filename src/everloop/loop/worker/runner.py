@@ -132,7 +132,16 @@ class Runner:
 
     def _start(self, queued: QueuedRun, held: HeldLease) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "everloop.loop", "queued", str(self.folder), *store_arguments(self.store)]
-        command += ["--request", queued.id, "--lease", held.name, "--fence", str(held.fence)]
+        command += [
+            "--request",
+            queued.id,
+            "--lease",
+            held.name,
+            "--fence",
+            str(held.fence),
+            "--parent",
+            str(os.getpid()),
+        ]
         # Its own process group, so that pool workers and whatever else the code starts can be stopped together.
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
