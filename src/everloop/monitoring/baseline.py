@@ -264,6 +264,7 @@ def build_baseline(
     scored: pl.DataFrame | None = None,
     scored_inputs: pl.DataFrame | None = None,
     metric: str | None = None,
+    paired: Sequence[str] | None = None,
     bins: int = BINS,
     categories: int = CATEGORIES,
 ) -> Baseline:
@@ -282,6 +283,7 @@ def build_baseline(
             inputs moved the score, and the metric of a regression can be estimated before labels arrive.
         metric: a metric to measure on `scored`, by its name in `everloop.training.METRICS`. What is needed to estimate
             it in windows without labels is learned as well.
+        paired: features whose correlations are monitored, the first 16 of them that vary. Default: all features.
         bins: how many quantile bins a numeric feature has.
         categories: how many categories get their own cell.
 
@@ -322,7 +324,7 @@ def build_baseline(
     return Baseline(
         rows=reference.height,
         features=features_found,
-        pairs=_correlate_reference(reference, features_found.sketches, time, grid),
+        pairs=_correlate_reference(reference, features_found.sketches, time, grid, paired),
         score=score,
         metric=measured,
         skipped=skipped,
@@ -413,11 +415,15 @@ def _sketch_reference(
 
 
 def _correlate_reference(
-    frame: pl.DataFrame, sketches: Mapping[str, Sketch], time: str | None, grid: TimeGrid | None
+    frame: pl.DataFrame,
+    sketches: Mapping[str, Sketch],
+    time: str | None,
+    grid: TimeGrid | None,
+    paired: Sequence[str] | None,
 ) -> PairReference | None:
     import numpy as np
 
-    names = choose_paired(sketches)
+    names = choose_paired({name: sketch for name, sketch in sketches.items() if paired is None or name in paired})
     if len(names) < 2:
         return None
     whole = correlate_blocks(frame, sketches, names, np.zeros(frame.height, dtype=np.int64), 1).correlations()[0]

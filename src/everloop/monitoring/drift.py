@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
 from everloop.monitoring.baseline import Baseline, load_baseline
-from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_for
+from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_alone, judge_for
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_summaries, new_finding
 from everloop.monitoring.incidents.drift_harm import DriftHarm, ExpectedMetric, measure_harm
 from everloop.monitoring.logged_windows import (
@@ -30,10 +29,11 @@ from everloop.monitoring.window_counts import (
     unpack_correlations,
     unpack_counts,
 )
+from everloop.stores.clock import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     import polars as pl
 
@@ -191,11 +191,11 @@ def compare_sketches(
 ) -> list[SubjectShift]:
     """Compare the sketches of one window with a baseline; see `compare_window`."""
     counts = counts_of(baseline, features, score)
-    judge = judge_for(baseline, span, _typical_rows([counts]), incidents_per_window(alarms_per_month, span))
-    if since is None:
-        since, judge = datetime(1970, 1, 1, tzinfo=UTC), replace(judge, model=replace(judge.model, seasons=[]))
-    stacked = join_windows([since], span, [counts])
-    return measure_shifts(baseline, judge.judge(stacked)[-1], features, score)
+    stacked = join_windows([since or EPOCH], span, [counts])
+    judgement = judge_alone(
+        baseline, stacked, alarms_per_month, rows=_typical_rows([counts]), seasons=since is not None
+    )
+    return measure_shifts(baseline, judgement, features, score)
 
 
 def _expected(

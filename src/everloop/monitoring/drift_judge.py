@@ -142,6 +142,22 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
     return _recentred(judge, baseline)
 
 
+def judge_alone(
+    baseline: Baseline, windows: WindowCounts, incidents_per_month: float, *, rows: float, seasons: bool
+) -> WindowJudgement:
+    """Judge one window without those before it.
+
+    Args:
+        windows: the window.
+        rows: how many rows it has; those of `windows` are the rows from which correlations were measured.
+        seasons: False if it is not known when the window was, so that the seasons cannot be taken into account.
+    """
+    judge = judge_for(baseline, windows.span, rows, incidents_per_window(incidents_per_month, windows.span))
+    if not seasons:
+        judge = replace(judge, model=replace(judge.model, seasons=[]))
+    return judge.judge(windows)[-1]
+
+
 def _is_rebased(baseline: Baseline) -> bool:
     return bool(baseline.accepted or baseline.accepted_pairs)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LEAST_SHARE = 0.01
 _MOST_ABSENT = 0.1
 """How much of a window may have passed before a version's first prediction in it, and after its last one."""
-_MOST_CORRELATED = 100_000
+MOST_CORRELATED = 100_000
 """From about this many rows of a window correlations are measured."""
 INPUT = "input_"
 """Prefix of a feature's name in the columns of a window."""
@@ -113,7 +113,7 @@ def correlated_rows(rows: Array) -> Array:
     """Return from how many rows `read_correlations` measures windows with these numbers of rows, shape (windows,)."""
     import numpy as np
 
-    return np.asarray(rows / np.maximum(np.ceil(rows / _MOST_CORRELATED), 1))
+    return np.asarray(rows / np.maximum(np.ceil(rows / MOST_CORRELATED), 1))
 
 
 def read_correlations(
@@ -134,7 +134,7 @@ def read_correlations(
 
     if baseline.pairs is None or rows < LEAST_ROWS:
         return None
-    every = -(-rows // _MOST_CORRELATED)
+    every = -(-rows // MOST_CORRELATED)
     chosen = None if every <= 1 else pl.col("id").hash(0) % every == 0
     # Without derived numbers, only the columns of the pairs are needed.
     names = baseline.columns if baseline.derived else baseline.pairs.names

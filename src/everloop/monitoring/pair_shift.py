@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from everloop.monitoring.noise.noise_model import pair_subject
 from everloop.monitoring.window_counts import subject_of
 
@@ -42,6 +44,14 @@ class PairShift:
     def p_value(self) -> float:
         return self.judgement.p_value
 
+    @property
+    def change(self) -> float:
+        """Size of the change: the difference of Fisher's z, which is Cohen's q."""
+        from everloop.data.sketches.pair_correlations import fisher_transformed
+
+        before, now = fisher_transformed(np.array([self.before, self.now]))
+        return float(abs(now - before))
+
     def evidence(self) -> dict[str, Json]:
         """Return the details of the change, for the evidence of a finding."""
         return {
@@ -53,11 +63,16 @@ class PairShift:
 
     def message(self) -> str:
         """Describe the change in one sentence."""
-        one, other = self.pair
-        return (
-            f"'{one}' and '{other}' are related differently than before: their rank correlation is {self.now:.2f}, "
-            f"before it was {self.before:.2f}."
-        )
+        return pair_sentence(self.pair, self.before, self.now)
+
+
+def pair_sentence(pair: tuple[str, str], before: float, now: float) -> str:
+    """Say how the rank correlation of two columns has changed."""
+    one, other = pair
+    return (
+        f"'{one}' and '{other}' are related differently than before: their rank correlation is {now:.2f}, "
+        f"before it was {before:.2f}."
+    )
 
 
 def measure_pairs(baseline: Baseline, judgement: WindowJudgement, correlations: Array | None) -> list[PairShift]:

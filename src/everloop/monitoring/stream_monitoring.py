@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -197,15 +197,22 @@ def watch_windows(
     return StreamReport(baseline, windows, judgements, incidents, sketches)
 
 
-def judge_windows(baseline: Baseline, windows: WindowCounts, incidents_per_month: float) -> list[WindowJudgement]:
-    """Judge each window with the judge for the size of the windows up to it."""
+def judge_windows(
+    baseline: Baseline, windows: WindowCounts, incidents_per_month: float, *, correlated: Array | None = None
+) -> list[WindowJudgement]:
+    """Judge each window with the judge for the size of the windows up to it.
+
+    Args:
+        correlated: the rows of each window from which its correlations were measured. Default: all.
+    """
     rate = incidents_per_window(incidents_per_month, windows.span)
     sizes: list[float] = []
     for index in range(len(windows.rows)):
         recent = windows.rows[max(0, index - MEMORY) : index + 1]
         # A long gap has no windows of its own size.
         sizes.append(typical_size(float(np.median(recent[recent > 0]))) if recent.any() else sizes[-1])
-    judged = {size: judge_for(baseline, windows.span, size, rate).judge(windows) for size in set(sizes)}
+    stacked = windows if correlated is None else replace(windows, rows=correlated)
+    judged = {size: judge_for(baseline, windows.span, size, rate).judge(stacked) for size in set(sizes)}
     return [judged[size][index] for index, size in enumerate(sizes)]
 
 

@@ -136,7 +136,7 @@ def join_windows(
         for subject, cells in last.items()
     }
     rows = np.max([table.sum(axis=1) for table in counts.values()], axis=0) if counts else np.zeros(len(starts))
-    known = correlations[-1] if correlations else None
+    known = next((found for found in reversed(correlations) if found is not None), None)
     table = None
     if known is not None:
         unknown = np.full(len(known), np.nan)

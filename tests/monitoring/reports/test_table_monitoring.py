@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +16,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score, root_mean_squared_err
 
 from everloop.errors import DataError, EmptySampleError, SourceError, UsageError
 from everloop.monitoring.reports.table_monitoring import monitor_tables
+from everloop.monitoring.stream_monitoring import watch_table
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -336,3 +338,58 @@ def test_free_texts_are_compared_by_their_length() -> None:
     assert "note" not in verdicts
     missing = monitor_tables(before, table(400, 8).drop("note"))
     assert [note.column for note in missing.quality if "missing in the current table" in note.message] == ["note"]
+
+
+def _related(rows: int, seed: int, correlation: float = 0.8, shift: float = 0.0, days: int = 30) -> pl.DataFrame:
+    """Two standard normal columns with a correlation, and a third one that may be shifted."""
+    rng = np.random.default_rng(seed)
+    one, own, other = rng.normal(size=(3, rows))
+    moments = np.sort(rng.uniform(0, days, rows)) * 86_400_000_000
+    return pl.DataFrame(
+        {
+            "height": one,
+            "weight": correlation * one + math.sqrt(1 - correlation**2) * own,
+            "noise": other + shift,
+            "at": pl.Series(moments.astype(np.int64)).cast(pl.Datetime("us")),
+        }
+    )
+
+
+def test_a_relation_that_changes_is_an_incident_although_no_column_moves() -> None:
+    before = _related(6_000, 1)
+    for time in (None, "at"):
+        report = monitor_tables(
+            before.drop("at") if time is None else before,
+            _related(4_000, 2, correlation=0.1, days=10).drop([] if time else ["at"]),
+            time=time,
+            incidents_per_month=0.05,
+        )
+        assert [column.verdict for column in report.columns] == ["quiet"] * 3
+        (incident,) = report.incidents
+        assert (incident.subjects, incident.severity) == (("height and weight",), "alarm")
+        (pair,) = report.pairs
+        assert f"their rank correlation is {pair.now:.2f}, before it was {pair.before:.2f}." in incident.title
+        assert (pair.before, pair.now) == pytest.approx((0.78, 0.1), abs=0.08)
+        assert report.to_json()["pairs"][0]["columns"] == ["height", "weight"]
+        # Cohen's q of these correlations of normal scores.
+        assert pair.change == pytest.approx(math.atanh(pair.before) - math.atanh(pair.now))
+
+
+def test_relations_that_stay_are_quiet() -> None:
+    report = monitor_tables(_related(6_000, 1), _related(6_000, 3), time="at", incidents_per_month=0.02)
+    assert (report.incidents, report.pairs) == ((), ())
+
+
+def test_windows_of_a_table_open_the_incidents_that_an_endpoint_would() -> None:
+    """A weak change joins the ongoing incident, a strong one opens another: as `incident_rules` decides."""
+    parts = [_related(2_000, 4, days=10), _related(4_000, 5, shift=0.6, days=20)]
+    parts[1] = parts[1].with_columns(
+        pl.col("at") + pl.duration(days=10),
+        pl.when(pl.col("at").dt.epoch("d") >= 8).then(pl.col("height") + 4).otherwise(pl.col("height")).alias("height"),
+    )
+    report = monitor_tables(_related(12_000, 6, days=60), pl.concat(parts), time="at")
+    drift = [one for one in reversed(report.incidents) if one.kind == "drift"]
+    assert [one.subjects[0] for one in drift] == ["noise", "height"]
+    assert drift[0].state == "open" == drift[1].state
+    watched = watch_table(_related(12_000, 6, days=60), pl.concat(parts), time="at").incidents
+    assert [(one.began_at, one.seen_at) for one in watched] == [(one.began_at, one.seen_at) for one in drift]

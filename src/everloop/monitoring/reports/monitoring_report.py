@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from everloop.monitoring.incidents.incident_actions import ONGOING
+from everloop.monitoring.pair_shift import pair_sentence
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,6 +43,7 @@ class MonitoredColumn:
         psi_by_window: PSI of each window.
         strengths: how surprising each window was, as a share of the limit.
         verdicts: verdict of each window.
+        strong: whether each window was surprising enough to open an incident beside an ongoing one.
     """
 
     name: str
@@ -56,6 +58,35 @@ class MonitoredColumn:
     psi_by_window: tuple[float, ...] = ()
     strengths: tuple[float, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    strong: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitoredPair:
+    """Two inputs whose correlation has changed; the fields are those of `MonitoredColumn`.
+
+    Attributes:
+        before: rank correlation in the reference, -1 to 1.
+        now: the same in the most surprising window.
+        change: difference of Fisher's z between the two.
+    """
+
+    names: tuple[str, str]
+    before: float
+    now: float
+    change: float
+    verdict: Verdict
+    strength: float
+    p_value: float
+    verdicts: tuple[Verdict, ...] = ()
+    strong: tuple[bool, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return " and ".join(self.names)
+
+    def message(self) -> str:
+        return pair_sentence(self.names, self.before, self.now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +134,7 @@ class MonitoringReport:
     Attributes:
         incidents: newest first.
         columns: the column that has moved most first.
+        pairs: pairs of inputs whose correlation has changed in some window, the most surprising first.
         skipped: columns that are not monitored, with the reason.
         remarks: what limits the result, such as missing labels.
     """
@@ -113,6 +145,7 @@ class MonitoringReport:
     current_rows: int
     windows: tuple[TimeWindow, ...]
     columns: tuple[MonitoredColumn, ...]
+    pairs: tuple[MonitoredPair, ...] = ()
     incidents: tuple[Incident, ...] = ()
     performance: MetricSeries | None = None
     quality: tuple[QualityNote, ...] = ()
@@ -150,6 +183,7 @@ class MonitoringReport:
             ],
             "incidents": [_incident_json(one) for one in self.incidents],
             "columns": [_column_json(one) for one in self.columns],
+            "pairs": [_pair_json(one) for one in self.pairs],
             "performance": _series_json(self.performance) if self.performance is not None else None,
             "quality": [{"column": one.column, "message": one.message, "grave": one.grave} for one in self.quality],
             "skipped": dict(self.skipped),
@@ -185,6 +219,17 @@ def _column_json(column: MonitoredColumn) -> dict[str, Json]:
         ],
         "psi_by_window": [_finite(value) for value in column.psi_by_window],
         "verdicts": list(column.verdicts),
+    }
+
+
+def _pair_json(pair: MonitoredPair) -> dict[str, Json]:
+    return {
+        "columns": list(pair.names),
+        "verdict": pair.verdict,
+        "correlation": [_finite(pair.before), _finite(pair.now)],
+        "strength": _finite(pair.strength),
+        "p_value": _finite(pair.p_value),
+        "verdicts": list(pair.verdicts),
     }
 
 

@@ -225,6 +225,13 @@ def _columns(report: MonitoringReport, plan: _Plan) -> Iterator[str]:
     hidden = len(report.columns) - plan.cards - plan.rows
     if hidden > 0:
         yield f'<p class="faint">{hidden:,} more columns have moved less than these.</p>'
+    if report.pairs:
+        yield '<h2>Relations between columns</h2><div class="box"><ul class="notes">'
+        for pair in report.pairs[: plan.listed]:
+            yield f"<li>{html_text(shortened(pair.message(), 400))}</li>"
+        if len(report.pairs) > plan.listed:
+            yield f"<li>And {len(report.pairs) - plan.listed} more.</li>"
+        yield "</ul></div>"
 
 
 def _card(column: MonitoredColumn) -> Iterator[str]:

@@ -7,39 +7,53 @@ fallen. If neither is known, it is an alarm if a column has moved by more than a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from everloop.data.sketches.column_sketches import add_all
+from everloop.monitoring.incidents.incident_rules import WindowNews, advance
 from everloop.monitoring.reports.change_sentences import change_sentence
+from everloop.monitoring.reports.table_windows import LARGE_CHANGE
 from everloop.records import Incident, IncidentChange, IncidentSeverity
-from everloop.stores.clock import SystemClock, new_id
+from everloop.stores.clock import EPOCH, SystemClock, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from everloop.data.sketches.column_sketches import Sketch
+    from everloop.monitoring.alarm_budget import Verdict
     from everloop.monitoring.incidents.drift_harm import ExpectedMetric
-    from everloop.monitoring.reports.monitoring_report import MetricSeries, MonitoredColumn, MonitoringReport
+    from everloop.monitoring.reports.monitoring_report import (
+        MetricSeries,
+        MonitoredColumn,
+        MonitoredPair,
+        MonitoringReport,
+        TimeWindow,
+    )
     from everloop.records import FindingKind
 
     Expect = Callable[[int, int], ExpectedMetric | None]
 
-QUIET_WINDOWS = 3
-"""An incident is over after this many windows in a row in which none of its subjects was flagged."""
 SMALL_PSI = 0.1
 MOST_TOLD = 5
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Spell:
-    """A stretch of windows that belong to one incident. `names` has its subjects in the order in which they joined."""
+    """A stretch of windows that belong to one incident.
+
+    Attributes:
+        names: its subjects.
+        resolved: the window with which it was over; None if it is open.
+    """
 
     first: int
     last: int
-    names: list[str] = field(default_factory=list)
-    over: bool = False
+    names: tuple[str, ...]
+    resolved: int | None = None
 
 
 def find_incidents(
@@ -51,58 +65,87 @@ def find_incidents(
         sketches: the distributions of each window, by column.
         expect: returns what the metric is expected to be in the windows from the first to the last of an incident.
     """
-    count = len(report.windows)
-    moved = [column for column in report.columns if column.role != "target" or column.verdict == "alarm"]
-    drift = _spells({column.name: column.verdicts for column in moved}, count)
+    moved: list[MonitoredColumn | MonitoredPair] = [
+        column for column in report.columns if column.role != "target" or column.verdict == "alarm"
+    ]
+    moved += report.pairs
+    strong = {one.name: one.strong for one in moved}
+    drift = _spells("drift", report.windows, {one.name: one.verdicts for one in moved}, strong)
     incidents = [_drift_incident(report, spell, sketches, expect) for spell in drift]
     if report.performance is not None:
-        for spell in _spells({report.performance.metric: report.performance.verdicts}, count):
+        for spell in _spells("performance", report.windows, {report.performance.metric: report.performance.verdicts}):
             incidents.append(_performance_incident(report, report.performance, spell, drift))
     incidents.sort(key=lambda one: (one.state == "open", one.severity == "alarm", one.seen_at, one.began_at))
     return replace(report, incidents=tuple(reversed(incidents)))
 
 
-def _spells(verdicts: dict[str, tuple[str, ...]], windows: int) -> list[_Spell]:
-    """Return the spells, oldest first. One opens with the first alarm; everything that alarms meanwhile joins it."""
-    found: list[_Spell] = []
-    current: _Spell | None = None
-    for index in range(windows):
-        alarmed = [name for name, each in verdicts.items() if each[index] == "alarm"]
-        if current is None and alarmed:
-            current = _Spell(index, index)
-            found.append(current)
-        if current is None:
-            continue
-        current.names += [name for name in alarmed if name not in current.names]
-        if any(verdicts[name][index] != "quiet" for name in current.names):
-            current.last = index
-        elif index - current.last >= QUIET_WINDOWS:
-            current.over, current = True, None
-    if windows == 1 and not found:
-        # One comparison has no second window that could confirm a warning.
-        warned = [name for name, each in verdicts.items() if each[0] == "warning"]
-        found += [_Spell(0, 0, warned)] if warned else []
-    return found
+def _spells(
+    kind: FindingKind,
+    windows: Sequence[TimeWindow],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    strong: Mapping[str, Sequence[bool]] | None = None,
+) -> list[_Spell]:
+    """Return the stretches of the incidents that the rule for endpoints opens, oldest first.
+
+    Args:
+        verdicts: by subject, the verdict of each window: `alarm` for a reason, `warning` for one that is not calm.
+        strong: by subject, whether each window may open an incident beside an ongoing one.
+    """
+    found: dict[str, Incident] = {}
+    resolved: dict[str, int] = {}
+    # The rule needs moments in the order of the windows. Without a time column, those of the table are not known.
+    starts = [EPOCH + timedelta(days=index) for index in range(len(windows) + 1)]
+    for index, (start, end) in enumerate(pairwise(starts)):
+        reasons = [name for name, each in verdicts.items() if each[index] == "alarm"]
+        if len(windows) == 1 and not reasons:
+            # One comparison has no second window that could confirm a warning.
+            reasons = [name for name, each in verdicts.items() if each[index] == "warning"]
+        news = WindowNews(
+            kind=kind,
+            since=start,
+            until=end,
+            reasons=dict.fromkeys(reasons, ""),
+            strong=frozenset(name for name in reasons if strong is not None and strong[name][index]),
+            restless=frozenset(name for name, each in verdicts.items() if each[index] != "quiet"),
+        )
+        ongoing = [one for one in found.values() if one.state == "open"]
+        for step in advance(ongoing, news, end, lambda end=end, **fields: _new(end, **fields)):
+            found[step.incident.id] = step.incident
+            if step.action == "resolve":
+                resolved[step.incident.id] = index
+    return [
+        _Spell(starts.index(one.began_at), starts.index(one.seen_at) - 1, one.subjects, resolved.get(key))
+        for key, one in found.items()
+    ]
+
+
+def _new(moment: datetime, **fields: Any) -> Incident:
+    return Incident(id=new_id(moment), project="", created_at=moment, **fields)
 
 
 def _drift_incident(
     report: MonitoringReport, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]], expect: Expect
 ) -> Incident:
-    columns = {column.name: column for column in report.columns}
-    subjects = sorted((columns[name] for name in spell.names), key=lambda one: -one.psi)
+    subjects = sorted((column for column in report.columns if column.name in spell.names), key=lambda one: -one.psi)
+    # A column that has moved is related to others differently as well, which says nothing more.
+    own = {one.name for one in subjects}
+    pairs = [pair for pair in report.pairs if pair.name in spell.names and not own & set(pair.names)]
     meanwhile = {column.name: _meanwhile(column, spell, sketches) for column in report.columns}
-    sentences = [change_sentence(one.name, one.reference, meanwhile[one.name]) for one in subjects[:MOST_TOLD]]
-    title, others = sentences[0], len(subjects) - 1
+    sentences = [change_sentence(one.name, one.reference, meanwhile[one.name]) for one in subjects]
+    sentences += [pair.message() for pair in pairs]
+    title, others = sentences[0], len(sentences) - 1
     if others:
-        title += f" {others} more {'column has' if others == 1 else 'columns have'} changed as well."
-    severity, harm = _harm(report, spell, subjects, meanwhile)
+        what = ("column has", "columns have") if not pairs else ("has", "have")
+        title += f" {others} more {what[0] if others == 1 else what[1]} changed as well."
+    severity, harm = _harm(report, spell, subjects, pairs, meanwhile)
     if not _is_judged(report, spell) and (expected := expect(spell.first, spell.last)) is not None:
         severity = "alarm" if expected.fallen else severity
         harm = " ".join([harm, *expected.sentences()])
-    more = len(subjects) - MOST_TOLD
-    rest = [f"And {more} more {'column' if more == 1 else 'columns'}."] if more > 0 else []
-    message = " ".join([harm, *sentences[1:], *rest])
-    return _incident(report, spell, "drift", severity, title, message, [one.name for one in subjects])
+    more = len(sentences) - MOST_TOLD
+    rest = [f"And {more} more{'' if pairs else ' column' if more == 1 else ' columns'}."] if more > 0 else []
+    message = " ".join([harm, *sentences[1:MOST_TOLD], *rest])
+    names = [*(one.name for one in subjects), *(pair.name for pair in pairs)]
+    return _incident(report, spell, "drift", severity, title, message, names)
 
 
 def _meanwhile(column: MonitoredColumn, spell: _Spell, sketches: Sequence[Mapping[str, Sketch]]) -> Sketch:
@@ -123,7 +166,11 @@ def _is_judged(report: MonitoringReport, spell: _Spell) -> bool:
 
 
 def _harm(
-    report: MonitoringReport, spell: _Spell, subjects: list[MonitoredColumn], meanwhile: Mapping[str, Sketch]
+    report: MonitoringReport,
+    spell: _Spell,
+    subjects: list[MonitoredColumn],
+    pairs: list[MonitoredPair],
+    meanwhile: Mapping[str, Sketch],
 ) -> tuple[IncidentSeverity, str]:
     """Return how loud a drift incident is, and why."""
     if report.performance is not None:
@@ -136,14 +183,15 @@ def _harm(
     predictions = [column for column in report.columns if column.role == "prediction"]
     if predictions and predictions[0].name in spell.names:
         name = predictions[0].name
-        if len(subjects) == 1:
+        if len(subjects) == 1 and not pairs:
             return "alarm", "The predictions have moved, although no input has."
         moved = change_sentence(name, predictions[0].reference, meanwhile[name])
         return "alarm", f"The predictions have moved as well: {moved}"
     if predictions:
         return "notice", "The predictions have not moved, so the model hardly uses what has changed."
     unknown = "Without predictions or labels it is not known whether a model suffers."
-    return ("alarm" if max(one.psi for one in subjects) >= SMALL_PSI else "notice"), unknown
+    large = any(one.psi >= SMALL_PSI for one in subjects) or any(pair.change >= LARGE_CHANGE for pair in pairs)
+    return ("alarm" if large else "notice"), unknown
 
 
 def _performance_incident(
@@ -181,9 +229,7 @@ def _incident(
     now = SystemClock().now()
     began = report.windows[spell.first].since or now
     seen = report.windows[spell.last].until or now
-    resolved: datetime | None = None
-    if spell.over:
-        resolved = report.windows[min(spell.last + QUIET_WINDOWS, len(report.windows) - 1)].until
+    resolved = report.windows[spell.resolved].until if spell.resolved is not None else None
     history = [IncidentChange(at=began, action="open", text=title)]
     if resolved is not None:
         history.append(IncidentChange(at=resolved, action="resolve", text="No deviation any more."))
@@ -194,7 +240,7 @@ def _incident(
         endpoint="",
         kind=kind,
         severity=severity,
-        state="resolved" if spell.over else "open",
+        state="resolved" if spell.resolved is not None else "open",
         title=title,
         message=message,
         subjects=tuple(subjects),

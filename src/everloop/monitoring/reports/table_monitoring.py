@@ -7,7 +7,7 @@ served elsewhere is such a table.
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from everloop.monitoring.reports.monitoring_report import (
     MetricPoint,
     MetricSeries,
     MonitoredColumn,
+    MonitoredPair,
     MonitoringReport,
-    TimeWindow,
 )
 from everloop.stores.durations import parse_duration
 
@@ -31,19 +31,12 @@ if TYPE_CHECKING:
     from everloop.data.sketches.column_sketches import Sketch
     from everloop.monitoring.alarm_budget import AlarmBudget, Verdict
     from everloop.monitoring.baseline import Baseline
-    from everloop.monitoring.drift_judge import WindowJudgement
     from everloop.monitoring.incidents.drift_harm import ExpectedMetric
     from everloop.monitoring.reports.labelled_tables import LabelledTables
-    from everloop.monitoring.subject_shift import SubjectShift
-    from everloop.monitoring.window_counts import Array
-
-MOST_WINDOWS = 1000
-ONE_COMPARISON = timedelta(days=1)
-"""A comparison without time gets the alarm budget of a window of this length."""
+    from everloop.monitoring.reports.table_windows import WindowShifts
 
 _FLAGGED_P = 0.05
 _ALARM_P = 0.01
-_ALARM_PSI = 0.1
 
 
 def monitor_tables(
@@ -92,6 +85,7 @@ def monitor_tables(
     from everloop.monitoring.reports.labelled_tables import label_tables
     from everloop.monitoring.reports.quality_remarks import quality_notes
     from everloop.monitoring.reports.table_incidents import find_incidents
+    from everloop.monitoring.reports.table_windows import ONE_COMPARISON, compare_windows, cut_windows
 
     chosen = [name for name in (columns if columns is not None else before.columns) if name != time]
     specs = choose_specs(before, [name for name in chosen if name not in (target, prediction)])
@@ -111,19 +105,19 @@ def monitor_tables(
     if target is not None and prediction is not None:
         labelled = label_tables(before, now, target, prediction, names[0])
         remarks += labelled.remarks
-    windows, parts = _cut(now, time, span)
+    windows, parts = cut_windows(now, time, span)
     baseline, keys = _baseline(before, roles, time, labelled, remarks)
     inputs = {name: key for name, key in _keys(roles).items() if roles[name] == "input"}
     # Half of the budget is for drift and half for performance, if both are watched.
     share = incidents_per_month / (1 if labelled is None else 2)
     length = span if time is not None else ONE_COMPARISON
     budget = budget_for(share, length)
-    shifts, sketches = _compare(baseline, now, parts, keys, windows, length, share)
-    live = add_all(sketches)
+    found = compare_windows(baseline, now, parts, keys, windows, length, share)
+    live = add_all([window.sketches for window in found])
     series = None
     if labelled is not None and baseline.metric is not None and target in roles:
         series = _performance(labelled, baseline, parts, budget, windowed=time is not None)
-    monitored = [_column(name, key, roles[name], baseline, live, shifts) for name, key in keys.items()]
+    monitored = [_column(name, key, roles[name], baseline, live, found) for name, key in keys.items()]
     monitored.sort(key=_order)
     report = MonitoringReport(
         reference_name=names[0],
@@ -132,6 +126,7 @@ def monitor_tables(
         current_rows=now.height,
         windows=windows,
         columns=tuple(monitored),
+        pairs=_pairs(found, {key: name for name, key in keys.items()}),
         performance=series,
         quality=tuple(quality_notes(before, now, monitored, chosen, time)),
         skipped={
@@ -141,7 +136,8 @@ def monitor_tables(
         remarks=tuple(remarks),
     )
     expect = partial(_expect, baseline, labelled, now, prediction, parts, inputs)
-    return find_incidents(report, [{name: window[key] for name, key in keys.items()} for window in sketches], expect)
+    sketches = [{name: window.sketches[key] for name, key in keys.items()} for window in found]
+    return find_incidents(report, sketches, expect)
 
 
 def table_name(source: Any, otherwise: str) -> str:
@@ -217,34 +213,6 @@ def _unshared(
     return [name for name in now.columns if name not in before.columns and name not in apart]
 
 
-def _cut(now: pl.DataFrame, time: str | None, span: timedelta) -> tuple[tuple[TimeWindow, ...], list[pl.Series | None]]:
-    """Return the windows that have rows, oldest first, and the row numbers of each; None stands for all rows."""
-    import polars as pl
-
-    if time is None:
-        return (TimeWindow(since=None, until=None, rows=now.height),), [None]
-    length = span // timedelta(microseconds=1)
-    number = (now[time].dt.epoch("us") // length).rename("window")
-    groups = (
-        pl.DataFrame({"window": number, "row": pl.int_range(now.height, eager=True)})
-        .group_by("window")
-        .agg("row")
-        .sort("window")
-    )
-    if groups.height > MOST_WINDOWS:
-        raise UsageError(
-            f"The current table spans {groups.height:,} windows; the limit is {MOST_WINDOWS:,}.",
-            help="Pass a longer `every`, or fewer rows.",
-            option_help="Choose longer windows, such as --every 1w.",
-        )
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    windows = tuple(
-        TimeWindow(since=epoch + index * span, until=epoch + (index + 1) * span, rows=len(rows))
-        for index, rows in groups.iter_rows()
-    )
-    return windows, [pl.Series(rows) for rows in groups["row"]]
-
-
 def _keys(roles: dict[str, ColumnRole]) -> dict[str, str]:
     """Return a short key for each column: in a baseline, none may be called `prediction` or look like a pattern."""
     return {name: f"c{index}" for index, name in enumerate(roles)}
@@ -270,17 +238,20 @@ def _baseline(
     if scored is not None and clock is not None:
         scored = scored.with_columns(before[clock].rename("time"))
     features = [key for key in frame.columns if key != "time"]
+    paired = [key for name, key in keys.items() if roles[name] == "input"]
     moment = "time" if clock is not None else None
     metric = labelled.metric if labelled is not None else None
     try:
         inputs = frame.select(key for name, key in keys.items() if roles[name] == "input" and key in frame.columns)
         known = inputs if scored is not None and inputs.width else None
-        baseline = build_baseline(frame, features, time=moment, scored=scored, scored_inputs=known, metric=metric)
+        baseline = build_baseline(
+            frame, features, time=moment, scored=scored, scored_inputs=known, metric=metric, paired=paired
+        )
     except (UsageError, EmptySampleError) as error:
         if labelled is None:
             raise
         remarks.append(f"Performance cannot be measured: {error.message}")
-        baseline = build_baseline(frame, features, time=moment)
+        baseline = build_baseline(frame, features, time=moment, paired=paired)
     if not baseline.features.sketches:
         raise DataError(
             "The reference has no column that can be monitored.",
@@ -315,80 +286,15 @@ def _expect(
     return expect_metric(baseline, None, lambda: pl.DataFrame([score, *columns]))
 
 
-def _compare(
-    baseline: Baseline,
-    now: pl.DataFrame,
-    parts: Sequence[pl.Series | None],
-    keys: dict[str, str],
-    windows: Sequence[TimeWindow],
-    span: timedelta,
-    incidents_per_month: float,
-) -> tuple[list[dict[str, tuple[SubjectShift, Verdict]]], list[dict[str, Sketch]]]:
-    """Return the shifts and verdicts of each window by key, and its sketches.
-
-    A verdict is `alarm` for a reason to open an incident, and `warning` for a column that is not calm.
-    """
-    from everloop.data.sketches.column_sketches import sketch_frame
-    from everloop.monitoring.drift import compare_sketches
-    from everloop.monitoring.subject_shift import measure_shifts
-
-    name_of = {key: name for name, key in keys.items()}
-    bins = {key: baseline.bins[key] for key in name_of}
-    sketches = [sketch_frame(now if rows is None else now[rows], bins, columns=name_of) for rows in parts]
-    if windows[0].since is None:
-        shifts = compare_sketches(baseline, sketches[0], None, span=span, alarms_per_month=incidents_per_month)
-        return [{one.subject: (one, _single_verdict(one)) for one in shifts}], sketches
-    judgements = _judge(baseline, sketches, windows, span, incidents_per_month)
-    found = []
-    for judgement, sketch in zip(judgements, sketches, strict=True):
-        shifts = measure_shifts(baseline, judgement, sketch)
-        found.append({one.subject: (one, _window_verdict(one)) for one in shifts})
-    return found, sketches
-
-
-def _judge(
-    baseline: Baseline,
-    sketches: Sequence[Mapping[str, Sketch]],
-    windows: Sequence[TimeWindow],
-    span: timedelta,
-    incidents_per_month: float,
-) -> list[WindowJudgement]:
-    """Judge the windows that have rows, each with those before it; windows between them have no rows."""
-    from everloop.monitoring.stream_monitoring import judge_windows
-    from everloop.monitoring.window_counts import counts_of, join_windows
-
-    starts = [window.since for window in windows if window.since is not None]
-    index = [round((start - starts[0]) / span) for start in starts]
-    every: list[Mapping[str, Array] | None] = [None] * (index[-1] + 1)
-    for at, sketch in zip(index, sketches, strict=True):
-        every[at] = counts_of(baseline, sketch, None)
-    joined = join_windows([starts[0] + at * span for at in range(len(every))], span, every)
-    judgements = judge_windows(baseline, joined, incidents_per_month)
-    return [judgements[at] for at in index]
-
-
-def _window_verdict(shift: SubjectShift) -> Verdict:
-    if shift.verdict != "quiet":
-        return "alarm"
-    return "quiet" if shift.calm else "warning"
-
-
-def _single_verdict(shift: SubjectShift) -> Verdict:
-    """One comparison has no second window that could confirm it, so an alarm needs a change that is not small."""
-    if shift.verdict == "quiet":
-        return "quiet"
-    return "alarm" if shift.psi >= _ALARM_PSI else "warning"
-
-
 def _column(
     name: str,
     key: str,
     role: ColumnRole,
     baseline: Baseline,
     live: dict[str, Sketch],
-    windows: Sequence[dict[str, tuple[SubjectShift, Verdict]]],
+    windows: Sequence[WindowShifts],
 ) -> MonitoredColumn:
-    seen = [window[key] for window in windows]
+    seen = [window.columns[key] for window in windows]
     verdicts = tuple(verdict for _, verdict in seen)
     verdict: Verdict = "alarm" if "alarm" in verdicts else "quiet"
     if len(seen) == 1:
@@ -411,7 +317,35 @@ def _column(
         psi_by_window=tuple(one.psi for one, _ in seen),
         strengths=tuple(one.strength for one, _ in seen),
         verdicts=verdicts,
+        strong=tuple(one.strong for one, _ in seen),
     )
+
+
+def _pairs(windows: Sequence[WindowShifts], name_of: Mapping[str, str]) -> tuple[MonitoredPair, ...]:
+    """Return the pairs that are flagged in some window."""
+    flagged = {pair for window in windows for pair, (_, verdict) in window.pairs.items() if verdict != "quiet"}
+    made: list[MonitoredPair] = []
+    for pair in flagged:
+        seen = [window.pairs.get(pair) for window in windows]
+        verdicts = tuple(one[1] if one is not None else "quiet" for one in seen)
+        verdict: Verdict = "alarm" if "alarm" in verdicts else "quiet"
+        if len(seen) == 1:
+            verdict = verdicts[0]
+        shift = max((one[0] for one in seen if one is not None), key=lambda one: one.strength)
+        made.append(
+            MonitoredPair(
+                names=(name_of[pair[0]], name_of[pair[1]]),
+                before=shift.before,
+                now=shift.now,
+                change=shift.change,
+                verdict=verdict,
+                strength=shift.strength,
+                p_value=shift.p_value,
+                verdicts=verdicts,
+                strong=tuple(one is not None and one[0].strong for one in seen),
+            )
+        )
+    return tuple(sorted((one for one in made if one.verdict != "quiet"), key=lambda one: (-one.strength, one.names)))
 
 
 def _order(column: MonitoredColumn) -> tuple[int, float, str]:
