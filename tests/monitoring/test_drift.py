@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,17 @@ import polars as pl
 import pytest
 
 from everloop.errors import EmptySampleError, NotFoundError, UsageError
-from everloop.monitoring import build_baseline, check_drift, compare_window, keep_baseline, logged_windows
+from everloop.monitoring import (
+    build_baseline,
+    check_drift,
+    compare_window,
+    drift_judge,
+    keep_baseline,
+    logged_windows,
+)
 from everloop.monitoring.drift_judge import MONTH
 from everloop.monitoring.incidents.incident_engine import ongoing_incidents, update_incidents
-from everloop.monitoring.window_counts import counts_of, unpack_correlations, unpack_counts
+from everloop.monitoring.window_counts import counts_of, unpack_correlations, unpack_window_counts
 from everloop.records import Finding
 
 if TYPE_CHECKING:
@@ -94,7 +102,7 @@ def test_the_summary_has_the_counts_and_correlations_of_the_window(
     evidence = check(store, 0)[-1].evidence
     live = frame.rename({name: f"input_{name}" for name in FEATURES})
     counts = counts_of(baseline, *logged_windows.sketch_window(baseline, live))
-    unpacked = unpack_counts(evidence["counts"], {name: len(cells) for name, cells in counts.items()})
+    unpacked = unpack_window_counts(evidence["counts"], {name: len(cells) for name, cells in counts.items()})
     assert unpacked is not None
     assert unpacked.keys() == counts.keys() == {*FEATURES, "prediction"}
     for name, cells in counts.items():
@@ -104,6 +112,25 @@ def test_the_summary_has_the_counts_and_correlations_of_the_window(
     ranks = frame["distance"].rank().to_numpy(), frame["wind"].rank().to_numpy()
     assert np.tanh(correlations[1]) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=0.05)
     assert evidence["baseline"] == baseline.digest()
+
+
+def test_a_process_that_has_just_started_does_not_search_for_the_limit_again(
+    airport: Airport, store: Store, baseline: Baseline, at: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (0, 1):
+        day(airport, store, number)
+    at(START + DAY)
+    first = check(store, 0)[-1]
+    monkeypatch.setattr(drift_judge, "_judges", OrderedDict())
+    found: list[float] = []
+    monkeypatch.setattr(drift_judge, "find_limit", lambda model, rate: found.append(rate) or 9.0)
+    at(START + 2 * DAY)
+    assert check(store, 1)[-1].evidence["limit"] == first.evidence["limit"]
+    assert found == []
+    # Another budget needs another limit.
+    check(store, 1, alarms_per_month=3.0)
+    assert len(found) == 1
+    assert found[0] == pytest.approx(3 * (DAY / MONTH))
 
 
 def test_a_large_change_opens_at_once_and_is_described(
@@ -214,7 +241,7 @@ def test_correlations_of_a_part_of_the_rows_have_the_chance_of_that_part(
     airport: Airport, store: Store, baseline: Baseline, at: Move, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.array([0.0, 1, 40, 41, 2000])
-    monkeypatch.setattr(logged_windows, "_MOST_CORRELATED", 40)
+    monkeypatch.setattr(logged_windows, "MOST_CORRELATED", 40)
     assert logged_windows.correlated_rows(rows) == pytest.approx([0, 1, 40, 20.5, 40])
     for number in range(6):
         day(airport, store, number, rows=2000)

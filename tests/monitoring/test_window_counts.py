@@ -15,10 +15,10 @@ from everloop.monitoring.window_counts import (
     counts_of,
     join_windows,
     pack_correlations,
-    pack_counts,
+    pack_window_counts,
     subject_of,
     unpack_correlations,
-    unpack_counts,
+    unpack_window_counts,
 )
 
 START = datetime(2024, 1, 1)
@@ -49,10 +49,10 @@ def frame(seed: int, days: int = 5, rows: int = 40) -> pl.DataFrame:
 def test_counts_survive_packing(table: dict[str, list[int]]) -> None:
     counts = {name: np.array(cells, dtype=float) for name, cells in table.items()}
     cells = {name: len(found) for name, found in counts.items()}
-    found = unpack_counts(pack_counts(counts), cells)
+    found = unpack_window_counts(pack_window_counts(counts), cells)
     assert found is not None
     assert {name: values.tolist() for name, values in found.items()} == table
-    assert unpack_counts(pack_counts(counts), {**cells, "one more": 3}) is None
+    assert unpack_window_counts(pack_window_counts(counts), {**cells, "one more": 3}) is None
 
 
 def test_correlations_survive_packing() -> None:

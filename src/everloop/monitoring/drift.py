@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
 from everloop.monitoring.baseline import Baseline, load_baseline
-from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_alone, judge_for
+from everloop.monitoring.drift_judge import MEMORY, incidents_per_window, judge_alone, judge_for, limit_key
 from everloop.monitoring.findings import WINDOW, CheckedSeries, find_checked, find_summaries, new_finding
 from everloop.monitoring.incidents.drift_harm import DriftHarm, ExpectedMetric, measure_harm
 from everloop.monitoring.logged_windows import (
@@ -25,9 +25,9 @@ from everloop.monitoring.window_counts import (
     counts_of,
     join_windows,
     pack_correlations,
-    pack_counts,
+    pack_window_counts,
     unpack_correlations,
-    unpack_counts,
+    unpack_window_counts,
 )
 from everloop.stores.clock import EPOCH
 
@@ -97,8 +97,10 @@ def check_drift(
     counts = counts_of(known, window.features, window.score)
     starts = [since - step * span for step in range(MEMORY, -1, -1)]
     correlations = read_correlations(store, endpoint, version, since, until, known, window.rows)
-    before, pairs = _counts_before(store, check, starts[:-1], span, counts, digest)
-    judge = judge_for(known, span, _typical_rows([*before, counts]), rate)
+    summaries = find_summaries(store, check, starts[0], since)
+    before, pairs = _counts_before(summaries, starts[:-1], span, counts, digest)
+    rows = _typical_rows([*before, counts])
+    judge = judge_for(known, span, rows, rate, limits=_limits_before(summaries, digest))
     stacked = join_windows(starts, span, [*before, counts], [*pairs, correlations])
     # Only correlations depend on these rows: those that they were measured from.
     stacked = replace(stacked, rows=correlated_rows(stacked.rows))
@@ -144,8 +146,9 @@ def check_drift(
             evidence={
                 **_overview(shifts, window.rows, rate, known, harm),
                 "baseline": digest,
-                "counts": pack_counts(counts),
+                "counts": pack_window_counts(counts),
                 "correlations": pack_correlations(correlations),
+                "limit": {limit_key(span, rows, rate): judge.limit},
                 "opens": [shift.subject for shift in flagged],
                 "strong": [shift.subject for shift in flagged if shift.strong],
                 "told": [item.id for item in found],
@@ -215,8 +218,7 @@ def _expected(
 
 
 def _counts_before(
-    store: Store,
-    check: CheckedSeries,
+    summaries: Sequence[Finding],
     starts: Sequence[datetime],
     span: timedelta,
     counts: Mapping[str, Array],
@@ -226,16 +228,24 @@ def _counts_before(
 
     Windows that were checked against another baseline were counted in other cells.
     """
-    summaries = find_summaries(store, check, starts[0], starts[-1] + span)
     cells = {subject: len(found) for subject, found in counts.items()}
     known: dict[datetime, Mapping[str, Array] | None] = {}
     pairs: dict[datetime, Array | None] = {}
     for summary in summaries:
         packed = summary.evidence.get("counts") if summary.evidence.get("baseline") == baseline else None
         if packed is not None and summary.window_to - summary.window_from == span:
-            known[summary.window_from] = unpack_counts(packed, cells)
+            known[summary.window_from] = unpack_window_counts(packed, cells)
             pairs[summary.window_from] = unpack_correlations(summary.evidence.get("correlations"))
     return [known.get(start) for start in starts], [pairs.get(start) for start in starts]
+
+
+def _limits_before(summaries: Sequence[Finding], baseline: str) -> dict[str, float]:
+    """Return the limits that earlier windows were judged by, so that a process that has just started finds them."""
+    limits: dict[str, float] = {}
+    for summary in summaries:
+        if summary.evidence.get("baseline") == baseline:
+            limits |= summary.evidence.get("limit", {})
+    return limits
 
 
 def _typical_rows(windows: Sequence[Mapping[str, Array] | None]) -> float:

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,13 @@ import numpy.typing as npt
 from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline
-from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, STRONG, find_limit
+from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, RULE, STRONG, find_limit
 from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import WindowCounts, subject_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Array = npt.NDArray[np.float64]
 
@@ -115,13 +119,22 @@ class DriftJudge:
         ]
 
 
-def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_window: float) -> DriftJudge:
+def judge_for(
+    baseline: Baseline,
+    window: timedelta,
+    rows: float,
+    incidents_per_window: float,
+    *,
+    limits: Mapping[str, float] | None = None,
+) -> DriftJudge:
     """Return the judge of a baseline, learned once for windows of about as many rows.
 
     Args:
         window: length of a window.
         rows: rows of a typical window.
         incidents_per_window: how many incidents may open per window if nothing changes; see `incidents_per_window`.
+        limits: limits that were found for this baseline before, by their `limit_key`. Finding one takes far longer
+            than everything else.
     """
     _check_settings(window, incidents_per_window)
     size = typical_size(rows)
@@ -134,7 +147,8 @@ def judge_for(baseline: Baseline, window: timedelta, rows: float, incidents_per_
             _judges.move_to_end(key)
             return _recentred(found, baseline)
     model = NoiseModel.learn(reference_counts(baseline), window, size)
-    judge = DriftJudge(model, find_limit(model, min(0.5, incidents_per_window)))
+    known = (limits or {}).get(limit_key(window, rows, incidents_per_window))
+    judge = DriftJudge(model, known if known is not None else find_limit(model, min(0.5, incidents_per_window)))
     with _lock:
         _judges[key] = judge
         while len(_judges) > _MOST_JUDGES:
@@ -174,6 +188,11 @@ def _recentred(judge: DriftJudge, baseline: Baseline) -> DriftJudge:
         for subject, one in baseline.accepted_pairs.items()
     }
     return replace(judge, model=judge.model.recentred(accepted, pairs))
+
+
+def limit_key(window: timedelta, rows: float, incidents_per_window: float) -> str:
+    """Return what the limit depends on besides the baseline."""
+    return f"{RULE} {window.total_seconds():g} {typical_size(rows):g} {incidents_per_window!r}"
 
 
 def typical_size(rows: float) -> float:

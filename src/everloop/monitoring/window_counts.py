@@ -90,14 +90,14 @@ def count_frame(
     return WindowCounts(grid.starts(), grid.span, rows, counts, correlations)
 
 
-def pack_counts(counts: Mapping[str, Array]) -> str:
+def pack_window_counts(counts: Mapping[str, Array]) -> str:
     """Return the counts of one window as text: zlib and base64 of 32-bit integers, subject by subject."""
     flat = np.concatenate([counts[subject].astype("<i4").ravel() for subject in sorted(counts)] or [np.zeros(0, "<i4")])
     return b64encode(zlib.compress(flat.tobytes())).decode()
 
 
-def unpack_counts(text: str, cells: Mapping[str, int]) -> dict[str, Array] | None:
-    """Return the counts of one window that `pack_counts` wrote; None if they have other subjects or cells.
+def unpack_window_counts(text: str, cells: Mapping[str, int]) -> dict[str, Array] | None:
+    """Return the counts of one window that `pack_window_counts` wrote; None if they have other subjects or cells.
 
     Args:
         cells: number of cells by subject.

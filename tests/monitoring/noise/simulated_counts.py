@@ -71,7 +71,7 @@ class Simulation:
     def incidents_a_month(self, budget: float) -> float:
         model = self.learn()
         strongest, alone = model.strongest(*model.deviations(self.live, self.starts))
-        opened = count_incidents(strongest[None], alone[None], find_limit(model, budget / MONTH))
+        (opened,) = count_incidents(strongest[None], alone[None], [find_limit(model, budget / MONTH)])
         return opened / (len(self.starts) / MONTH)
 
 

@@ -133,8 +133,8 @@ def test_streams_do_not_disturb_each_other_and_incidents_are_bounded(seed: int, 
     generator = np.random.default_rng(seed)
     alone = generator.exponential(size=(4, 40, 3)) * 2
     strongest = np.maximum(alone, generator.exponential(size=alone.shape))
-    whole = count_incidents(strongest, alone, limit)
-    assert whole == sum(count_incidents(strongest[i : i + 1], alone[i : i + 1], limit) for i in range(4))
+    whole = count_incidents(strongest, alone, [limit])
+    assert whole == [sum(count_incidents(strongest[i : i + 1], alone[i : i + 1], [limit])[0] for i in range(4))]
     rule = IncidentRule(4, 3)
     for window in range(40):
         before = rule._incident.copy()

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from everloop.monitoring.noise.level_process import CORRELATIONS, variance_of_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from everloop.monitoring.noise.noise_model import NoiseModel
 
 Array = npt.NDArray[np.floating]
@@ -34,12 +36,17 @@ STRONG = 5.0
 MOST_ONGOING = 3
 """How many incidents of a kind are ongoing at most."""
 
+RULE = 2
+"""Number of the rule and of its simulation. Limits that were found under another number do not apply any more."""
+
 _STREAMS = 60
 _WINDOWS = 90
 _MOST_VALUES = 6_000_000
 _LEAST_STREAMS = 12
 _GAUSSIAN = 0.8
 _LIMITS = 40
+_CACHED_VALUES = 20_000
+_MOST_TOGETHER = 10
 
 
 class IncidentRule:
@@ -65,13 +72,14 @@ class IncidentRule:
         """Which streams have an ongoing incident, shape (streams,)."""
         return np.asarray((self._incident > 0).any(axis=1))
 
-    def advance(self, strongest: Array, alone: Array, limit: float) -> Flags:
+    def advance(self, strongest: Array, alone: Array, limit: float | Array) -> Flags:
         """Process one window; return which streams open an incident.
 
         Args:
             strongest: largest surprise over all scales, shape (streams, m).
             alone: surprise of this window, shape (streams, m).
-            limit: surprise above which a direction is a reason to open an incident or to join one.
+            limit: surprise above which a direction is a reason to open an incident or to join one; one number, or one
+                for each stream, shape (streams, 1).
         """
         beyond = strongest > limit
         new = beyond & (self._incident == 0)
@@ -108,8 +116,8 @@ def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0)
     strongest, alone = _only_candidates(strongest, alone, float(limits[-1]))
     before: tuple[float, float] | None = None
     most = (0.0, math.inf)
-    for limit in map(float, limits):
-        rate = count_incidents(strongest, alone, limit) / (streams * _WINDOWS)
+    for limit, opened in _count_by_limit(strongest, alone, limits):
+        rate = opened / (streams * _WINDOWS)
         if rate >= incidents_per_window:
             if before is None:
                 # The budget is below what the simulation can show. The tail of a p-value is exponential.
@@ -123,13 +131,24 @@ def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0)
     return most[1] if most[0] > 0 else least
 
 
-def count_incidents(strongest: Array, alone: Array, limit: float) -> int:
-    """Return how many incidents open in streams of windows, shape (streams, windows, m)."""
-    rule = IncidentRule(strongest.shape[0], strongest.shape[2])
-    opened = 0
-    for window in range(strongest.shape[1]):
-        opened += int(rule.advance(strongest[:, window], alone[:, window], limit).sum())
-    return opened
+def count_incidents(strongest: Array, alone: Array, limits: Sequence[float]) -> list[int]:
+    """Return how many incidents open in streams of windows, shape (streams, windows, m), at each of several limits."""
+    streams, windows, m = strongest.shape
+    rule = IncidentRule(streams * len(limits), m)
+    limit_of = np.repeat(np.asarray(limits, dtype=strongest.dtype), streams)[:, None]
+    opened = np.zeros(len(limit_of), dtype=np.int64)
+    for window in range(windows):
+        highest, own = (np.tile(values[:, window], (len(limits), 1)) for values in (strongest, alone))
+        opened += rule.advance(highest, own, limit_of)
+    return [int(count) for count in opened.reshape(len(limits), streams).sum(axis=1)]
+
+
+def _count_by_limit(strongest: Array, alone: Array, limits: Array) -> Iterator[tuple[float, int]]:
+    """Count at one limit after the other. Several are counted together, as far as the processor's cache allows."""
+    together = int(np.clip(_CACHED_VALUES // max(1, strongest.shape[0] * strongest.shape[2]), 1, _MOST_TOGETHER))
+    for first in range(0, len(limits), together):
+        part = [float(limit) for limit in limits[first : first + together]]
+        yield from zip(part, count_incidents(strongest, alone, part), strict=True)
 
 
 def _simulate(model: NoiseModel, streams: int, generator: np.random.Generator) -> tuple[Array, Array]:
@@ -144,34 +163,47 @@ def _simulate(model: NoiseModel, streams: int, generator: np.random.Generator) -
     chance = model.chance + model.season_variance
     variances = np.broadcast_to(model.chance, (_WINDOWS, m))
     every = np.arange(m)
+    root = _root(model.residuals)
     for stream in range(streams):
         chosen = np.minimum((generator.random((m, 1)) > cumulative).sum(axis=1), cumulative.shape[1] - 1)
         correlation = CORRELATIONS[chosen] ** step
         deviation = np.sqrt(levels.level_variances[every, chosen] * in_window[chosen])
-        innovation = _innovations(model, generator) * np.sqrt(1 - correlation**2)
+        innovation = _innovations(model, root, generator) * np.sqrt(1 - correlation**2)
         level = np.empty((_WINDOWS, m))
-        level[0] = _innovations(model, generator, 1)[0]
+        level[0] = _innovations(model, root, generator, 1)[0]
         for window in range(1, _WINDOWS):
             level[window] = correlation * level[window - 1] + innovation[window]
         offset = generator.normal(size=m) * np.sqrt(levels.mean_variances[every, chosen])
-        values = level * deviation + _innovations(model, generator) * np.sqrt(chance) + offset
+        values = level * deviation + _innovations(model, root, generator) * np.sqrt(chance) + offset
         values *= model.alive
         strongest[stream], alone[stream] = model.strongest(values, variances, normal=True)
     return strongest, alone
 
 
-def _innovations(model: NoiseModel, generator: np.random.Generator, windows: int = _WINDOWS) -> Array:
-    """Return standardised residuals of as many windows, shape (windows, m), correlated as those of the reference."""
+def _innovations(model: NoiseModel, root: Array, generator: np.random.Generator, windows: int = _WINDOWS) -> Array:
+    """Return standardised residuals of as many windows, shape (windows, m), correlated as those of the reference.
+
+    Args:
+        root: what `_root` returns for the model.
+    """
     residuals = model.residuals
     blocks, m = residuals.shape
     if blocks < 2:
         return generator.standard_normal((windows, m))
-    gaussian = generator.standard_normal((windows, blocks)) @ residuals / math.sqrt(blocks)
+    gaussian = generator.standard_normal((windows, len(root))) @ root
     drawn = residuals[generator.integers(blocks, size=windows)]
     values = _GAUSSIAN * gaussian + math.sqrt(1 - _GAUSSIAN**2) * drawn
     if model.unknown.any():
         values[:, model.unknown] = generator.standard_normal((windows, int(model.unknown.sum())))
     return np.asarray(values)
+
+
+def _root(residuals: Array) -> Array:
+    """Return a matrix R with RᵀR = the mean of the products of the residuals, with as few rows as possible."""
+    blocks, m = residuals.shape
+    scaled = residuals / math.sqrt(max(blocks, 1))
+    # The triangle of a QR decomposition has the same products as the matrix.
+    return np.asarray(np.linalg.qr(scaled, mode="r")) if blocks > m else scaled
 
 
 def _only_candidates(strongest: Array, alone: Array, lowest: float) -> tuple[Array, Array]:

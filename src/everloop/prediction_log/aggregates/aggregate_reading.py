@@ -190,7 +190,9 @@ class _Window:
                 if labels is not None:
                     self._labels[key.version].append(labels)
         for version, encoded in payloads.items():
-            self._cells[version] += [decode_sum(encoded, self._bins_of(version))] if encoded else []
+            # Of a version whose predictions have all arrived since the moment of the view, nothing is known yet.
+            if encoded:
+                self._cells[version].append(decode_sum(encoded, self._bins_of(version)))
         inside = {kind: {hour for hour in hours if self._first <= hour < self._last} for kind, hours in stale.items()}
         for chunk, _ in chunks_of_hours(self._view, self._endpoint, inside["inputs"], self._version):
             self._count_rows(chunk[0], chunk[-1] + HOUR, set(chunk))
