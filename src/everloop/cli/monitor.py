@@ -1,4 +1,4 @@
-"""`everloop monitor findings|performance|drift|baseline`: what was measured at endpoints."""
+"""`everloop monitor findings|drift|baseline`: what was measured at endpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from everloop.cli.monitor_incidents import app as app
+from everloop.cli.monitor_performance import app as app
 from everloop.cli.output import AsJson, EndpointName, Home, OnlyEndpoint, count, emit, messages, opened, say, table
 
 
@@ -42,41 +42,6 @@ def findings(
     columns = ("from", "to", "version", "kind", "severity", "subject", "what")
     empty = "No findings. Endpoints are monitored while this command runs: everloop up"
     emit(found, json, lambda: table("Findings", columns, rows, empty=empty))
-
-
-@app.command()
-def performance(
-    endpoint: EndpointName,
-    metric: Annotated[
-        str | None, typer.Option(help="Metric, such as roc_auc or rmse. Default: the usual one for the model's task.")
-    ] = None,
-    every: Annotated[str, typer.Option(help="Length of a period: 1d, 1w, 1mo or 1q.")] = "1mo",
-    as_if: Annotated[
-        str | None,
-        typer.Option(help="Rescore the logged inputs with this MODEL@VERSION instead of using the logged predictions."),
-    ] = None,
-    labels_after: Annotated[
-        str, typer.Option(help="Leave out predictions younger than this, such as 1d, whose labels may still arrive.")
-    ] = "0s",
-    home: Home = None,
-    json: AsJson = False,
-) -> None:
-    """Show an endpoint's live metric by period. With --as-if, show what another version would have scored."""
-    from everloop.monitoring import performance_by, usual_metric
-    from everloop.records import EndpointRecord
-
-    with opened(home) as store:
-        store.records.get(EndpointRecord, endpoint)
-        metric = metric if metric is not None else usual_metric(store, endpoint)
-        found = performance_by(store, endpoint, metric, every, as_if=as_if, labels_after=labels_after)
-    periods = found.to_dicts()
-    rows = [
-        (f"{p['from']:%Y-%m-%d}", p["version"], p["predictions"], p["labelled"], p["value"], p["low"], p["high"])
-        for p in periods
-    ]
-    columns = ("from", "version", "predictions", "labelled", metric, "low", "high")
-    title = f"{metric} of '{endpoint}'" + (f", rescored with {as_if}" if as_if else "")
-    emit(periods, json, lambda: table(title, columns, rows, empty="No predictions yet."))
 
 
 @app.command()
