@@ -59,10 +59,10 @@ TIMED = """
 """
 
 SKETCH = """
-    import polars as pl
+    import numpy as np, polars as pl
     from everloop.data.sketches.bins import choose_bins
-    from everloop.data.sketches.column_sketches import sketch_cells, sketch_frame
-    from everloop.data.sketches.cross_moments import moments_of_cells
+    from everloop.data.sketches.column_sketches import sketch_frame
+    from everloop.data.sketches.pair_correlations import choose_paired, correlate_blocks
     from everloop.monitoring.measures.distances import DISTANCES, ORDERED_DISTANCES, distance_between
 
     reference, window = (pl.read_parquet(f"{name}.parquet") for name in ("reference", "window"))
@@ -77,7 +77,7 @@ SKETCH = """
                     distance_between(distance, known[name], live)
 
     def pairs():
-        moments_of_cells(sketch_cells(window, bins, keep=bins)[1], known)
+        correlate_blocks(window, known, choose_paired(known), np.zeros(window.height, dtype=np.int64), 1)
 
     def whole():
         cells, _ = choose_bins(reference, names)
@@ -110,7 +110,7 @@ STREAM = """
 CHECK = """
     from datetime import timedelta
     import numpy as np, polars as pl
-    from everloop.monitoring import budget_for, build_baseline, compare_window
+    from everloop.monitoring import build_baseline, compare_window
 
     columns, rows, windows = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     rng = np.random.default_rng(0)
@@ -121,7 +121,7 @@ CHECK = """
 
     def check():
         for _ in range(windows):
-            compare_window(baseline, live, span=day, budget=budget_for(1.0, day))
+            compare_window(baseline, live, span=day)
 
     tell(seconds=timed(check))
 """
@@ -218,7 +218,7 @@ def main() -> None:
         show(f"drift of {size}, reference and window", median(sketched, "whole"), f"{mb:.0f} MB peak")
         show("  of this, bins of the reference", median(sketched, "choose"))
         show("  window against a known baseline, seven distances", median(sketched, "compare"))
-        show("  window with the cross moments of all pairs", median(sketched, "pairs"))
+        show("  correlations of the pairs of 16 columns of a window", median(sketched, "pairs"))
         one = run(own, script(TIMED, STREAM), folder, options.repeat)
         show("  both tables read, one after the other", median(one), f"{float(str(one['mb'])):.0f} MB peak")
         if options.peers:

@@ -54,6 +54,9 @@ def run(
     columns: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Columns to monitor. Default: all of the reference.")
     ] = None,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Also measure how all columns together differ; takes some seconds.")
+    ] = False,
     reference_query: Annotated[
         str | None, typer.Option(help="SELECT statement to run if the reference is a database.")
     ] = None,
@@ -103,7 +106,8 @@ def run(
         raise UsageError("--split needs --log.", help="With --reference and --current, leave it out.")
     report = _compare(
         reference=reference, current=current, log=log, split=split, target=target, prediction=prediction, time=time,
-        every=every, budget=budget, columns=columns, queries=(reference_query, current_query), reading=reading,
+        every=every, budget=budget, columns=columns, joint=joint, queries=(reference_query, current_query),
+        reading=reading,
     )  # fmt: skip
     if html is not None:
         from everloop.monitoring.reports.report_html import monitoring_page
@@ -127,6 +131,7 @@ def _compare(
     every: str,
     budget: float,
     columns: str | None,
+    joint: bool,
     queries: tuple[str | None, str | None],
     reading: dict[str, Any],
 ) -> MonitoringReport:
@@ -157,6 +162,7 @@ def _compare(
             every=every,
             incidents_per_month=budget,
             columns=None if columns is None else [name.strip() for name in columns.split(",") if name.strip()],
+            joint=joint,
             names=names,
         )
     print_notes(notes)
@@ -246,6 +252,10 @@ def _draw(report: MonitoringReport, html: Path | None) -> None:
     table("Columns that have moved most", ("column", "PSI", "of limit", "verdict"), shown, empty="", wrap=("column",))
     if len(moved) > _SHOWN:
         say(f"And {count(len(moved) - _SHOWN, 'more column')}.")
+    for pair in report.pairs[:_SHOWN]:
+        say(pair.message())
+    for sentence in report.joint.sentences() if report.joint is not None else ():
+        say(sentence)
     if report.performance is not None:
         series = report.performance
         last = next((point for point in reversed(series.points) if point.value is not None), None)

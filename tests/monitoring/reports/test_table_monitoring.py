@@ -15,6 +15,7 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import accuracy_score, roc_auc_score, root_mean_squared_error
 
 from everloop.errors import DataError, EmptySampleError, SourceError, UsageError
+from everloop.monitoring.reports.report_html import monitoring_page
 from everloop.monitoring.reports.table_monitoring import monitor_tables
 from everloop.monitoring.stream_monitoring import watch_table
 
@@ -393,3 +394,19 @@ def test_windows_of_a_table_open_the_incidents_that_an_endpoint_would() -> None:
     assert drift[0].state == "open" == drift[1].state
     watched = watch_table(_related(12_000, 6, days=60), pl.concat(parts), time="at").incidents
     assert [(one.began_at, one.seen_at) for one in watched] == [(one.began_at, one.seen_at) for one in drift]
+
+
+def test_all_columns_together_are_compared_if_asked() -> None:
+    before, now = _related(2_000, 1).drop("at"), _related(1_000, 2, correlation=-0.5).drop("at")
+    report = monitor_tables(before, now, joint=True)
+    assert report.joint is not None
+    assert report.joint.classifier.low > 0.6
+    assert {*list(report.joint.classifier.contributions)[:2]} == {"height", "weight"}
+    assert report.joint.reconstruction is not None
+    assert report.joint.reconstruction.p_value < 0.01
+    assert "All columns together" in monitoring_page(report)
+    assert report.to_json()["joint"]["classifier"]["auc"] == report.joint.classifier.auc
+    few = monitor_tables(before, now.head(5), joint=True)
+    assert few.joint is None
+    assert any("cannot be compared together" in remark for remark in few.remarks)
+    assert monitor_tables(before, now).joint is None

@@ -2,7 +2,7 @@
 
 Sketches with the same cells can be added, so the sketch of a month is the sum of those of its days. A frame is sketched
 in one pass over its columns, in threads if it is large. The pass numbers the cell of each row. `sketch_cells` keeps
-these numbers for callers that count cells together, as `cross_moments` does.
+these numbers for callers that count cells together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Correlations of all pairs of a few columns, by block of time: what counts of single columns cannot show.
 
-Columns are compared by the normal scores of their cells, as in `cross_moments`, so no value is an outlier. Correlations
+Columns are compared by the normal scores of their cells, as in `cell_scores`, so no value is an outlier. Correlations
 are Fisher-transformed: their variance is 1/(rows − 3) whatever they are.
 Source: R. A. Fisher, On the probable error of a coefficient of correlation, Metron 1 (1921).
 """
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.data.sketches.block_counts import cell_codes
-from everloop.data.sketches.cross_moments import STEPS, cell_scores
+from everloop.data.sketches.cell_scores import STEPS, cell_scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

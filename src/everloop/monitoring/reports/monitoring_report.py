@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from everloop.monitoring.incidents.incident_actions import ONGOING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from everloop.data.sketches.column_sketches import Sketch
     from everloop.monitoring.alarm_budget import Verdict
+    from everloop.monitoring.measures.multivariate import DomainShift, ReconstructionShift
     from everloop.records import Incident, Json
 
 ColumnRole = Literal["input", "prediction", "target"]
@@ -119,6 +120,36 @@ class MetricSeries:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JointChange:
+    """How all inputs together differ from the reference.
+
+    Attributes:
+        classifier: how well a classifier tells the tables apart.
+        reconstruction: how far rows are from their projections on the reference's components; None without numbers.
+    """
+
+    classifier: DomainShift
+    reconstruction: ReconstructionShift | None = None
+
+    def sentences(self) -> list[str]:
+        """Return the result in words."""
+        found = self.classifier
+        text = f"A classifier tells the current table from the reference with an area of {found.auc:.3f} under its ROC"
+        text += f" curve (95 % interval {found.low:.3f} to {found.high:.3f}); it would be 0.5 if the two were alike."
+        sentences = [text]
+        if found.low > 0.5:
+            named = ", ".join(f"'{name}'" for name in list(found.contributions)[:3])
+            sentences.append(f"It mostly uses {named}.")
+        if self.reconstruction is not None:
+            now = self.reconstruction
+            sentences.append(
+                f"The mean distance of rows from the main components of the reference is {now.error:.3g}; "
+                f"{now.expected:.3g} was expected (p = {now.p_value:.2g})."
+            )
+        return sentences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityNote:
     """A remark on the quality of the current data. `grave`: it probably harms a model."""
 
@@ -135,6 +166,7 @@ class MonitoringReport:
         incidents: newest first.
         columns: the column that has moved most first.
         pairs: pairs of inputs whose correlation has changed in some window, the most surprising first.
+        joint: how all inputs together differ from the reference; None if it was not measured.
         skipped: columns that are not monitored, with the reason.
         remarks: what limits the result, such as missing labels.
     """
@@ -146,6 +178,7 @@ class MonitoringReport:
     windows: tuple[TimeWindow, ...]
     columns: tuple[MonitoredColumn, ...]
     pairs: tuple[MonitoredPair, ...] = ()
+    joint: JointChange | None = None
     incidents: tuple[Incident, ...] = ()
     performance: MetricSeries | None = None
     quality: tuple[QualityNote, ...] = ()
@@ -184,6 +217,7 @@ class MonitoringReport:
             "incidents": [_incident_json(one) for one in self.incidents],
             "columns": [_column_json(one) for one in self.columns],
             "pairs": [_pair_json(one) for one in self.pairs],
+            "joint": asdict(self.joint) if self.joint is not None else None,
             "performance": _series_json(self.performance) if self.performance is not None else None,
             "quality": [{"column": one.column, "message": one.message, "grave": one.grave} for one in self.quality],
             "skipped": dict(self.skipped),

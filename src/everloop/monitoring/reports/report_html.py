@@ -225,6 +225,9 @@ def _columns(report: MonitoringReport, plan: _Plan) -> Iterator[str]:
     hidden = len(report.columns) - plan.cards - plan.rows
     if hidden > 0:
         yield f'<p class="faint">{hidden:,} more columns have moved less than these.</p>'
+    if report.joint is not None:
+        text = " ".join(report.joint.sentences())
+        yield f'<h2>All columns together</h2><div class="box"><p>{html_text(shortened(text, 1500))}</p></div>'
     if report.pairs:
         yield '<h2>Relations between columns</h2><div class="box"><ul class="notes">'
         for pair in report.pairs[: plan.listed]:

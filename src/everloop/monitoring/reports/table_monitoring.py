@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import DataError, EmptySampleError, EverloopError, UsageError
 from everloop.monitoring.reports.monitoring_report import (
     ColumnRole,
+    JointChange,
     MetricPoint,
     MetricSeries,
     MonitoredColumn,
@@ -49,6 +50,7 @@ def monitor_tables(
     every: str = "1d",
     incidents_per_month: float = 1.0,
     columns: Sequence[str] | None = None,
+    joint: bool = False,
     names: tuple[str, str] | None = None,
 ) -> MonitoringReport:
     """Compare a current table with a reference.
@@ -64,6 +66,8 @@ def monitor_tables(
         every: length of a window, such as `1d` or `1w`.
         incidents_per_month: how many incidents a month you tolerate if nothing has changed.
         columns: the columns to monitor, besides target and prediction. Default: all of the reference.
+        joint: also measure how all inputs together differ, which takes some seconds: by a classifier that tells the two
+            tables apart, and by the main components of the reference.
         names: how reference and current table are called in messages. Default: their paths.
 
     Raises:
@@ -126,6 +130,7 @@ def monitor_tables(
         current_rows=now.height,
         windows=windows,
         columns=tuple(monitored),
+        joint=_joint(before, now, [name for name in keys if roles[name] == "input"], remarks) if joint else None,
         pairs=_pairs(found, {key: name for name, key in keys.items()}),
         performance=series,
         quality=tuple(quality_notes(before, now, monitored, chosen, time)),
@@ -138,6 +143,21 @@ def monitor_tables(
     expect = partial(_expect, baseline, labelled, now, prediction, parts, inputs)
     sketches = [{name: window.sketches[key] for name, key in keys.items()} for window in found]
     return find_incidents(report, sketches, expect)
+
+
+def _joint(before: pl.DataFrame, now: pl.DataFrame, names: Sequence[str], remarks: list[str]) -> JointChange | None:
+    """Measure how all inputs together differ; if that is not possible, a remark says why."""
+    from everloop.monitoring.measures.multivariate import fit_reconstruction, tell_apart
+
+    try:
+        found = tell_apart(before, now, names)
+    except (UsageError, EmptySampleError) as error:
+        remarks.append(f"The columns cannot be compared together: {error.message}")
+        return None
+    try:
+        return JointChange(classifier=found, reconstruction=fit_reconstruction(before, names).measure(now))
+    except (UsageError, EmptySampleError):
+        return JointChange(classifier=found)
 
 
 def table_name(source: Any, otherwise: str) -> str:
