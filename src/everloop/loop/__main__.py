@@ -72,13 +72,16 @@ def _open(options: argparse.Namespace, actor: str) -> Store:
 
 def _reconcile(options: argparse.Namespace) -> int:
     from everloop.loop.project import load_project
+    from everloop.loop.releases.guards import check_guards
     from everloop.loop.worker.reconciler_process import ReconcilerProcess
     from everloop.loop.worker.runner import stop_on_signal
     from everloop.stores.leases import TTL_S
 
     project = load_project(options.folder)
     with _open(options, "everloop:reconciler") as store:
-        process = ReconcilerProcess(store, project, every_s=options.every, ttl_s=options.ttl or TTL_S)
+        process = ReconcilerProcess(
+            store, project, every_s=options.every, ttl_s=options.ttl or TTL_S, guard=check_guards
+        )
         process.parent = options.parent
         stop_on_signal(process.stop)
         reload = process.work()

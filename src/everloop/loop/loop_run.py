@@ -105,7 +105,7 @@ def _start(
 ) -> ActiveRun:
     """Start the run of a loop and record what caused it."""
     from everloop.loop.triggers.trigger_contexts import newest_runs, set_marks
-    from everloop.loop.triggers.trigger_protocol import Due
+    from everloop.loop.triggers.trigger_protocol import ANY_RUN, Due
     from everloop.tracking import start_run
 
     cause = trigger.to_dict() if isinstance(trigger, Due) else {"trigger": trigger, "reason": "", "evidence": {}}
@@ -113,7 +113,8 @@ def _start(
     # In a transaction, no other process can start a run between this check and the start.
     with store.records.transaction():
         newest = newest_runs(store, loop.name)
-        if isinstance(trigger, Due) and trigger.after != (newest[0].id if newest else None):
+        allowed = (ANY_RUN, newest[0].id if newest else None)
+        if isinstance(trigger, Due) and trigger.after not in allowed:
             raise ConflictError(
                 f"Another process has started a run of '{loop.name}', so this one was not started for: {trigger}",
                 help="Nothing needs to be done. The triggers are checked again after that run.",

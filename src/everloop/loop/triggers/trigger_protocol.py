@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 
+ANY_RUN = "any"
+"""A value of `Due.after`: the run starts whichever run is the newest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
     """A run that is due.
@@ -33,7 +37,7 @@ class Due:
         token: identifies what has happened, such as a commit. While it changes, a `debounce` waits. Default: the
             reason.
         after: id of the loop's newest run when this was decided. `run_loop` refuses to start if there is a newer one,
-            so two processes never start a run for the same reason.
+            so two processes never start a run for the same reason. `ANY_RUN` if the caller makes sure of that itself.
     """
 
     trigger: str

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from everloop.loop.triggers.trigger_declarations import Every
+from everloop.loop.triggers.schedules import Every
+from everloop.loop.triggers.trigger_contexts import named_triggers
 from everloop.loop.worker.run_queue import active_runs
 from everloop.records import EndpointRecord, Lease, QueuedRun
 from everloop.stores.clock import system_micros
-from everloop.stores.durations import parse_duration
 from everloop.stores.leases import Leases
 from everloop.stores.processes import host_of, pid_of, process_is_gone
 
@@ -82,22 +82,13 @@ def overview(store: Store, project: Project | None = None) -> Overview:
 
 def loop_outlook(loop: Loop, store: Store) -> LoopOutlook:
     """When a loop runs next by its schedules, and which other triggers it has."""
-    from everloop.loop.triggers.trigger_checks import last_run
+    from everloop.loop.triggers.trigger_checks import explain_due, last_run
 
-    last = last_run(loop, store)
-    times = [] if last is None else [_next_time(one, last.started_at) for one in loop.retrain if isinstance(one, Every)]
-    others = tuple(type(one).__name__ for one in loop.retrain if not isinstance(one, Every))
-    return LoopOutlook(loop.name, last, min(times, default=None), others)
-
-
-def _next_time(trigger: Every, started_at: datetime) -> datetime:
-    began = started_at.astimezone(UTC)
-    if not trigger.is_cron:
-        return began + parse_duration(trigger.interval)
-    from croniter import croniter
-
-    found: datetime = croniter(trigger.interval, began).get_next(datetime)
-    return found
+    timed = {name for name, one in named_triggers(loop).items() if isinstance(one, Every)}
+    reports = explain_due(loop, store)
+    times = [one.next_at for one in reports if one.trigger in timed and one.next_at is not None]
+    others = tuple(name for name in named_triggers(loop) if name not in timed)
+    return LoopOutlook(loop.name, last_run(loop, store), min(times, default=None), others)
 
 
 def _process(lease: Lease, now: int) -> WorkingProcess | None:

@@ -10,6 +10,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, LeaseLostError
+from everloop.loop.triggers.trigger_protocol import ANY_RUN, Due
 from everloop.loop.worker.run_queue import QUEUED_TAG, end_run
 from everloop.records import Lease, QueuedRun
 from everloop.stores.leases import fenced_store
@@ -46,7 +47,7 @@ def execute_queued(store: Store, folder: Path, request: str, lease: str, fence: 
     queued = fenced.records.get(QueuedRun, request)
     try:
         loop = load_project(folder).loop(queued.loop)
-        run_loop(loop, fenced, trigger=queued.trigger, params=queued.params, tags={QUEUED_TAG: queued.id})
+        run_loop(loop, fenced, trigger=_cause(queued), params=queued.params, tags={QUEUED_TAG: queued.id})
     except LeaseLostError as error:
         sys.stderr.write(f"LeaseLostError: {error}\n")
         return error.exit_code
@@ -62,6 +63,14 @@ def execute_queued(store: Store, folder: Path, request: str, lease: str, fence: 
     else:
         end_run(fenced, queued, "done")
     return 0
+
+
+def _cause(queued: QueuedRun) -> Due:
+    """What the run was requested for. The queue already makes sure that there is one run for it."""
+    trigger, _, reason = queued.trigger.partition(": ")
+    return Due(
+        trigger, str(queued.cause.get("reason", reason)), dict(queued.cause.get("evidence") or {}), after=ANY_RUN
+    )
 
 
 def end_with_parent(parent: int, *, every_s: float = 0.5) -> None:

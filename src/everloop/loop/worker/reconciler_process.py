@@ -124,8 +124,9 @@ class ReconcilerProcess:
             if not held.is_held:
                 return
             store = held.fenced(self.store)
+            # Before a tick too, because a tick folds the journals that the guards read.
+            self._check_release(loop, store)
             if elapsed_seconds() < self._next.get(name, 0.0):
-                self._check_release(loop, store)
                 return
             self.tick(loop, store)
             self._notify(store)
@@ -156,7 +157,7 @@ class ReconcilerProcess:
             loop.name,
             f"{due.trigger}: {due.reason}",
             folder=str(self.project.folder),
-            cause=due.evidence,
+            cause=due.to_dict(),
             code=self._files.digest,
             timeout_s=None if loop.timeout is None else parse_duration(loop.timeout).total_seconds(),
         )
