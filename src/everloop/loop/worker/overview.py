@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from everloop.loop.triggers.schedules import Every
@@ -15,6 +14,8 @@ from everloop.stores.leases import Leases
 from everloop.stores.processes import host_of, pid_of, process_is_gone
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from everloop.loop.loop_definition import Loop
     from everloop.loop.project import Project
     from everloop.records import EndpointState, Run

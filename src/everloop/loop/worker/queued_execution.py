@@ -68,9 +68,8 @@ def execute_queued(store: Store, folder: Path, request: str, lease: str, fence: 
 def _cause(queued: QueuedRun) -> Due:
     """What the run was requested for. The queue already makes sure that there is one run for it."""
     trigger, _, reason = queued.trigger.partition(": ")
-    return Due(
-        trigger, str(queued.cause.get("reason", reason)), dict(queued.cause.get("evidence") or {}), after=ANY_RUN
-    )
+    evidence = queued.cause.get("evidence")
+    return Due(trigger, reason, dict(evidence) if isinstance(evidence, dict) else {}, after=ANY_RUN)
 
 
 def end_with_parent(parent: int, *, every_s: float = 0.5) -> None:
