@@ -66,14 +66,16 @@ class RetrainLimits:
     def next_after_failures(self, runs: Sequence[Run]) -> tuple[int, datetime | None]:
         """Return how many runs in a row have failed, and when the next attempt may begin; None if it may begin now.
 
+        Runs that were interrupted or whose process died are passed over: the next run resumes them at once.
+
         Args:
             runs: the loop's runs, newest first.
         """
         failures: list[Run] = []
         for run in runs:
-            if run.state not in ("failed", "lost"):
-                if run.state == "interrupted":
-                    continue
+            if run.state in ("interrupted", "lost"):
+                continue
+            if run.state != "failed":
                 break
             failures.append(run)
         if not failures or not parse_duration(self.backoff):
