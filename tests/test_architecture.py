@@ -58,6 +58,7 @@ ROOMS = [
     "monitoring",
     "deploy",
     "loop",
+    "replay",
     "server",
     "integrations",
     "demo",

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         trace as trace,
     )
     from everloop.registry import load_model as load_model, save_model as save_model
+    from everloop.replay import Policy as Policy, replay as replay
     from everloop.stores import open_store as open_store
     from everloop.tracking import (
         autolog as autolog,
@@ -135,6 +136,7 @@ __getattr__, __dir__, _names = lazy_exports(
             "load_watch",
             "materialize",
         ],
+        "replay": ["Policy", "replay"],
         "registry": ["load_model", "save_model"],
         "pipeline": ["Graph", "progress", "run_graph", "step", "trace"],
         "stores": ["open_store"],

@@ -22,6 +22,7 @@ from everloop.cli import (
     packages,
     predictions,
     release,
+    replay,
     reproduce,
     runs,
     server,
@@ -84,6 +85,7 @@ app.command()(status.runner)
 app.command()(server.server)
 app.command()(serving.serve)
 app.command()(serving.predict)
+app.command()(replay.replay)
 app.command()(reproduce.reproduce)
 app.command()(store.lineage)
 app.command()(store.events)

@@ -1,0 +1,122 @@
+"""Policies: when a loop retrains, and on which part of the past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from everloop.errors import UsageError
+from everloop.loop.declaration_checks import check_duration, check_name
+from everloop.loop.triggers.trigger_declarations import Every, OnDrift, OnPerformance
+from everloop.loop.watches.watch_declarations import Drift, Performance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from everloop.loop import Loop
+    from everloop.loop.triggers.trigger_declarations import Trigger
+
+DECLARED = "declared"
+NEVER = "never"
+WEEKLY = "weekly"
+NAMES = (NEVER, WEEKLY, "monthly", "drift", "performance", DECLARED)
+WINDOWS = ("30d", "90d", "365d")
+"""Training windows that a replay tries, besides all the past."""
+HALF_LIVES = ("90d",)
+"""Half-lives that a replay tries: a row this old has half the chance of being trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A rule for retraining, to be replayed.
+
+    Args:
+        name: name in the result; letters, digits, `-` and `_`.
+        retrain: triggers, as in `el.Loop(retrain=...)`. Without any, the first model is never replaced.
+        window: train only on rows that are at most this old, such as `"90d"`. Default: on all rows so far.
+        half_life: train on a sample in which a row of this age is half as likely as a new one. Default: on all rows.
+
+    Raises:
+        UsageError: the name or a duration cannot be read.
+
+    Example:
+        `Policy("monthly-90d", retrain=(el.Every("30d"),), window="90d")`
+    """
+
+    name: str
+    retrain: Sequence[Trigger] = ()
+    window: str | None = None
+    half_life: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name("a policy", self.name, "weekly")
+        object.__setattr__(self, "retrain", tuple(self.retrain))
+        for argument in ("window", "half_life"):
+            value = getattr(self, argument)
+            if value is not None:
+                check_duration(f"Policy({argument}=)", value, positive=True)
+
+    @property
+    def memory(self) -> str:
+        """Which part of the past is trained on, in words."""
+        if self.window is not None:
+            return f"the last {self.window}"
+        return "all the past" if self.half_life is None else f"all the past, half-life {self.half_life}"
+
+    def suggested_lines(self) -> list[str]:
+        """The lines of `el.Loop(...)` that declare this policy."""
+        triggers = ", ".join(_code(trigger) for trigger in self.retrain)
+        lines = [f"retrain=[{triggers}],"]
+        if self.window is not None:
+            lines.append(f"# in el.Dataset(...): window={self.window!r},")
+        if self.half_life is not None:
+            lines.append(f"# in el.Dataset(...): half_life={self.half_life!r},")
+        return lines
+
+
+def named_policies(names: Iterable[str], declared: Sequence[Trigger]) -> list[Policy]:
+    """Return the policies of these names, each once.
+
+    Args:
+        names: some of `NAMES`.
+        declared: the triggers of the loop, for the policy `declared`.
+
+    Raises:
+        UsageError: a name is unknown, or none is given.
+    """
+    known = {
+        NEVER: Policy(NEVER),
+        WEEKLY: Policy(WEEKLY, (Every("1w"),)),
+        "monthly": Policy("monthly", (Every("4w"),)),
+        "drift": Policy("drift", (OnDrift(),)),
+        "performance": Policy("performance", (OnPerformance(),)),
+        DECLARED: Policy(DECLARED, tuple(declared)),
+    }
+    wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    unknown = next((name for name in wanted if name not in known), None)
+    if unknown is not None:
+        raise UsageError(f"There is no policy '{unknown}'.", help=f"Policies: {', '.join(NAMES)}")
+    if not wanted:
+        raise UsageError("No policy is named.", help=f"Policies: {', '.join(NAMES)}")
+    return [known[name] for name in wanted]
+
+
+def with_policy(loop: Loop, policy: Policy, labels_after: str) -> Loop:
+    """Return the loop with the triggers of a policy, and the watches that these need.
+
+    Args:
+        labels_after: delay of the labels, for a `Performance` watch that the loop does not declare.
+    """
+    watches = list(loop.watch)
+    if any(isinstance(one, OnDrift) for one in policy.retrain) and not any(isinstance(one, Drift) for one in watches):
+        watches.append(Drift())
+    if any(isinstance(one, OnPerformance) for one in policy.retrain) and not any(
+        isinstance(one, Performance) for one in watches
+    ):
+        watches.append(Performance(loop.live_metric, labels_after=labels_after))
+    return replace(loop, retrain=tuple(policy.retrain), watch=tuple(watches))
+
+
+def _code(trigger: Trigger) -> str:
+    text = repr(trigger)
+    return f"el.{text}"

@@ -1,0 +1,238 @@
+"""Make a loop for a plain table: which columns are features, how the target is judged, and a quick training.
+
+Everything is decided on the rows before the replay begins, so nothing here depends on the future.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from everloop.errors import DataError, UsageError
+from everloop.loop import Canary, Drift, Endpoint, Loop, NotWorseThan, Performance
+from everloop.replay.policy_run import replayed_rows
+from everloop.stores.durations import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+
+    import polars as pl
+
+NAME = "replay"
+LEAST_HELD_OUT = 100
+"""Rows that a held-out part should have."""
+_EPOCH_SECONDS = 1e8
+"""Whole numbers above this are read as times since 1970: the unit is found by their size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableLoop:
+    """A loop for a table, the table with converted columns, and remarks about both."""
+
+    loop: Loop
+    table: pl.DataFrame
+    remarks: tuple[str, ...]
+
+
+def read_times(table: pl.DataFrame, time: str) -> pl.DataFrame:
+    """Return the table with its time column as dates or times.
+
+    Raises:
+        DataError: the column is missing, has no value in a row, or cannot be read as times.
+    """
+    import polars as pl
+
+    from everloop.data.table_inputs import nearest
+    from everloop.loop.new_project.disguised_columns import find_date
+
+    if time not in table.columns:
+        raise DataError(f"The table has no column '{time}' for --time.", help=nearest(time, table.columns))
+    kind = table.schema[time]
+    if kind == pl.String:
+        conversion = find_date(table[time])
+        if conversion is not None:
+            table = table.with_columns(conversion.expression)
+    elif kind.is_integer():
+        table = table.with_columns(_from_epoch(table[time]))
+    if not (table.schema[time] == pl.Date or isinstance(table.schema[time], pl.Datetime)):
+        raise DataError(
+            f"The column '{time}' holds values of type {kind}, not dates or times.",
+            help="Name a column with dates or times: --time COLUMN",
+        )
+    missing = table[time].null_count()
+    if missing:
+        if missing > table.height / 2:
+            raise DataError(
+                f"{missing:,} of {table.height:,} rows have no time in '{time}'.", help="Use another column."
+            )
+        table = table.filter(pl.col(time).is_not_null())
+    return table
+
+
+def table_loop(
+    table: pl.DataFrame,
+    *,
+    target: str,
+    time: str,
+    key: str | None,
+    exclude: Sequence[str],
+    labels_after: timedelta,
+    start: datetime,
+    every: timedelta,
+    metric: str | None,
+    training_rows_seed: int = 0,
+) -> TableLoop:
+    """Decide from the rows before `start` how the table is learned from.
+
+    Raises:
+        DataError: nothing can be learned from these rows.
+        UsageError: a column is named that does not exist, or the metric does not fit the target.
+    """
+    import polars as pl
+
+    from everloop.data import Dataset
+    from everloop.data.table_inputs import as_utc, nearest
+    from everloop.loop.new_project.project_draft import find_goal
+    from everloop.loop.new_project.table_inspection import inspect_table
+    from everloop.training import AutoTrain
+    from everloop.training.metric_tasks import check_metric, metrics_of
+
+    for name in exclude:
+        if name not in table.columns:
+            raise UsageError(f"The table has no column '{name}' to exclude.", help=nearest(name, table.columns))
+    moments = table.select(as_utc(time, table.schema[time])).to_series()
+    past = table.filter(moments < start).drop([name for name in exclude if name not in (target, time, key)])
+    inspection = inspect_table(past, target, time=time, key=key)
+    goal = find_goal(inspection)
+    metric = metric or metrics_of(goal.task)[0]
+    check_metric(metric, goal.task)
+    remarks = list(inspection.remarks)
+    renamed = inspection.renamed
+    features = []
+    converted = table.rename({old: new for old, new in renamed.items() if old in table.columns})
+    target, time = renamed.get(target, target), renamed.get(time, time)
+    for column in inspection.columns:
+        if column.conversion is not None and column.treatment in ("feature", "target"):
+            converted = converted.with_columns(column.conversion.expression)
+        if column.treatment == "feature":
+            features.append(column.name)
+        elif column.treatment in ("excluded", "dropped"):
+            remarks.append(f"'{column.name}' is not used: {column.message}.")
+    parts: list[str] = []
+    if goal.task == "regression":
+        leaks = [column.name for column in inspection.columns if column.kind == "leak"]
+        parts = _parts_of_target(inspection.rows, [*features, *leaks], target)
+    if parts and set(features) - set(parts):
+        features = [name for name in features if name not in parts]
+        remarks.append(
+            f"{_listed(parts)} are not used: together they give '{target}' exactly, so they are known only with it."
+        )
+    if not features:
+        raise DataError(f"No column is left to predict '{target}' from.", help="Exclude fewer columns.")
+    if goal.task != "regression":
+        # A class of the future would stop every comparison; its rows count as errors of all policies alike.
+        converted = converted.filter(
+            pl.col(target).is_null() | pl.col(target).is_in(inspection.rows[target].unique().to_list())
+        )
+    delay = format_duration(labels_after) if labels_after else "0s"
+    held_out = _held_out(inspection.rows.height, moments, start, every)
+    loop = Loop(
+        NAME,
+        data=Dataset(
+            replayed_rows,
+            target=target,
+            time=time,
+            features=features,
+            holdout=held_out,
+            labels_after=delay if labels_after else None,
+        ),
+        train=AutoTrain(
+            metric=metric,
+            task=goal.task,
+            trials=1,
+            candidates=("lightgbm",),
+            budget_s=60,
+            threads=1,
+            seed=training_rows_seed,
+        ),
+        gates=[NotWorseThan("champion", margin=_margin(metric, inspection.rows[target], goal.task))],
+        serve=Endpoint(
+            NAME,
+            rollout=Canary(
+                steps=[50, 100],
+                least_labels=30,
+                patience=format_duration(every),
+                margin=_margin(metric, inspection.rows[target], goal.task),
+            ),
+        ),
+        watch=[
+            Drift(window=format_duration(every)),
+            Performance(metric, labels_after=delay, window=format_duration(every)),
+        ],
+    )
+    names = [name for name in converted.columns if name in {target, time, key, *features}]
+    return TableLoop(loop=loop, table=converted.select(names), remarks=tuple(remarks))
+
+
+def _margin(metric: str, target: pl.Series, task: str) -> float:
+    """The loss that gates tolerate: one hundredth of a score, or of the target's spread for errors in its unit."""
+    if task == "regression" and metric != "r2" and metric != "mape":
+        import polars as pl
+
+        spread = target.cast(pl.Float64).std()
+        return 0.01 * float(spread) if isinstance(spread, float) and spread > 0 else 0.0
+    return 0.01
+
+
+def _held_out(rows: int, moments: pl.Series, start: datetime, every: timedelta) -> str:
+    """How much of the newest past tests a model: a period, more if that has few rows, at most 15 % of the past."""
+    first: Any = moments.min()
+    if first is None or rows == 0:
+        raise DataError("The replay begins before the first row.", help="Choose a later --from.")
+    span: timedelta = start - first
+    enough = span * min(1.0, LEAST_HELD_OUT / rows)
+    chosen = min(max(every, enough), span * 0.15)
+    return f"{max(60, round(chosen.total_seconds()))}s"
+
+
+def _parts_of_target(rows: pl.DataFrame, features: Sequence[str], target: str) -> list[str]:
+    """The numeric columns of which the target is an exact linear combination, such as two parts of a sum."""
+    import numpy as np
+    import polars as pl
+
+    numeric = [name for name in features if rows.schema[name].is_numeric()]
+    known = rows.select(*(pl.col(name).cast(pl.Float64) for name in (*numeric, target))).drop_nulls().drop_nans()
+    sample = known.head(5_000)
+    if len(numeric) < 2 or sample.height < 4 * (len(numeric) + 1):
+        return []
+    y = sample[target].to_numpy()
+    matrix = sample.select(numeric).to_numpy()
+    spread = matrix.std(axis=0)
+    moving = np.flatnonzero(spread > 0)
+    if not len(moving) or y.std() == 0:
+        return []
+    scaled = np.column_stack([(matrix[:, moving] - matrix[:, moving].mean(axis=0)) / spread[moving], np.ones(len(y))])
+    solution, *_ = np.linalg.lstsq(scaled, y, rcond=None)
+    if np.abs(scaled @ solution - y).max() > 1e-6 * y.std():
+        return []
+    return [numeric[index] for index, weight in zip(moving, solution[:-1], strict=True) if abs(weight) > 1e-6 * y.std()]
+
+
+def _from_epoch(values: pl.Series) -> pl.Series:
+    import polars as pl
+
+    largest = values.max()
+    if not isinstance(largest, int) or largest < _EPOCH_SECONDS:
+        return values
+    factor = 1_000_000
+    while largest >= 1e11 and factor > 1:
+        largest, factor = largest // 1000, factor // 1000
+    if largest >= 1e11:
+        return (values // 1000).cast(pl.Datetime("us", "UTC"))
+    return (values.cast(pl.Int64) * factor).cast(pl.Datetime("us", "UTC"))
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else quoted[0]

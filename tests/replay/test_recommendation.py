@@ -1,0 +1,122 @@
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from everloop.errors import EmptySampleError
+from everloop.replay.hindsight import PeriodMetric, block_means, mean_metric, paired_loss
+from everloop.replay.recommendation import Candidate, recommend
+
+START = datetime(2020, 1, 6, tzinfo=UTC)
+WEEK = timedelta(weeks=1)
+
+
+def periods(values):
+    return [
+        PeriodMetric(
+            begin=START + index * WEEK, end=START + (index + 1) * WEEK, rows=100, labelled=100, value=value, low=None,
+            high=None,
+        )
+        for index, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def candidate(name, values, trainings):
+    return Candidate(name=name, periods=periods(values), trainings=trainings, seconds=float(trainings))
+
+
+NOISE = np.random.default_rng(3).normal(0, 0.02, 40)
+
+
+def test_the_cheapest_policy_that_is_as_good_as_the_best_is_recommended():
+    found = recommend(
+        [
+            candidate("never", 0.60 + NOISE, 0),
+            candidate("weekly", 0.75 + NOISE, 39),
+            candidate("drift", 0.749 + NOISE, 6),
+        ],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.name == "drift"
+    assert found.best == "weekly"
+    assert not found.indistinguishable
+    assert "99.9% of that of 'weekly', with 6 retrainings instead of 39" in found.why
+
+
+def test_never_is_recommended_if_nothing_is_better():
+    found = recommend(
+        [candidate("never", 0.7 + NOISE, 0), candidate("weekly", 0.7 + NOISE[::-1], 39)],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.name == "never"
+    assert found.indistinguishable
+    assert "No policy was certainly better than never retraining" in found.why
+
+
+def test_a_small_loss_that_is_a_large_part_of_the_skill_is_material():
+    # 98 % of an AUC of 0.52 is 0.51, which is half of what the model knows.
+    found = recommend(
+        [candidate("never", 0.511 + NOISE, 0), candidate("weekly", 0.52 + NOISE, 39)],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.name == "weekly"
+
+
+def test_errors_count_the_other_way():
+    found = recommend(
+        [
+            candidate("never", 60 + 100 * NOISE, 0),
+            candidate("weekly", 30 + 100 * NOISE, 39),
+            candidate("drift", 30.3 + 100 * NOISE, 5),
+        ],
+        "rmse",
+        greater_is_better=False,
+    )
+    assert found.name == "drift"
+    assert found.choice.kept == pytest.approx(mean_metric(periods(30 + 100 * NOISE)) / (30.3 + 100 * NOISE.mean()))
+
+
+def test_a_policy_that_fails_in_the_second_part_is_not_recommended():
+    drift = np.where(np.arange(40) < 24, 0.755, 0.71) + NOISE
+    found = recommend(
+        [candidate("weekly", 0.75 + NOISE, 39), candidate("drift", drift, 6), candidate("monthly", 0.748 + NOISE, 10)],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.name == "monthly"
+    assert found.check is not None
+    assert found.check.name == "drift"
+    assert not found.check.held
+    assert "kept only" in found.why
+
+
+def test_without_a_metric_there_is_no_recommendation():
+    with pytest.raises(EmptySampleError, match="labels"):
+        recommend([candidate("never", [None] * 8, 0)], "roc_auc", greater_is_better=True)
+
+
+def test_a_loss_is_paired_by_period():
+    loss = paired_loss(periods(0.6 + NOISE), periods(0.65 + NOISE), greater_is_better=True)
+    assert loss.value == pytest.approx(0.05)
+    # The noise that both share cancels out.
+    assert loss.high - loss.low < 1e-9
+    short = paired_loss(periods([0.5, None, 0.7]), periods([0.6, 0.6, 0.6]), greater_is_better=True)
+    assert short.value == pytest.approx(0.0)
+
+
+def test_block_means_have_the_spread_of_the_mean():
+    values = np.random.default_rng(0).normal(0, 1, 400)
+    means = block_means(values, replicates=4000, seed=1)
+    assert means.std() == pytest.approx(1 / 20, rel=0.25)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.005)
+    # Values that resemble their neighbours know less, so their mean spreads more.
+    slow = np.repeat(np.random.default_rng(0).normal(0, 1, 50), 8)
+    assert block_means(slow, seed=1).std() > 2 * block_means(np.random.default_rng(1).permutation(slow), seed=1).std()
+
+
+def test_block_means_are_repeatable():
+    values = np.arange(30.0)
+    assert np.array_equal(block_means(values, seed=4), block_means(values, seed=4))
