@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from everloop.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from everloop.replay.history import History as History, build_history as build_history
     from everloop.replay.policies import Policy as Policy
+    from everloop.replay.replay_history import ReplayHistory as ReplayHistory, build_history as build_history
     from everloop.replay.replay_result import PolicyOutcome as PolicyOutcome, ReplayResult as ReplayResult
     from everloop.replay.replaying import replay as replay
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "history": ["History", "build_history"],
+        "replay_history": ["ReplayHistory", "build_history"],
         "policies": ["Policy"],
         "replay_result": ["PolicyOutcome", "ReplayResult"],
         "replaying": ["replay"],

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from everloop.records import Incident
-    from everloop.replay.history import History
     from everloop.replay.policy_run import PolicyTrace, Schedule
+    from everloop.replay.replay_history import ReplayHistory
 
     Array = NDArray[np.float64]
 
@@ -70,7 +70,9 @@ class JudgedDisturbance:
 class Judge:
     """Measures policies on one history."""
 
-    def __init__(self, history: History, schedule: Schedule, metric: str, task: str, classes: Sequence[object]) -> None:
+    def __init__(
+        self, history: ReplayHistory, schedule: Schedule, metric: str, task: str, classes: Sequence[object]
+    ) -> None:
         from everloop.training.metrics import get_metric
         from everloop.training.targets import encode_target
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, UsageError
-from everloop.replay.history import EVENT, History, build_history
+from everloop.replay.replay_history import EVENT, ReplayHistory, build_history
 from everloop.replay.replay_store import VirtualClock, replay_store, scratch_folder
 from everloop.stores.clock import moment_of
 
@@ -33,7 +33,7 @@ _REBUILDS = 60
 class LoopHistory:
     """The history of a loop, with remarks about how it was built."""
 
-    history: History
+    history: ReplayHistory
     remarks: tuple[str, ...]
     ahead: tuple[str, ...] = ()
     """Columns for which the step used the future."""
@@ -112,7 +112,7 @@ def _rows(loop: Loop, store: Store, moment: datetime | None) -> pl.DataFrame:
     return table
 
 
-def _history(loop: Loop, table: pl.DataFrame, labels_after: timedelta) -> History:
+def _history(loop: Loop, table: pl.DataFrame, labels_after: timedelta) -> ReplayHistory:
     data = loop.data
     return build_history(table, target=data.target, time=str(data.time), key=data.key, labels_after=labels_after)
 
@@ -144,7 +144,7 @@ def _differences(
     return {name: int(found[name][0]) for name in compared if found[name][0]}
 
 
-def _as_they_looked(loop: Loop, store: Store, history: History) -> pl.DataFrame:
+def _as_they_looked(loop: Loop, store: Store, history: ReplayHistory) -> pl.DataFrame:
     """Every row as the step returned it at the first moment after its event, in up to `_REBUILDS` runs of the step."""
     import polars as pl
 

@@ -13,8 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everloop.replay.history import History
 from everloop.replay.policy_run import PolicyJob, PolicyTrace, run_policy
+from everloop.replay.replay_history import ReplayHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +82,9 @@ def _in_processes(
         futures: dict[Future[bytes], PolicyJob] = {}
         for job in jobs:
             # Steps and watches of the user are pickled by value or by their module, which the process imports first.
-            light = replace(job, history=History(history.table.head(0), history.target, history.time, history.key))
+            light = replace(
+                job, history=ReplayHistory(history.table.head(0), history.target, history.time, history.key)
+            )
             futures[
                 pool.submit(_work, cloudpickle.dumps(light), str(rows), None if project is None else str(project))
             ] = job
@@ -140,6 +142,6 @@ def _work(packed: bytes, rows: str, project: str | None) -> bytes:
 
     job: PolicyJob = cloudpickle.loads(packed)
     empty = job.history
-    history = History(pl.read_ipc(rows), empty.target, empty.time, empty.key)
+    history = ReplayHistory(pl.read_ipc(rows), empty.target, empty.time, empty.key)
     trace = run_policy(replace(job, history=history), lambda policy, tick: _queue.put((policy, tick)))
     return bytes(cloudpickle.dumps(trace))

@@ -21,7 +21,7 @@ from everloop.loop.releases.rollout import champion_of, find_rolling
 from everloop.loop.triggers.trigger_checks import last_run
 from everloop.pipeline import step
 from everloop.records import Incident, Json, Release
-from everloop.replay.history import History
+from everloop.replay.replay_history import ReplayHistory
 from everloop.replay.replay_store import VirtualClock, replay_store
 from everloop.replay.traffic import Traffic
 from everloop.stores.durations import parse_duration
@@ -44,7 +44,7 @@ SUB_TICKS = 7
 """While a candidate is being rolled out, the loop is reconciled this many times per period."""
 
 
-class _LoadedHistories(dict[str, History]):
+class _LoadedHistories(dict[str, ReplayHistory]):
     """The histories that this process replays. A step's inputs are small values, so it gets a history by its name."""
 
     def __reduce__(self) -> str:
@@ -152,7 +152,7 @@ class PolicyJob:
 
     policy: Policy
     loop: Loop
-    history: History
+    history: ReplayHistory
     schedule: Schedule
     home: Path
     classes: tuple[Json, ...] = ()

@@ -13,12 +13,12 @@ from everloop.loop import Drift, Loop, Performance
 from everloop.loop.gates.gate_declarations import Latency
 from everloop.loop.triggers.trigger_declarations import OnDrift, OnPerformance
 from everloop.replay.hindsight import Judge, paired_loss
-from everloop.replay.history import History, build_history, thin
 from everloop.replay.loop_history import loop_history
 from everloop.replay.policies import DECLARED, HALF_LIVES, WINDOWS, Policy, named_policies, with_policy
 from everloop.replay.policy_processes import run_policies
 from everloop.replay.policy_run import PolicyJob, PolicyTrace, Schedule, replayed_rows
 from everloop.replay.recommendation import Candidate, Recommendation, recommend
+from everloop.replay.replay_history import ReplayHistory, build_history, thin
 from everloop.replay.replay_result import PolicyOutcome, ReplayResult
 from everloop.replay.replay_store import scratch_folder
 from everloop.replay.table_loop import read_times, table_loop
@@ -184,7 +184,7 @@ def replay(
     )
 
 
-Plan = tuple[Loop, History, Schedule, str, list[str]]
+Plan = tuple[Loop, ReplayHistory, Schedule, str, list[str]]
 
 
 def _plan_of_table(
@@ -240,7 +240,7 @@ def _plan_of_loop(
 
 
 def _schedule(
-    history: History, start: datetime | None, end: datetime | None, every: timedelta, delay: timedelta
+    history: ReplayHistory, start: datetime | None, end: datetime | None, every: timedelta, delay: timedelta
 ) -> Schedule:
     """When to begin and to end.
 
@@ -314,7 +314,7 @@ def _replayed(loop: Loop, policy: Policy) -> Loop:
     return replace(loop, data=replace(loop.data, source=replayed_rows, name=loop.data.name or loop.name), watch=needed)
 
 
-def _classes(history: History, loop: Loop) -> tuple[Any, ...]:
+def _classes(history: ReplayHistory, loop: Loop) -> tuple[Any, ...]:
     """The classes of the target, in hindsight, to align the scores of versions that know different ones."""
     from everloop.training.targets import find_classes, infer_task
 
@@ -378,7 +378,9 @@ def _judged(traces: list[PolicyTrace], judge: Judge, seed: int) -> tuple[list[Po
     return outcomes, advice
 
 
-def _other_windows(chosen: list[Policy], advice: Recommendation, schedule: Schedule, history: History) -> list[Policy]:
+def _other_windows(
+    chosen: list[Policy], advice: Recommendation, schedule: Schedule, history: ReplayHistory
+) -> list[Policy]:
     """Variants of the recommended policy, or of the best one that retrains, that train on another part of the past."""
     from everloop.stores.clock import moment_of
 

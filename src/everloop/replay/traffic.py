@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everloop.records import EndpointRecord
-from everloop.replay.history import ENTITY, EVENT
+from everloop.replay.replay_history import ENTITY, EVENT
 from everloop.stores.clock import moment_of, new_id
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from everloop.packages.predictor import Predictor
-    from everloop.replay.history import History
+    from everloop.replay.replay_history import ReplayHistory
     from everloop.stores import Store
 
 
@@ -35,7 +35,7 @@ class Traffic:
         answered: number of rows that were answered.
     """
 
-    def __init__(self, store: Store, endpoint: str, history: History, classes: tuple[object, ...] = ()) -> None:
+    def __init__(self, store: Store, endpoint: str, history: ReplayHistory, classes: tuple[object, ...] = ()) -> None:
         import numpy as np
 
         self.store = store
@@ -86,7 +86,7 @@ class Traffic:
         import polars as pl
 
         from everloop.prediction_log import add_labels
-        from everloop.replay.history import KNOWN
+        from everloop.replay.replay_history import KNOWN
 
         moment = pl.Datetime("us", "UTC")
         found = self.history.labels_between(since, until)

@@ -61,7 +61,7 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class PolicyBody:
     approvals: int
 
 
@@ -182,7 +182,7 @@ def remove(request: ApiRequest) -> None:
 
 
 @put("/api/v1/models/{model:str}/aliases/{alias:str}/policy", sync_to_thread=True, opt=_RULES)
-def policy(request: ApiRequest, data: JsonBody[Policy]) -> AliasPolicy | None:
+def policy(request: ApiRequest, data: JsonBody[PolicyBody]) -> AliasPolicy | None:
     """Set how many approvals a move of the alias needs; 0 removes the policy."""
     from everloop.registry import set_policy
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from everloop.errors import DataError, UsageError
-from everloop.replay.history import EVENT, KNOWN, build_history, thin
+from everloop.replay.replay_history import EVENT, KNOWN, build_history, thin
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -32,7 +32,7 @@ LEAST_ROWS = 100
 
 
 @dataclass(frozen=True, eq=False)
-class History:
+class ReplayHistory:
     """Rows in the order of their events. Build one with `build_history`.
 
     Attributes:
@@ -125,7 +125,7 @@ def build_history(
     key: str | None = None,
     labels_after: timedelta = timedelta(0),
     arrival: str | None = None,
-) -> History:
+) -> ReplayHistory:
     """Order a table by time, and work out when each label became known.
 
     Args:
@@ -169,17 +169,21 @@ def build_history(
     ordered = table.with_columns(event.alias(EVENT), known.alias(KNOWN), entity.alias(ENTITY)).sort(
         EVENT, maintain_order=True
     )
-    return History(ordered, target, time, key)
+    return ReplayHistory(ordered, target, time, key)
 
 
-def thin(history: History, rows: int, every: timedelta) -> History:
+def thin(history: ReplayHistory, rows: int, every: timedelta) -> ReplayHistory:
     """Keep at most `rows` rows of each period, chosen by a hash of their entity, so always the same ones."""
     import polars as pl
 
     step = every // timedelta(microseconds=1)
     place = pl.col(ENTITY).hash(seed=2013).rank("ordinal").over(pl.col(EVENT) // step)
     kept = history.table.filter(place <= rows)
-    return history if kept.height == history.table.height else History(kept, history.target, history.time, history.key)
+    return (
+        history
+        if kept.height == history.table.height
+        else ReplayHistory(kept, history.target, history.time, history.key)
+    )
 
 
 def _micros_of(values: pl.Series, *, null: bool = False) -> pl.Series:
