@@ -136,6 +136,7 @@ def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
         (f"everloop monitor performance {endpoint} --labels-after 1d --as-if {first}", "the AUC without retraining"),
         (f"everloop monitor ls {endpoint} --all", "the incidents"),
         (f"everloop lineage {outcome.sample}", "one prediction, back to its model, data and code"),
+        ("everloop replay --from 2013-04-01", "the same months with other policies: when should it retrain?"),
         ("everloop up", "endpoint, API and status page"),
     ]
     width = max(len(command) for command, _ in lines)

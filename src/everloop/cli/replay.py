@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def replay(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[LOOP or DATA]", help="A loop of the project, or with --target a table: file or URL."),
+        typer.Argument(metavar="LOOP or DATA", help="A loop of the project, or with --target a table: file or URL."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="For a table: column to predict.")] = None,
     time: Annotated[str | None, typer.Option(help="For a table: column with the time of each row's event.")] = None,

@@ -302,12 +302,13 @@ class _PolicyRun:
         began = perf_counter()
         candidate: str | None = None
         try:
-            with _time_limit(self.job.training_limit_s):
+            with _time_limit(self.job.training_limit_s) as stopped:
                 loop_run = run_loop(self.job.loop, self.store, trigger=trigger, params=params)
         except EverloopError as error:
-            state, why = "failed", error.message
+            # A step that was stopped fails like any other, so its message would not say why.
+            state, why = "failed", self.too_long() if stopped else error.message
         except _TrainingTooLong:
-            state, why = "failed", f"the training took longer than {self.job.training_limit_s:g} s and was stopped"
+            state, why = "failed", self.too_long()
         else:
             release = loop_run.release
             state = release.state if release is not None else "skipped"
@@ -318,6 +319,9 @@ class _PolicyRun:
             at=now, trigger=trigger, state=state, seconds=perf_counter() - began, why=why, candidate=candidate
         )
         self.trace.trainings.append(outcome)
+
+    def too_long(self) -> str:
+        return f"the training took longer than {self.job.training_limit_s:g} s and was stopped"
 
     def collect(self) -> None:
         """Read the outcome of the replay from its store."""
@@ -358,19 +362,24 @@ class _TrainingTooLong(BaseException):
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Stop the block after some seconds. Works in the main thread only, where Python runs signal handlers."""
+def _time_limit(seconds: float) -> Iterator[list[float]]:
+    """Stop the block after some seconds. Works in the main thread only, where Python runs signal handlers.
+
+    Yields a list that holds the limit once the block has been stopped.
+    """
+    stopped: list[float] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stopped
         return
 
     def stop(*_: object) -> None:
+        stopped.append(seconds)
         raise _TrainingTooLong
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        yield stopped
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
