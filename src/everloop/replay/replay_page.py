@@ -22,7 +22,8 @@ th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line);whit
 th:first-child,td:first-child{text-align:left}
 th{color:var(--faint);font-weight:600;font-size:12.5px}
 tr.best td{background:var(--ok-bg);font-weight:600}
-svg.replay{height:auto}
+svg.replay{height:auto;min-width:640px}
+td.words{text-align:left;white-space:normal;min-width:280px}
 svg.replay text{font:12px system-ui,sans-serif;fill:var(--faint)}
 svg.replay .grid{stroke:var(--line)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:8px 0 0;font-size:13px}
@@ -134,7 +135,7 @@ def _chart(result: ReplayResult) -> Iterator[str]:
         return 8 + (HEIGHT - 34) * (1 - (min(max(value, low), high) - low) / (high - low))
 
     label = f"{html_text(result.metric)} by period"
-    yield f'<svg class="replay" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    yield f'<div class="scroll"><svg class="replay" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     for step in range(5):
         value = low + (high - low) * step / 4
         yield f'<path class="grid" d="M52 {y(value):.1f}H{WIDTH - 8}"/>'
@@ -149,7 +150,7 @@ def _chart(result: ReplayResult) -> Iterator[str]:
             yield f'<path d="{line}" style="stroke:{colour};stroke-width:{width}"/>'
     first, last = result.start, shown[0].periods[-1].end
     yield f'<text x="52" y="{HEIGHT - 6}">{first:%Y-%m-%d}</text>'
-    yield f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">{last:%Y-%m-%d}</text></svg>'
+    yield f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">{last:%Y-%m-%d}</text></svg></div>'
     yield '<div class="legend">'
     for number, one in enumerate(shown):
         yield f'<span><i style="background:{_COLOURS[number % len(_COLOURS)]}"></i>{html_text(one.policy.name)}</span>'
@@ -191,7 +192,7 @@ def _incidents(result: ReplayResult) -> Iterator[str]:
     for name, item in rows[:100]:
         yield (
             f"<tr><td>{html_text(name)}</td><td>{item.incident.began_at:%Y-%m-%d}</td><td>{item.incident.severity}</td>"
-            f'<td>{item.verdict}</td><td style="text-align:left;white-space:normal">{html_text(item.incident.title)}'
+            f'<td>{item.verdict}</td><td class="words">{html_text(item.incident.title)}'
             f' <span class="faint">{html_text(item.why)}</span></td></tr>'
         )
     yield "</tbody></table></div>"
@@ -213,7 +214,7 @@ def _training_table(one: PolicyOutcome) -> Iterator[str]:
     for item in one.trainings[:200]:
         yield (
             f"<tr><td>{item.at:%Y-%m-%d}</td><td>{html_text(item.state.replace('_', ' '))}</td>"
-            f'<td>{item.seconds:.1f}</td><td style="text-align:left;white-space:normal">'
+            f'<td>{item.seconds:.1f}</td><td class="words">'
             f"{html_text(item.trigger)}; {html_text(item.why)}</td></tr>"
         )
     yield "</tbody></table></div>"

@@ -99,6 +99,8 @@ def replay(
         UsageError: the arguments do not fit together.
         DataError: the history is too short, or nothing can be learned from it.
     """
+    from everloop.training import AutoTrain
+
     began = perf_counter()
     span = parse_duration(every)
     if span < timedelta(minutes=1):
@@ -113,6 +115,8 @@ def replay(
             raise UsageError("A table needs target= and time=.", help="For example: target='cnt', time='dteday'")
         plan = _plan_of_table(source, target, time, key, exclude, labels_after, start, end, span, metric)
     loop, history, schedule, delay, remarks = plan
+    if not isinstance(source, Loop) and isinstance(loop.train, AutoTrain):
+        loop = replace(loop, train=replace(loop.train, seed=seed))
     thinned = thin(history, rows_per_period, span)
     if thinned.table.height < history.table.height:
         share = thinned.table.height / history.table.height

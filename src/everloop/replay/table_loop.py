@@ -81,7 +81,6 @@ def table_loop(
     start: datetime,
     every: timedelta,
     metric: str | None,
-    training_rows_seed: int = 0,
 ) -> TableLoop:
     """Decide from the rows before `start` how the table is learned from.
 
@@ -154,7 +153,6 @@ def table_loop(
             candidates=("lightgbm",),
             budget_s=60,
             threads=1,
-            seed=training_rows_seed,
         ),
         gates=[NotWorseThan("champion", margin=_margin(metric, inspection.rows[target], goal.task))],
         serve=Endpoint(
