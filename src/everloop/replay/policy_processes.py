@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _WAIT_S = 0.5
+_LAST_WAIT_S = 10.0
 
 
 def run_policies(
@@ -75,11 +76,11 @@ def _in_processes(
     ticks = context.SimpleQueue()
     traces: dict[str, PolicyTrace] = {}
     interrupted = False
+    futures: dict[Future[bytes], PolicyJob] = {}
     pool = ProcessPoolExecutor(
         min(processes, len(jobs)), mp_context=context, initializer=_begin, initargs=(os.getpid(), ticks)
     )
     try:
-        futures: dict[Future[bytes], PolicyJob] = {}
         for job in jobs:
             # Steps and watches of the user are pickled by value or by their module, which the process imports first.
             light = replace(
@@ -94,20 +95,30 @@ def _in_processes(
             while not ticks.empty():
                 progress(*ticks.get())
             for future in done:
-                job = futures[future]
-                try:
-                    traces[job.policy.name] = cloudpickle.loads(future.result())
-                except BrokenProcessPool:
-                    traces[job.policy.name] = PolicyTrace(
-                        policy=job.policy, error="its process died, perhaps for lack of memory"
-                    )
+                traces[futures[future].policy.name] = _trace_of(future, futures[future])
         pool.shutdown()
     except KeyboardInterrupt:
         interrupted = True
+        # Ctrl-C reaches the processes as well. They end their policies and send what is known so far.
         pool.shutdown(wait=False, cancel_futures=True)
+        done, _ = wait([future for future in futures if not future.cancelled()], timeout=_LAST_WAIT_S)
+        for future in done:
+            if not future.cancelled():
+                traces.setdefault(futures[future].policy.name, _trace_of(future, futures[future]))
     return [
         traces.get(job.policy.name) or PolicyTrace(policy=job.policy, error="interrupted") for job in jobs
     ], interrupted
+
+
+def _trace_of(future: Future[bytes], job: PolicyJob) -> PolicyTrace:
+    """The trace that a process has sent; one with an error if the process died."""
+    import cloudpickle
+
+    try:
+        trace: PolicyTrace = cloudpickle.loads(future.result())
+    except BrokenProcessPool:
+        return PolicyTrace(policy=job.policy, error="its process died, perhaps for lack of memory")
+    return trace
 
 
 _queue: Any = None
