@@ -145,7 +145,9 @@ def test_trainings_that_fail_are_rows_of_the_result(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_that_hangs_is_stopped(tmp_path):
+def test_a_training_that_hangs_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLOOP_PROJECT", str(tmp_path / "project"))
+
     @el.step
     def endless(train: pl.DataFrame) -> object:
         import time
@@ -163,6 +165,9 @@ def test_a_training_that_hangs_is_stopped(tmp_path):
     trace = run_policy(job(stream(), tmp_path, policy, loop=loop, limit_s=1.0))
     assert "took longer than 1 s" in trace.trainings[0].why
     assert {one.state for one in trace.trainings} == {"failed"}
+    # The contract was inferred and written, but not into the user's project.
+    assert not (tmp_path / "project").exists()
+    assert list(tmp_path.glob("contracts/*.toml"))
 
 
 @pytest.mark.slow

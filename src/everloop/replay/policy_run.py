@@ -7,6 +7,7 @@ on what is known by then.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -183,7 +184,7 @@ def run_policy(job: PolicyJob, progress: Callable[[str, int], None] = lambda _po
     _histories[job.policy.name] = job.history
     clock = VirtualClock(job.schedule.start)
     try:
-        with replay_store(job.home, f"replay-{job.policy.name}"[:100], clock) as store:
+        with _project_folder(job.home), replay_store(job.home, f"replay-{job.policy.name}"[:100], clock) as store:
             traffic = Traffic(store, job.loop.serve.name, job.history, job.classes)
             running = _PolicyRun(job, store, clock, traffic, trace, job.loop.serve.name)
             try:
@@ -355,6 +356,21 @@ class _PolicyRun:
         from everloop.loop.comparison.champions import deciding_metric
 
         return self.job.loop.live_metric or deciding_metric(version)
+
+
+@contextmanager
+def _project_folder(folder: Path) -> Iterator[None]:
+    """Let the loop write its contract below `folder`: the project's own may have been inferred from later rows."""
+    before = os.environ.get("EVERLOOP_PROJECT")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["EVERLOOP_PROJECT"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["EVERLOOP_PROJECT"]
+        else:
+            os.environ["EVERLOOP_PROJECT"] = before
 
 
 class _TrainingTooLong(BaseException):
