@@ -11,7 +11,7 @@ from everloop.cli.output import AsJson, Home, ProjectFolder, cell, console, coun
 
 if TYPE_CHECKING:
     from everloop.loop.project import Project
-    from everloop.loop.worker.overview import LoopOutlook, Overview, WorkingProcess
+    from everloop.loop.worker.overview import LoopOutlook, WorkOverview, WorkingProcess
     from everloop.records import QueuedRun
 
 
@@ -66,7 +66,7 @@ def runner(project: ProjectFolder = None, home: Home = None, json: AsJson = Fals
         one.work()
 
 
-def _draw(found: Overview, problem: str) -> None:
+def _draw(found: WorkOverview, problem: str) -> None:
     line = console().print
     if not found.processes:
         line("Nothing runs. Start with: everloop up")

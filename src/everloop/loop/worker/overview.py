@@ -55,7 +55,7 @@ class LoopOutlook:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class WorkOverview:
     """What runs now, as the store shows it."""
 
     processes: list[WorkingProcess]
@@ -68,7 +68,7 @@ class Overview:
         return any(one.role == role and one.state == "alive" and host in (None, one.host) for one in self.processes)
 
 
-def overview(store: Store, project: Project | None = None) -> Overview:
+def overview(store: Store, project: Project | None = None) -> WorkOverview:
     """Read from the store what runs now. It does not need to be the machine that runs it.
 
     Args:
@@ -78,7 +78,7 @@ def overview(store: Store, project: Project | None = None) -> Overview:
     processes = [_process(lease, now) for lease in Leases(store).held()]
     loops = [] if project is None else [loop_outlook(loop, store) for loop in project.loops.values()]
     endpoints = {one.name: one.state for one in store.records.find(EndpointRecord, order="name")}
-    return Overview([one for one in processes if one is not None], active_runs(store), endpoints, loops)
+    return WorkOverview([one for one in processes if one is not None], active_runs(store), endpoints, loops)
 
 
 def loop_outlook(loop: Loop, store: Store) -> LoopOutlook:
