@@ -52,6 +52,7 @@ TABLE: dict[str, dict[str, str]] = {
     "executor": {
         "inline": "everloop.pipeline.executors.inline:InlineExecutor",
         "pool": "everloop.pipeline.executors.pool:PoolExecutor",
+        "ray": "everloop.pipeline.executors.ray:RayExecutor",
     },
     # Algorithms that AutoTrain can try.
     "algorithm": {

@@ -35,8 +35,13 @@ def run(
         typer.Option("--set", help="Parameter of a step: NAME=VALUE or STEP.NAME=VALUE; repeatable."),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", help="Where steps run: local (in this process) or pool (in warm worker processes).")
-    ] = "local",
+        str | None,
+        typer.Option(
+            "--on",
+            help="Where steps run: local (in this process), pool (in warm worker processes), ray or ray://HOST:PORT "
+            "(on a Ray cluster). Default: 'executor' in everloop.toml, else local.",
+        ),
+    ] = None,
     force: Annotated[
         list[str] | None, typer.Option("--force", help="Step to run even if its result is cached; repeatable.")
     ] = None,
@@ -53,12 +58,11 @@ def run(
 
     The exit code is 11 if a gate rejects the candidate.
     """
-    from everloop.errors import UsageError
     from everloop.loop import explain_run, load_project, run_loop
+    from everloop.pipeline.executors.executor_choice import check_executor
 
-    executors = {"local": "inline", "pool": "pool"}
-    if on not in executors:
-        raise UsageError(f"--on '{on}' is unknown.", help=f"Choose one of: {', '.join(executors)}")
+    if on is not None:
+        check_executor(on, "--on")
     loaded = load_project(project)
     loop, step = _aim(loaded.loops, target)
     with store_of(loaded.folder, home) as store:
@@ -80,7 +84,7 @@ def run(
             trigger="manual",
             target=step,
             params=params,
-            executor=executors[on],
+            executor=on,
             force=force or (),
             listener=listener,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.errors import ConflictError, GraphError
 from everloop.loop.stages import graph_of
 from everloop.pipeline import plan, run_graph
+from everloop.pipeline.executors.executor_choice import configured_executor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,7 +56,7 @@ def run_loop(
     trigger: str | Due = "manual",
     target: str | None = None,
     params: Mapping[str, Any] | None = None,
-    executor: str | Executor = "inline",
+    executor: str | Executor | None = None,
     force: Iterable[str] | bool = (),
     listener: Listener | None = None,
     tags: Mapping[str, str] | None = None,
@@ -69,7 +70,8 @@ def run_loop(
         trigger: what started the run, as a text or as `find_due` returned it; recorded with it.
         target: name of the last step to run. Default: all steps.
         params: values for parameters of steps, by `name` or `step.name`.
-        executor: where steps run: the name of an executor, or an `Executor`.
+        executor: where steps run: `local`, `pool`, `ray`, `ray://HOST:PORT`, or an `Executor`. Default: what the
+            nearest everloop.toml sets as `executor`, else `local`.
         force: names of steps to run although they are cached; True for all.
         listener: receives the progress of the steps.
         tags: tags of the run.
@@ -92,7 +94,7 @@ def run_loop(
             store,
             run=run,
             targets=None if target is None else [target],
-            executor=executor,
+            executor=executor if executor is not None else configured_executor(),
             params=params,
             force=force,
             listener=listener,

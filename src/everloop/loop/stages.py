@@ -123,7 +123,7 @@ def graph_of(loop: Loop) -> Graph:
     return graph
 
 
-@step
+@step(on_driver=True)
 def snapshot(
     table: pl.DataFrame,
     dataset: str,
@@ -261,7 +261,7 @@ def evaluate(
     return found
 
 
-@step
+@step(on_driver=True)
 def package(trained: Trained, train: pl.DataFrame, snapshot: str, evaluation: dict[str, Any]) -> str:
     """Package the model and verify that the package gives the same predictions; returns the package's digest."""
     from everloop.packages import build_package
@@ -278,7 +278,7 @@ def package(trained: Trained, train: pl.DataFrame, snapshot: str, evaluation: di
     return built.digest
 
 
-@step
+@step(on_driver=True)
 def register(
     package: str,
     model: str,
@@ -340,7 +340,7 @@ def register(
     return version.key
 
 
-@step
+@step(on_driver=True)
 def judge(
     version: str,
     test: pl.DataFrame,
@@ -367,7 +367,7 @@ def judge(
     return [result.id for result in results]
 
 
-@step
+@step(on_driver=True)
 def release(version: str, judged: list[str], endpoint: str, percents: tuple[float, ...]) -> dict[str, Any]:
     """Reject the candidate, or start its rollout at the endpoint."""
     from everloop.loop.releases.rollout import start_release

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from everloop.pipeline.context import StepContext as StepContext, current_step as current_step
     from everloop.pipeline.executors import Executor as Executor
     from everloop.pipeline.graph import Each as Each, Graph as Graph, Node as Node, Ref as Ref, trace as trace
+    from everloop.pipeline.graph_plan import Plan as Plan, PlanNode as PlanNode, Port as Port
+    from everloop.pipeline.plan_compilation import compile_plan as compile_plan
     from everloop.pipeline.planning import Planned as Planned, plan as plan
     from everloop.pipeline.result import GraphRun as GraphRun
     from everloop.pipeline.run import run_graph as run_graph
@@ -36,6 +38,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "context": ["StepContext", "current_step"],
         "executors": ["Executor"],
         "graph": ["Each", "Graph", "Node", "Ref", "trace"],
+        "graph_plan": ["Plan", "PlanNode", "Port"],
+        "plan_compilation": ["compile_plan"],
         "planning": ["Planned", "plan"],
         "result": ["GraphRun"],
         "run": ["run_graph"],

@@ -52,6 +52,8 @@ def parts_of(
         parts["version"] = node.step.version
     if node.step.outputs and not node.mapped:
         parts["outputs"] = ", ".join(node.step.outputs)
+    if node.step.environment:
+        parts["environment"] = ", ".join(sorted(node.step.environment))
     return parts
 
 
@@ -94,6 +96,8 @@ def reason(parts: Mapping[str, str], before: Mapping[str, str] | None, home: str
         changes.append(f"version changed: {before.get('version', 'none')} → {parts.get('version', 'none')}")
     if parts.get("outputs") != before.get("outputs"):
         changes.append("outputs changed")
+    if parts.get("environment") != before.get("environment"):
+        changes.append(f"environment changed: {before.get('environment', 'none')} → {parts.get('environment', 'none')}")
     return "; ".join(changes) or NOTHING_CHANGED
 
 

@@ -17,6 +17,7 @@ from everloop.pipeline.type_annotations import check_result, declared_types, wan
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
+    from everloop.pipeline.graph_plan import PlanNode
     from everloop.records import Json
     from everloop.stores import Store
 
@@ -40,23 +41,36 @@ class Job:
     """The work that an executor runs. All of it can be sent to another process."""
 
     name: str
+    """The name of the node, or `node[3]` for an element of a step that fans out."""
+    node: PlanNode
+    """The step in the run's plan."""
     step: Step[..., Any]
     inputs: dict[str, Any]
     """Parameter to value, with `StoredInput` and `StoredOutputs` for values that are in the store."""
-    outputs: tuple[str, ...]
     run: str
-    code: str
-    """Digest of the step's code: a worker that has other code under that name must not run it."""
     modules: dict[str, str] = field(default_factory=dict)
+    """Project module to its file on this machine."""
     attempt: int = 1
     reached: tuple[str, ...] = ()
     """Names of the functions and values that the step's code depends on."""
-    packages: tuple[str, ...] = ()
-    """Distributions that it uses."""
+
+    @property
+    def code(self) -> str:
+        """Digest of the step's code: a worker that has other code under that name must not run it."""
+        return self.node.code
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self.node.gives)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions that its code uses."""
+        return tuple(self.node.packages)
 
     @property
     def timeout_s(self) -> float | None:
-        return self.step.timeout_s
+        return self.node.timeout_s
 
 
 @dataclass(frozen=True, slots=True)

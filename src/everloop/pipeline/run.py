@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from everloop import plugins
 from everloop.pipeline.binding import set_params, targets_of
+from everloop.pipeline.executors.executor_choice import load_executor
 from everloop.pipeline.planning import forced_steps
 from everloop.pipeline.run_listener import Listener
 from everloop.pipeline.scheduler import GraphScheduler
@@ -37,7 +37,7 @@ def run_graph(
 
     Args:
         run: the run that the steps belong to. By default, a new run is started with the graph's name.
-        executor: a name in the plugin table (`inline`, `pool`), or an executor.
+        executor: `inline`, `pool`, `ray`, `ray://HOST:PORT`, or an executor.
         force: names of steps that run even if the cache has their result, or True for all.
         params: parameters to set: `name` in every step that has it, `step.name` in one.
         check: raise the error that made a step fail. With False it is in the result's `error`, as in `subprocess.run`.
@@ -53,7 +53,7 @@ def run_graph(
     forced = forced_steps(graph, force)
     with ExitStack() as stack:
         if isinstance(executor, str):
-            chosen: Executor = plugins.load("executor", executor)()
+            chosen: Executor = load_executor(executor)
             stack.callback(chosen.close)
         else:
             chosen = executor

@@ -6,23 +6,21 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from typing import TYPE_CHECKING, Any
 
 from everloop import plugins
-from everloop.errors import UsageError
 from everloop.pipeline.scheduled_tasks import needs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import MutableMapping
     from concurrent.futures import Future
 
     from everloop.pipeline.executors import Executor
     from everloop.pipeline.executors.executor import LogWriter
-    from everloop.pipeline.graph import Node
     from everloop.pipeline.job import Job, JobOutcome
     from everloop.pipeline.scheduled_tasks import ScheduledTask
     from everloop.stores import Store
 
 
 class RunningTasks:
-    """Starts tasks in the run's executor, or in a process of their own if they have a timeout."""
+    """Starts tasks in the run's executor, in a process of their own if they have a timeout, or here if they must."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -30,24 +28,10 @@ class RunningTasks:
         """Tasks that have started and have not been collected. Also those whose start was interrupted."""
         self._futures: dict[Future[JobOutcome], ScheduledTask] = {}
         self._isolating: Executor | None = None
+        self._driver: Executor | None = None
 
     def __bool__(self) -> bool:
         return bool(self._futures)
-
-    def check_resources(self, nodes: Iterable[Node]) -> None:
-        """Check that the executor has every resource that the steps need.
-
-        Raises:
-            UsageError: it does not.
-        """
-        capacity = self.executor.capacity
-        for node in nodes:
-            for resource in needs_of(node):
-                if capacity and resource not in capacity:
-                    raise UsageError(
-                        f"Step '{node.name}' needs the resource '{resource}', which this executor does not have.",
-                        help=f"It has: {', '.join(capacity)}. Add it: PoolExecutor(resources={{'{resource}': 1}})",
-                    )
 
     def has_room(self) -> bool:
         return len(self.active) < self.executor.slots
@@ -77,9 +61,10 @@ class RunningTasks:
         return [(self._futures.pop(future), future) for future in done]
 
     def close(self) -> None:
-        """Close the executor that was started for tasks with a timeout. The run's own belongs to the caller."""
-        if self._isolating is not None:
-            self._isolating.close()
+        """Close the executors that were started for single tasks. The run's own belongs to the caller."""
+        for executor in (self._isolating, self._driver):
+            if executor is not None:
+                executor.close()
 
     def kill(self) -> None:
         self.executor.close(kill=True)
@@ -87,8 +72,14 @@ class RunningTasks:
             self._isolating.close(kill=True)
 
     def _executor_of(self, task: ScheduledTask) -> Executor:
-        if task.node.step.timeout_s is None or self.executor.isolates:
+        step = task.node.step
+        here = not self.executor.remote or not step.on_driver
+        if here and (step.timeout_s is None or self.executor.isolates):
             return self.executor
+        if step.timeout_s is None:
+            if self._driver is None:
+                self._driver = plugins.load("executor", "inline")()
+            return self._driver
         if self._isolating is None:
             self._isolating = plugins.load("executor", "pool")(workers=1)
         return self._isolating

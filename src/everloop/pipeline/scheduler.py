@@ -20,6 +20,7 @@ from everloop.pipeline.binding import bind_inputs, elements_of
 from everloop.pipeline.cache import Cache, CacheHit
 from everloop.pipeline.code.step_code import accept_changes, code_of
 from everloop.pipeline.job import Job, JobOutcome, StoredInput
+from everloop.pipeline.plan_compilation import compile_nodes
 from everloop.pipeline.result import GraphRun
 from everloop.pipeline.running_tasks import RunningTasks
 from everloop.pipeline.scheduled_tasks import FanOut, ScheduledTask, count_readers
@@ -68,6 +69,8 @@ class GraphScheduler:
         self.running = RunningTasks(executor)
         self.cache = Cache(store)
         self.codes = {name: code_of(nodes[name].step.function) for name in order}
+        self.plan = compile_nodes(run.name, [nodes[name] for name in order], self.codes)
+        self.plan_nodes = {node.name: node for node in self.plan.nodes}
         self.results = self.result._results
         self.waiting_nodes = list(order)
         self.tasks: list[ScheduledTask] = []
@@ -76,7 +79,7 @@ class GraphScheduler:
         self.held: dict[str, Any] = {}
 
     def run_all(self) -> None:
-        self.running.check_resources(self.nodes[name] for name in self.order)
+        self.running.executor.prepare(self.plan, self.store)
         self.cache.prefetch(self.order)
         self._record_code()
         self.listener.on_begin(self.order)
@@ -220,15 +223,13 @@ class GraphScheduler:
         self.listener.on_start(task.name, task.reason)
         job = Job(
             name=task.name,
+            node=self.plan_nodes[task.node.name],
             step=task.node.step,
             inputs=task.inputs,
-            outputs=() if task.node.mapped else task.node.step.outputs,
             run=self.run.id,
-            code=task.code.digest,
             modules=task.code.modules,
             attempt=task.attempt,
             reached=tuple(task.code.parts),
-            packages=tuple(task.code.packages),
         )
         # There may be many elements: they read the frames that are held, but their results are not held in memory.
         held = self.held if task.index is None else ChainMap({}, self.held)
@@ -238,7 +239,10 @@ class GraphScheduler:
         """Finish the tasks that have ended. With `block`, first wait until one has, or until another one may start."""
         # Never wait long: the system may deliver Ctrl-C to another thread, and this one sees it only when it wakes.
         timeout_s = min(self._seconds_to_next_task(), _LONGEST_WAIT_S) if block else 0.0
-        for task, future in self.running.collect(timeout_s):
+        ended = self.running.collect(timeout_s)
+        for name, progress in self.running.executor.take_progress():
+            self.recorder.on_progress(name, progress)
+        for task, future in ended:
             error = future.exception()
             self.running.active.remove(task)
             if error is None:

@@ -44,6 +44,9 @@ class Step(Generic[P, R]):
         version: changing it makes the step run again.
         resources: the resources that one run needs, such as `{"cpu": 2, "memory": "4GB"}`.
         outputs: names of several outputs, if the function returns a tuple (in that order) or a dict (with those keys).
+        environment: requirements that are installed for this step, as for pip. Only Ray can do that.
+        on_driver: run the step in the process of the run, even if its executor uses other machines. For steps that
+            change things outside of their result, such as files of the project.
     """
 
     # Set by functools.update_wrapper.
@@ -62,6 +65,8 @@ class Step(Generic[P, R]):
         version: str | int | None = None,
         resources: Mapping[str, float | str] | None = None,
         outputs: Iterable[str] | None = None,
+        environment: Iterable[str] = (),
+        on_driver: bool = False,
     ) -> None:
         if not callable(function):
             raise UsageError(
@@ -78,6 +83,8 @@ class Step(Generic[P, R]):
         self.version = None if version is None else str(version)
         self.resources = dict(resources or {})
         self.outputs = tuple(outputs) if outputs is not None else ()
+        self.environment = (environment,) if isinstance(environment, str) else tuple(environment)
+        self.on_driver = on_driver
         self._check(outputs)
         functools.update_wrapper(self, function)
 
@@ -94,6 +101,16 @@ class Step(Generic[P, R]):
                 f"Step '{self.name}' has retries={self.retries}, backoff_s={self.backoff_s}, "
                 f"timeout_s={self.timeout_s}.",
                 help="None of them may be negative, and timeout_s must be above 0.",
+            )
+        if not all(isinstance(one, str) and one.strip() for one in self.environment):
+            raise UsageError(
+                f"Step '{self.name}' declares environment={self.environment!r}.",
+                help='List requirements as for pip, such as environment=["torch==2.5.1"].',
+            )
+        if self.environment and self.on_driver:
+            raise UsageError(
+                f"Step '{self.name}' declares an environment and on_driver=True.",
+                help="The process of the run has one environment. Drop one of the two.",
             )
         if inspect.isgeneratorfunction(self.function) or inspect.iscoroutinefunction(self.function):
             raise UsageError(
@@ -210,6 +227,8 @@ def step(
     version: str | int | None = None,
     resources: Mapping[str, float | str] | None = None,
     outputs: Iterable[str] | None = None,
+    environment: Iterable[str] = (),
+    on_driver: bool = False,
 ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
 

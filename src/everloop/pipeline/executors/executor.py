@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from everloop.pipeline.graph_plan import Plan
     from everloop.pipeline.job import Job, JobOutcome
+    from everloop.pipeline.step_progress import StepProgress
     from everloop.stores import Store
 
 LogWriter = Callable[[dict[str, Any], int | None], None]
@@ -35,6 +37,17 @@ class Executor(Protocol):
     def isolates(self) -> bool:
         """Whether a job runs in a process that can be killed. If not, steps with a timeout use another executor."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether jobs may run on other machines. If so, steps with `on_driver` run in this process instead."""
+
+    def prepare(self, plan: Plan, store: Store) -> None:
+        """Get ready for a run. Called once per run, before the first job.
+
+        Raises:
+            UsageError: this executor cannot run the plan, or cannot run it with this store.
+        """
+
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
         """Start a job immediately. The caller has checked that there is room.
 
@@ -42,6 +55,9 @@ class Executor(Protocol):
             log: writes metrics to the run, from this process.
             held: digest to frame, for frames that stay in this process's memory between steps.
         """
+
+    def take_progress(self) -> list[tuple[str, StepProgress]]:
+        """The latest progress of each job in another process that has reported any since the last call."""
 
     def close(self, *, kill: bool = False) -> None:
         """Release all resources; with `kill`, also kill the jobs that are running."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from everloop.pipeline.job import Job, JobOutcome, perform
+from everloop.pipeline.resources import check_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from everloop.pipeline.executors.executor import LogWriter
+    from everloop.pipeline.graph_plan import Plan
+    from everloop.pipeline.step_progress import StepProgress
     from everloop.stores import Store
 
 
@@ -26,6 +29,13 @@ class InlineExecutor:
     slots = 1
     capacity: Mapping[str, float] = {}
     isolates = False
+    remote = False
+
+    def prepare(self, plan: Plan, store: Store) -> None:
+        check_plan(plan, self.capacity)
+
+    def take_progress(self) -> list[tuple[str, StepProgress]]:
+        return []
 
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
         future: Future[JobOutcome] = Future()

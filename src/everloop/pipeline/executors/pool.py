@@ -14,10 +14,10 @@ import re
 import sys
 import threading
 from concurrent.futures import Future
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import StepError, StepTimeoutError, UsageError, WorkerLostError
+from everloop.pipeline.executors.step_pickles import pickle_for_worker
 from everloop.pipeline.executors.worker import (
     PIPES_CLOSED,
     Envelope,
@@ -26,14 +26,15 @@ from everloop.pipeline.executors.worker import (
     prepare_worker,
     run_envelope,
 )
-from everloop.pipeline.resources import parse_amount
-from everloop.pipeline.steps import by_value
+from everloop.pipeline.resources import check_plan, parse_amount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
     from everloop.pipeline.executors.executor import LogWriter
+    from everloop.pipeline.graph_plan import Plan
     from everloop.pipeline.job import Job, JobOutcome
+    from everloop.pipeline.step_progress import StepProgress
     from everloop.stores import Store
 
 _log = logging.getLogger("everloop.pipeline")
@@ -60,6 +61,7 @@ class PoolExecutor:
     """
 
     isolates = True
+    remote = False
 
     def __init__(self, workers: int | None = None, resources: Mapping[str, float | str] | None = None) -> None:
         if workers is not None and workers < 1:
@@ -71,6 +73,12 @@ class PoolExecutor:
         self.capacity |= {name: parse_amount(amount) for name, amount in (resources or {}).items()}
         self._busy: set[_Slot] = set()
         self._lock = threading.Lock()
+
+    def prepare(self, plan: Plan, store: Store) -> None:
+        check_plan(plan, self.capacity)
+
+    def take_progress(self) -> list[tuple[str, StepProgress]]:
+        return []
 
     def submit(self, job: Job, store: Store, *, log: LogWriter, held: MutableMapping[str, Any]) -> Future[JobOutcome]:
         future: Future[JobOutcome] = Future()
@@ -155,33 +163,16 @@ class _Submission:
         """Whether to send the code of the project itself instead of its names."""
 
     def envelope(self) -> bytes:
-        import cloudpickle
-
         # Other processes cannot import what a script defines in `__main__`, so that is always sent by value.
-        by_name = not self.by_value and getattr(self.job.step, "__module__", "") != "__main__"
-        with ExitStack() as stack:
-            if self.by_value:
-                token = by_value.set(frozenset(self.job.modules))
-                stack.callback(by_value.reset, token)
-                for name in self.job.modules:
-                    cloudpickle.register_pickle_by_value(sys.modules[name])
-                    stack.callback(cloudpickle.unregister_pickle_by_value, sys.modules[name])
-            try:
-                payload = cloudpickle.dumps(self.job)
-            except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
-                raise StepError(
-                    f"Step '{self.job.name}' cannot be sent to a worker: {error}.",
-                    help="Its function or its parameters hold something that cannot be pickled. "
-                    'Run it with executor="inline" and without timeout_s.',
-                ) from error
+        by_name = not self.by_value and self.job.node.module != "__main__"
+        payload = pickle_for_worker(self.job, self.job, by_value=self.by_value)
         store = self.store
         return pickle.dumps(
             Envelope(
                 payload=payload,
                 compare=self.job.code if by_name else None,
                 modules=self.job.modules,
-                home=str(store.home),
-                places=repr(store.urls),
+                urls=store.urls,
                 project=store.project,
                 actor=store.actor,
                 folder=os.getcwd(),  # noqa: PTH109 - the envelope holds a string

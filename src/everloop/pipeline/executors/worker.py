@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from everloop.errors import NotFoundError, StepError, StoreError, UnavailableError
+from everloop.errors import NotFoundError, StepError, UnavailableError
 from everloop.pipeline.code.project_modules import finder
 from everloop.pipeline.code.source_files import Stamp, stamp_of
 from everloop.pipeline.code.step_code import accept_changes, code_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from everloop.stores import Store
+    from everloop.stores.home import StoreUrls
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,7 @@ class Envelope:
     compare: str | None
     """Digest that the code must have in the worker; None if the code itself is in the payload."""
     modules: dict[str, str]
-    home: str
-    places: str
+    urls: StoreUrls = field(repr=False)
     project: str
     actor: str
     folder: str
@@ -91,19 +91,27 @@ def run_envelope(data: bytes) -> JobOutcome | Failed | Stale:
     if not isinstance(job, Job):
         return job
     try:
-        store = _open_store(envelope)
+        return run_job(job, _open_store(envelope))
+    except Exception as error:
+        return failed(error)
+    finally:
+        _check_pipes()
+
+
+def run_job(job: Job, store: Store) -> JobOutcome | Failed:
+    """Run a job in this worker. An error of the step is returned, not raised."""
+    try:
         # So that `current_run` works in the step as it does in the parent process.
         with _joined(store, job.run):
             try:
                 return perform(job, store)
             except BaseException as error:
                 # Also `sys.exit` and the like: the parent waits for a reply, and Ctrl-C does not reach this process.
-                return _failed(error)
+                return failed(error)
     except Exception as error:
-        return _failed(error)
+        return failed(error)
     finally:
         accept_changes([job.step])
-        _check_pipes()
 
 
 def _joined(store: Store, run: str) -> AbstractContextManager[object]:
@@ -131,7 +139,7 @@ def _unpack(data: bytes) -> tuple[Envelope, Job | Failed | Stale]:
         job: Job = pickle.loads(envelope.payload)  # noqa: S301 - as above
     except BaseException as error:
         # Unpickling fails if the code here lacks something that the parent's has: then this worker is stale.
-        return envelope, _stale(envelope) if envelope.compare is not None else _failed(error)
+        return envelope, _stale(envelope) if envelope.compare is not None else failed(error)
     if envelope.compare is not None and code_of(job.step.function).digest != envelope.compare:
         return envelope, _stale(envelope)
     return envelope, job
@@ -141,7 +149,7 @@ def _stale(envelope: Envelope) -> Stale:
     return Stale(any(stamp_of(name) != _stamps.get(name) for name in envelope.modules.values()))
 
 
-def _failed(error: BaseException) -> Failed:
+def failed(error: BaseException) -> Failed:
     import cloudpickle
 
     trace = "".join(traceback.format_exception(error))
@@ -183,45 +191,41 @@ def _check_pipes() -> None:
 def _adopt_environment(envelope: Envelope) -> None:
     if os.getcwd() != envelope.folder:  # noqa: PTH109 - the envelope holds a string
         os.chdir(envelope.folder)
-    # A warm worker still has the environment of an earlier job. Variables that loky has set stay.
-    for name in _adopted_variables.keys() - envelope.environment.keys():
-        os.environ.pop(name, None)
-    os.environ.update(envelope.environment)
-    _adopted_variables.clear()
-    _adopted_variables.update(envelope.environment)
-    worker_variables.clear()
-    worker_variables.update(os.environ.keys() - envelope.environment.keys())
+    adopt_variables(envelope.environment)
     if tuple(sys.path) != envelope.search_path:
         sys.path[:] = envelope.search_path
         importlib.invalidate_caches()
     finder.add(envelope.modules)
 
 
+def adopt_variables(environment: dict[str, str]) -> None:
+    """Set the parent's environment variables in this process, instead of those that an earlier job has set."""
+    # A warm worker still has the environment of an earlier job. Variables that the worker itself needs stay.
+    for name in _adopted_variables.keys() - environment.keys():
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    _adopted_variables.clear()
+    _adopted_variables.update(environment)
+    worker_variables.clear()
+    worker_variables.update(os.environ.keys() - environment.keys())
+
+
 # The parent's environment at the last job.
 _adopted_variables: dict[str, str] = {}
 # Stamp of each project file when its module was imported here.
 _stamps: dict[str, Stamp] = {}
-_stores: dict[tuple[str, str, str], Store] = {}
+_stores: dict[tuple[StoreUrls, str, str], Store] = {}
 
 
 def _open_store(envelope: Envelope) -> Store:
-    """The parent's store. `everloop.toml` may place its parts outside of its home."""
-    from everloop.stores import open_store
+    from everloop.stores.home import open_urls
 
-    key = (envelope.places, envelope.project, envelope.actor)
+    key = (envelope.urls, envelope.project, envelope.actor)
     store = _stores.get(key)
     if store is None:
-        for home in (envelope.home, None):
-            store = open_store(home, project=envelope.project, actor=envelope.actor, create=False)
-            if repr(store.urls) == envelope.places:
-                break
-        else:
-            raise StoreError(
-                f"A worker cannot find the store at '{envelope.home}'.",
-                help="Write the locations of its parts into everloop.toml, and run from that folder or below.",
-            )
+        store = open_urls(envelope.urls, project=envelope.project, actor=envelope.actor, create=False)
         _stores[key] = store
     return store
 
 
-__all__ = ["Envelope", "Failed", "Stale", "prepare_worker", "run_envelope"]
+__all__ = ["Envelope", "Failed", "Stale", "adopt_variables", "failed", "prepare_worker", "run_envelope", "run_job"]

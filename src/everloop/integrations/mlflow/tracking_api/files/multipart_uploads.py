@@ -33,7 +33,7 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class UploadPlan:
     """The path and the number of parts of an upload."""
 
     path: str
@@ -59,7 +59,7 @@ class Uploads:
         upload_id = new_id(SystemClock().now())
         folder = self._folder.drafts() / upload_id
         folder.mkdir()
-        (folder / _PLAN).write_bytes(msgspec.json.encode(Plan(path, parts)))
+        (folder / _PLAN).write_bytes(msgspec.json.encode(UploadPlan(path, parts)))
         return upload_id
 
     def part(self, upload: str, number: int) -> Path:
@@ -115,11 +115,11 @@ class Uploads:
         folder, _ = self._find(upload, path)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _find(self, upload: str, path: str | None = None) -> tuple[Path, Plan]:
+    def _find(self, upload: str, path: str | None = None) -> tuple[Path, UploadPlan]:
         folder = self._folder.drafts() / upload
         if _ID.fullmatch(upload):
             try:
-                plan = msgspec.json.decode((folder / _PLAN).read_bytes(), type=Plan)
+                plan = msgspec.json.decode((folder / _PLAN).read_bytes(), type=UploadPlan)
             except FileNotFoundError:
                 pass
             else:
