@@ -14,6 +14,7 @@ If the run's process ends in any way, the socket closes, this process ends, and 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _POLL_S = 0.5
+_FIRST_ANSWER_S = 10
 CLIENT_PORT = 10001
 """Ray's default port for clients outside of the cluster. Any other port is taken for the head's own."""
 
@@ -68,7 +70,10 @@ class RayGateway:
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"logging_level": "error", "log_to_driver": True, "namespace": "everloop"}
-        port = self.address.rpartition(":")[2]
+        host, _, port = self.address.rpartition(":")
+        if host:
+            # Ray itself tries for half a minute, and ends this process then.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_FIRST_ANSWER_S).close()
         if not self.address:
             self._ray.init(address="auto", **options)
         elif port == str(CLIENT_PORT) or ":" not in self.address:
