@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ray_clusters import RayCluster, free_port
+from tests.pipeline.ray_clusters import RayCluster, free_port
 
 from everloop.errors import (
     MissingExtraError,

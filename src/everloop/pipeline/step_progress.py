@@ -48,7 +48,7 @@ def progress(done: float, total: float | None = None, *, note: str = "", unit: s
     """Report the progress of the running step. Call it as often as you like.
 
     `everloop run` shows it in the terminal, and an event `run.progress` is written at most every ten seconds. For a
-    step in another process (`--on pool`, or with `timeout_s`), only the seconds that it has run are shown.
+    step in a worker process (`--on pool`, or with `timeout_s`), only the seconds that it has run are shown.
 
     Args:
         done: how much is done, in any unit.

@@ -1,4 +1,4 @@
-"""Executors: run steps in this process or in a warm pool of worker processes."""
+"""Executors: run steps in this process, in a warm pool of worker processes, or on a Ray cluster."""
 
 from everloop.pipeline.executors.executor import Executor
 

@@ -103,7 +103,7 @@ class JobSpec:
                 "local": local,
             }
             return cls(**{**found, **changed})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, CorruptionError) as error:
             raise CorruptionError(f"This is not a job: {error}.", help="Start the run again.") from error
 
 

@@ -253,7 +253,8 @@ class _GatewayConnection:
             start_new_session=True,
         )
         theirs.close()
-        self._connection = Connection(ours.detach())
+        self._socket = ours
+        self._connection = Connection(os.dup(ours.fileno()))
         self._wait_until_ready(address)
         threading.Thread(target=self._receive_all, daemon=True).start()
 
@@ -263,7 +264,7 @@ class _GatewayConnection:
             number = self._number
             self._receivers[number] = receiver
             try:
-                self._connection.send(("submit", number, name, spec, options))
+                self._connection.send((number, name, spec, options))
                 return
             except OSError:
                 self._receivers.pop(number, None)
@@ -277,13 +278,15 @@ class _GatewayConnection:
     def close(self) -> None:
         """End the gateway; Ray then stops all of its jobs."""
         self.closed = True
+        # Unlike closing it, this also ends a `recv` of another thread.
         with suppress(OSError):
-            self._connection.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=0.5)
-            return
-        self._process.kill()
-        self._process.wait()
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _wait_until_ready(self, address: str) -> None:
         text = f"it did not answer within {_CONNECT_S} s"
@@ -309,8 +312,7 @@ class _GatewayConnection:
         while True:
             try:
                 kind, *content = self._connection.recv()
-            except (EOFError, OSError, TypeError):
-                # TypeError: another thread has closed the connection during the call.
+            except (EOFError, OSError):
                 break
             if kind == "progress":
                 with self._guard:
@@ -322,6 +324,7 @@ class _GatewayConnection:
             if receiver is not None:
                 receiver(kind, *rest)
         was_closed, self.closed = self.closed, True
+        self._connection.close()
         with self._guard:
             receivers, self._receivers = list(self._receivers.values()), {}
         for receiver in receivers:

@@ -4,7 +4,7 @@ Ray ends the process that is connected to a cluster when the cluster's head is g
 prints to its output. So a run does not connect to Ray itself. It starts this process, and exchanges pickled tuples with
 it over a socket:
 
-    to the gateway     ("submit", number, name, spec, options)   ("cancel", number)
+    to the gateway     (number, name, spec, options)
     to the run         ("ready", nodes)   ("failed", text)   ("done", number, reply)   ("lost", number, kind, text)
                        ("progress", [(name, progress), …])
 
@@ -58,13 +58,10 @@ class RayGateway:
         threading.Thread(target=self._forward_progress, daemon=True).start()
         while True:
             try:
-                kind, number, *rest = self.connection.recv()
+                job = self.connection.recv()
             except (EOFError, OSError):
                 break
-            if kind == "submit":
-                self._submit(number, *rest)
-            elif kind == "cancel" and number in self._tasks:
-                self._ray.cancel(self._tasks[number], force=True)
+            self._submit(*job)
         # Not `ray.shutdown`, which waits for a head that may be gone. Ray stops the workers when the connection ends.
         os._exit(0)
 
@@ -80,7 +77,10 @@ class RayGateway:
             self._ray.init(address=f"ray://{self.address if ':' in self.address else f'{self.address}:{CLIENT_PORT}'}")
         else:
             self._ray.init(address=self.address, **options)
-        self._board = self._ray.remote(num_cpus=0, max_concurrency=4)(ProgressBoard).remote()
+        self._board = self._start_board()
+
+    def _start_board(self) -> Any:
+        return self._ray.remote(num_cpus=0)(ProgressBoard).remote()
 
     def _submit(self, number: int, name: str, spec: bytes, options: dict[str, Any]) -> None:
         key = repr(sorted(options.items()))
@@ -117,8 +117,6 @@ class RayGateway:
         elif kinds & {"WorkerCrashedError", "OutOfMemoryError"}:
             # Ray may see the end of a worker before it notices that the whole node has gone.
             kind = "node" if self._has_lost_node(before) else "worker"
-        elif kinds & {"TaskCancelledError"}:
-            kind = "cancelled"
         else:
             kind = "failed"
         self._send("lost", number, kind, f"{type(error).__name__}: {error}")
@@ -149,8 +147,9 @@ class RayGateway:
             try:
                 found = self._ray.get(self._board.take.remote(), timeout=5)
             except Exception:
-                # Its node may be gone. Progress is for people who watch, so the run continues without it.
+                # Its node may be gone. Jobs that run lose their progress, later ones report to a new board.
                 time.sleep(5)
+                self._board = self._start_board()
                 continue
             if found:
                 self._send("progress", found)
