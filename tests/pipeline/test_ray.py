@@ -54,12 +54,12 @@ LOOP = """
         return pl.LazyFrame({"a": range(LIMIT)})
 
     @step
-    def model(rows: pl.DataFrame, scale: int = 1) -> Model:
+    def model(rows: pl.DataFrame, scale: int = 1, rounds: int = 0) -> Model:
         print("training")
         current_step().log(height=rows.height)
-        for number in range(4):
-            progress(number, 3, note="rounds")
-            time.sleep(0.7)
+        for number in range(rounds):
+            progress(number, rounds, note="rounds")
+            time.sleep(0.5)
         return Model(rows["a"].sum() * scale)
 
     @step
@@ -146,17 +146,19 @@ def test_a_run_on_ray_has_the_results_records_and_cache_of_a_run_here(
 ) -> None:
     graph = Graph.wire([loop.check, loop.here])
     watching = Watching()
-    result = run_graph(graph, store, executor=ray, listener=watching)
+    # The actor that collects progress starts beside the first steps, which takes seconds on a busy machine.
+    rounds = {"rounds": 30}
+    result = run_graph(graph, store, executor=ray, listener=watching, params=rounds)
     assert result.value("check") == {"is": True, "weight": 45}
     assert result.value("here") == os.getpid()  # a step with outside effects runs in this process
     assert [(step.name, step.status) for step in result.steps] == [
         (name, "ran") for name in ("rows", "model", "check", "here")
     ]
     assert store.records.get(Run, result.run).metrics == {"height": 10.0}
-    assert ("model", 3.0) in [(name, progress.done) for name, progress in watching.seen]
-    again = run_graph(graph, store)
+    assert {(name, progress.total, progress.note) for name, progress in watching.seen} == {("model", 30.0, "rounds")}
+    again = run_graph(graph, store, params=rounds)
     assert {step.status for step in again.steps} == {"cached"}
-    changed = run_graph(graph, store, executor=ray, params={"model.scale": 2})
+    changed = run_graph(graph, store, executor=ray, params={"model.scale": 2, "rounds": 1})
     assert {step.name: step.status for step in changed.steps}["rows"] == "cached"
     assert changed.value("check")["weight"] == 90
     assert "training" in wait_for(lambda: capfd.readouterr().err, 10)

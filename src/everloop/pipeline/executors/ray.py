@@ -327,8 +327,16 @@ class _GatewayConnection:
         self._connection.close()
         with self._guard:
             receivers, self._receivers = list(self._receivers.values()), {}
+        text = "The run was stopped."
+        if not was_closed:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+            text = (
+                "Its head does not answer any more, or the process that speaks to Ray has died "
+                f"(exit code {self._process.returncode})."
+            )
         for receiver in receivers:
-            receiver("lost", "head", "The run was stopped." if was_closed else "Its head does not answer any more.")
+            receiver("lost", "head", text)
 
 
 def ray_options(node: PlanNode) -> dict[str, Any]:
