@@ -24,7 +24,7 @@ from typing import Any
 _POLL_S = 0.5
 _FIRST_ANSWER_S = 10
 CLIENT_PORT = 10001
-"""Ray's default port for clients outside of the cluster. Any other port is taken for the head's own."""
+"""Ray's default port for clients outside of the cluster. At any other port, a head is tried first."""
 
 
 class RayGateway:
@@ -62,8 +62,20 @@ class RayGateway:
             except (EOFError, OSError):
                 break
             self._submit(*job)
-        # Not `ray.shutdown`, which waits for a head that may be gone. Ray stops the workers when the connection ends.
+        # Ray also stops the workers of a driver that is gone, but only once it has noticed. Not `ray.shutdown`, which waits
+        # for a head that may be gone as well.
+        cancelling = threading.Thread(target=self._cancel_all, daemon=True)
+        cancelling.start()
+        cancelling.join(timeout=1)
         os._exit(0)
+
+    def _cancel_all(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            self._ray.cancel(task, force=True)
+        if tasks:
+            # The requests are sent in the background.
+            time.sleep(0.5)
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"logging_level": "error", "log_to_driver": True, "namespace": "everloop"}
@@ -74,10 +86,18 @@ class RayGateway:
         if not self.address:
             self._ray.init(address="auto", **options)
         elif port == str(CLIENT_PORT) or ":" not in self.address:
-            self._ray.init(address=f"ray://{self.address if ':' in self.address else f'{self.address}:{CLIENT_PORT}'}")
+            self._connect_as_client()
         else:
-            self._ray.init(address=self.address, **options)
+            try:
+                self._ray.init(address=self.address, **options)
+            except ConnectionError:
+                # What answers there is not a head. It may be a Ray Client server at an unusual port.
+                self._connect_as_client()
         self._board = self._start_board()
+
+    def _connect_as_client(self) -> None:
+        address = self.address if ":" in self.address else f"{self.address}:{CLIENT_PORT}"
+        self._ray.init(address=f"ray://{address}", logging_level="error", namespace="everloop")
 
     def _start_board(self) -> Any:
         return self._ray.remote(num_cpus=0)(ProgressBoard).remote()
