@@ -62,8 +62,8 @@ class RayGateway:
             except (EOFError, OSError):
                 break
             self._submit(*job)
-        # Ray also stops the workers of a driver that is gone, but only once it has noticed. Not `ray.shutdown`, which waits
-        # for a head that may be gone as well.
+        # Ray also stops the workers of a driver that is gone, but only once it has noticed. Not `ray.shutdown`, which
+        # waits for a head that may be gone as well.
         cancelling = threading.Thread(target=self._cancel_all, daemon=True)
         cancelling.start()
         cancelling.join(timeout=1)
