@@ -73,7 +73,7 @@ class RayCluster:
         group = self.nodes[index].pid
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-        for pid in _processes(f"everloop-node-{self.port}-{index}"):
+        for pid in self.processes(index):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.nodes[index].wait()
@@ -82,6 +82,10 @@ class RayCluster:
         for index in reversed(range(len(self.nodes))):
             self.kill_node(index)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self, index: int) -> list[int]:
+        """The processes of a node; 0 is the head."""
+        return _processes(f"everloop-node-{self.port}-{index}")
 
     def _start(self, cpus: int, *options: str) -> None:
         command = [str(RAY), "start", "--block", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECTS}", *options]
