@@ -166,6 +166,8 @@ class RayGateway:
                 continue
             try:
                 found = self._ray.get(self._board.take.remote(), timeout=5)
+            except TimeoutError:
+                continue  # the actor is still starting, and keeps what is sent to it
             except Exception:
                 # Its node may be gone. Jobs that run lose their progress, later ones report to a new board.
                 time.sleep(5)
