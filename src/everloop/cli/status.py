@@ -11,7 +11,7 @@ from everloop.cli.output import AsJson, Home, ProjectFolder, cell, console, coun
 
 if TYPE_CHECKING:
     from everloop.loop.project import Project
-    from everloop.loop.worker.overview import LoopOutlook, WorkOverview, WorkingProcess
+    from everloop.loop.worker.overview import LoopOutlook, WorkingProcess, WorkOverview
     from everloop.records import QueuedRun
 
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_duration, check_name
-from everloop.loop.triggers.trigger_declarations import Every, OnDrift, OnPerformance
+from everloop.loop.triggers.schedules import Every
+from everloop.loop.triggers.trigger_declarations import OnDrift, OnPerformance
 from everloop.loop.watches.watch_declarations import Drift, Performance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from everloop.loop import Loop
-    from everloop.loop.triggers.trigger_declarations import Trigger
+    from everloop.loop.triggers.trigger_protocol import Trigger
 
 DECLARED = "declared"
 NEVER = "never"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, EmptySampleError, UsageError
 from everloop.loop import Drift, Loop, Performance
-from everloop.loop.gates.gate_declarations import Latency
+from everloop.loop.gates.package_gates import Latency
 from everloop.loop.triggers.trigger_declarations import OnDrift, OnPerformance
 from everloop.replay.hindsight import Judge, paired_loss
 from everloop.replay.loop_history import loop_history
