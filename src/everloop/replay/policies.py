@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_duration, check_name
@@ -119,5 +119,12 @@ def with_policy(loop: Loop, policy: Policy, labels_after: str) -> Loop:
 
 
 def _code(trigger: Trigger) -> str:
-    text = repr(trigger)
-    return f"el.{text}"
+    return f"el.{type(trigger).__name__}({_arguments(trigger)})"
+
+
+def _arguments(trigger: Any) -> str:
+    """Return the arguments of a trigger that are set, as they are written in a declaration."""
+    if not is_dataclass(trigger):
+        return ""
+    values = ((field.name, getattr(trigger, field.name)) for field in fields(trigger) if field.init)
+    return ", ".join(f"{name}={value!r}" for name, value in values if value is not None)

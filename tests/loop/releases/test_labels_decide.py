@@ -163,4 +163,6 @@ def test_a_rollout_compares_predicted_labels_on_different_rows(store: Store, mon
     assert found["paired"] is False
     predicted = [label == "yes" for label in load_model(store, "returns@2").predict_labels(TEST.tail(200)) or ()]
     assert found["candidate_value"] == pytest.approx(float((np.array(predicted) == ACTUAL[400:]).mean()))
-    assert found["outcome"] == "fail"
+    # 2.3 standard errors at the first look are no proof yet: later looks are paid for.
+    assert found["gain"] == pytest.approx(found["candidate_value"] - found["champion_value"])
+    assert found["outcome"] == "undecided"

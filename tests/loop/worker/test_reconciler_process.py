@@ -73,7 +73,10 @@ def test_a_due_run_is_requested_and_not_run(store, process, found):
     process.tick(loop, store)
     (queued,) = active_runs(store)
     assert (queued.loop, queued.trigger, queued.cause, queued.timeout_s) == (
-        "shop", "Every: weekly", {"days": 7}, 7200.0,
+        "shop",
+        "Every: weekly",
+        {"trigger": "Every", "reason": "weekly", "evidence": {"days": 7}},
+        7200.0,
     )  # fmt: skip
     assert len(queued.code) == 64
 
@@ -158,7 +161,7 @@ def test_a_process_that_was_replaced_in_the_middle_of_a_tick_writes_nothing(stor
     assert found.ticks == ["shop"]
 
 
-def test_the_guard_is_called_between_ticks_and_its_failures_do_not_end_the_process(store, tmp_path, found, monkeypatch):
+def test_the_guard_is_called_around_ticks_and_its_failures_do_not_end_the_process(store, tmp_path, found, monkeypatch):
     monkeypatch.setattr("everloop.loop.worker.reconciler_process.describe_project", lambda project, store: {})
     process = make(store, tmp_path, every_s=60.0)
     calls = []
@@ -171,7 +174,7 @@ def test_the_guard_is_called_between_ticks_and_its_failures_do_not_end_the_proce
     process._guard = guard
     for _ in range(4):
         process._look_at("shop", process.project.loops["shop"])
-    assert (found.ticks, calls) == (["shop"], ["shop"] * 3)
+    assert (found.ticks, calls) == (["shop"], ["shop"] * 4)
     reported = store.records.events_since(0, kinds=("release_guard",))
     assert [event.data["error"] for event in reported] == ["ZeroDivisionError: by zero"]
     process.stop.set()

@@ -1,7 +1,7 @@
 // Endpoints: who answers, how much and how fast, how a release goes, and a form to try a request.
 import { useMemo, useState } from "react";
 import { ApiError, useAction, useApi } from "../api/client";
-import type { EndpointDetail, EndpointRecord, MetricWindow, ModelVersion, Release, Traffic } from "../api/schema";
+import type { EndpointDetail, EndpointRecord, MetricWindow, ModelVersion, Release, TrafficPoint } from "../api/schema";
 import type { Series } from "../charts/align";
 import { LineChart, colour } from "../charts/line_chart";
 import { Badge, Card, Command, Confirm, Empty, Head, Loaded, Problem, shell, Time, useTitle } from "../components/basics";
@@ -172,8 +172,8 @@ function Performance({ windows }: { windows: MetricWindow[] }) {
   return <LineChart series={series} times label={`${metric} of live predictions`} height={230} />;
 }
 
-function byVersion(traffic: Traffic[]): Map<string, Traffic[]> {
-  const found = new Map<string, Traffic[]>();
+function byVersion(traffic: TrafficPoint[]): Map<string, TrafficPoint[]> {
+  const found = new Map<string, TrafficPoint[]>();
   for (const one of traffic) {
     const name = one.role === "shadow" ? `${one.version} (shadow)` : one.version;
     found.set(name, [...(found.get(name) ?? []), one]);
@@ -181,7 +181,7 @@ function byVersion(traffic: Traffic[]): Map<string, Traffic[]> {
   return found;
 }
 
-function merged(rows: Traffic[]): [number, number][] {
+function merged(rows: TrafficPoint[]): [number, number][] {
   const sums = new Map<number, number>();
   for (const one of rows) {
     const at = Date.parse(one.at) / 1000;
@@ -190,7 +190,7 @@ function merged(rows: Traffic[]): [number, number][] {
   return [...sums].sort((a, b) => a[0] - b[0]);
 }
 
-function TrafficChart({ traffic, label }: { traffic: Traffic[]; field: "rows"; label: string }) {
+function TrafficChart({ traffic, label }: { traffic: TrafficPoint[]; field: "rows"; label: string }) {
   const series = useMemo<Series[]>(
     () =>
       [...byVersion(traffic)].map(([name, rows]) => {
@@ -203,7 +203,7 @@ function TrafficChart({ traffic, label }: { traffic: Traffic[]; field: "rows"; l
   return <LineChart series={series} times label={label} height={210} />;
 }
 
-function LatencyChart({ traffic }: { traffic: Traffic[] }) {
+function LatencyChart({ traffic }: { traffic: TrafficPoint[] }) {
   const series = useMemo<Series[]>(() => {
     const rows = traffic.filter((one) => one.role === "champion");
     const at = rows.map((one) => Date.parse(one.at) / 1000);

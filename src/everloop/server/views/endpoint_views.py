@@ -17,7 +17,7 @@ _MOST_FINDINGS = 5000
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class TrafficPoint:
     """What one version answered in one period."""
 
     at: datetime
@@ -52,7 +52,7 @@ class EndpointDetail:
     champion: ModelVersion | None
     releases: list[Release]
     incidents: list[Incident]
-    traffic: list[Traffic]
+    traffic: list[TrafficPoint]
     every: str
     """Length of a period of `traffic`: hour, day or week."""
     failures: dict[str, int]
@@ -153,7 +153,7 @@ def read_heat_map(store: Store, endpoint: str, kind: str = "drift") -> HeatMap:
     return HeatMap(endpoint, sorted(highest, key=lambda name: -highest[name]), windows, list(cells.values()))
 
 
-def _traffic(store: Store, name: str) -> tuple[list[Traffic], str, datetime]:
+def _traffic(store: Store, name: str) -> tuple[list[TrafficPoint], str, datetime]:
     import polars as pl
 
     from everloop.prediction_log import read_predictions
@@ -185,7 +185,7 @@ def _traffic(store: Store, name: str) -> tuple[list[Traffic], str, datetime]:
         .collect()
     )
     traffic = [
-        Traffic(
+        TrafficPoint(
             row["at"],
             row["version"],
             row["role"],
