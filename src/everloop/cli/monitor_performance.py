@@ -131,7 +131,7 @@ def coverage(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Show which share of an endpoint's predictions has labels, and how long these take to arrive, in seconds."""
+    """Show the share of predictions with labels, and how many seconds labels take to arrive."""
     from everloop.monitoring import label_coverage, label_coverage_by_age
 
     first, last = _moment(since, "--since"), _moment(until, "--until")
@@ -194,7 +194,7 @@ def fairness(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Show by period how differently a model of two classes treats groups: each rate, and its gap to all others."""
+    """Show how differently a model of two classes treats groups, by period."""
     from everloop.monitoring import fairness_over_time
 
     first, last = _moment(since, "--since"), _moment(until, "--until")
@@ -221,7 +221,7 @@ def attribution(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Show by period how important each input of a version is: how much shuffling it changes scores or a metric."""
+    """Show how important each input of a version is, by period."""
     from everloop.monitoring import attribution_over_time
 
     first, last = _moment(since, "--since"), _moment(until, "--until")

@@ -18,7 +18,7 @@ def trigger(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Ask for another run of a loop that has el.OnCall().
+    """Run a loop again that has the trigger el.OnCall().
 
     The worker of `everloop up` starts the run. Each call leads to at most one run.
     """

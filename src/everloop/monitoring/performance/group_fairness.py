@@ -62,7 +62,7 @@ def fairness_over_time(
     if task not in (None, "binary"):
         raise UsageError(
             f"Fairness is measured for models of two classes, and '{endpoint}' is {task}.",
-            help="Compare its groups with performance_over_time(…, by=…).",
+            help="Compare its groups with: everloop monitor performance ENDPOINT --by COLUMN",
         )
     column = input_of(rows, by)
     decided = _decisions(store, rows).cast(pl.Float64).alias("predicted")
