@@ -71,10 +71,10 @@ class Stacked:
         return Stacked(self._pile, self._folder, self._project, actor, self._clock)
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *parts: str) -> Iterator[None]:
         self._inside, outer = True, self._inside
         try:
-            with self._top().transaction():
+            with self._top().transaction(*parts):
                 yield
         finally:
             self._inside = outer

@@ -600,6 +600,24 @@ class RecordStoreSuite:
         assert appended.data == {"value": math.inf, "at": [1, None]}
         assert store.last_event() == appended.seq
 
+    def test_an_event_is_waited_for(self, store: RecordStore) -> None:
+        assert store.wait_for_event(0, 0.05) == 0
+        first = store.append_event("tick", "clock", "s")
+        assert store.wait_for_event(0, 60) == first.seq
+        assert store.wait_for_event(first.seq, 0.05) == first.seq
+        assert store.as_of(START).wait_for_event(first.seq, 60) == first.seq
+        timer = threading.Timer(0.1, lambda: store.append_event("tock", "clock", "s"))
+        timer.start()
+        assert store.wait_for_event(first.seq, 60) > first.seq
+        timer.join()
+
+    def test_a_block_sees_its_own_events(self, store: RecordStore) -> None:
+        with store.transaction("part"):
+            seen = [store.append_event("tick", "clock", str(number)) for number in range(3)]
+            assert store.events_since(0) == seen
+            assert store.last_event() == seen[-1].seq
+        assert store.events_since(0) == seen
+
     def test_events_are_numbered_without_reuse_and_read_in_portions(self, store: RecordStore) -> None:
         for number in range(5):
             store.append_event("tick" if number % 2 else "tock", "clock" if number < 3 else "bell", f"s{number % 2}")

@@ -67,9 +67,9 @@ class OverlayLogs(SqlRecords):
         self._check_open()
         return super().as_of(moment)
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, *parts: str) -> AbstractContextManager[None]:
         self._check_open()
-        return super().transaction()
+        return super().transaction(*parts)
 
     def read_points(
         self, series: str, key: str | None = None, *, since_step: int | None = None, limit: int | None = None

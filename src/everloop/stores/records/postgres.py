@@ -1,21 +1,36 @@
 """Records in a PostgreSQL database, with `psycopg`.
 
-An advisory lock per database schema allows only one writer at a time, as in SQLite. So events become visible in the
-order of their numbers, as `RecordStore.events_since` promises.
+Writers of different records do not wait for each other. A transaction takes advisory locks at its beginning, which the
+server releases at its end, also if the client dies:
+
+- A transaction of whole projects holds their locks alone, so it can read, decide and write without others in between.
+- A transaction of parts (single records, or series of points) shares the project's lock and holds those of its parts.
+- Checks and repairs hold the lock of the whole schema, which all others share.
+
+Events get their numbers at the end. Between taking a number and the commit, which makes the event visible, a
+transaction holds the project's lock for events: lock, insert and commit are one message to the server. PostgreSQL makes
+a transaction visible before it releases its locks (`CommitTransaction` in `xact.c`: `ProcArrayEndTransaction`, then
+`ResourceOwnerRelease`). So events become visible in the order of their numbers, as `RecordStore.events_since` promises,
+and a transaction that takes long, or dies, delays no event of another one.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import MissingExtraError, ReadOnlyError, StoreError, UnavailableError, UsageError
 from everloop.stores.full_disk import insufficient, is_full
 from everloop.stores.records.condition_sql import LITERAL, Sql
-from everloop.stores.records.connections import Connections, Slot
 from everloop.stores.records.migrations import check_version, migrations
 from everloop.stores.records.postgres_connections import PostgresConnector
+from everloop.stores.records.postgres_events import EventListener, event_statements
+from everloop.stores.records.postgres_locks import lock_statements, missing_locks, wanted_locks
+from everloop.stores.records.postgres_points import POINTS, packed_points
+from everloop.stores.records.postgres_pool import ConnectionPool, PooledConnection
+from everloop.stores.records.sql_logs import INSERT_POINT
 from everloop.stores.records.sql_records import SqlRecords
 
 if TYPE_CHECKING:
@@ -29,8 +44,10 @@ INDEX_PREFIX = "search_"
 MOST_INDEXES = 16
 """Limit for indexes that are created for slow searches, because each index makes every write a little slower."""
 
-# Two statements in one message. The lock's key consists of "ever" and the number of the schema.
-_BEGIN = b"BEGIN; SELECT pg_advisory_xact_lock(1702258034, current_schema()::regnamespace::oid::bigint::int)"
+MOST_PARTS = 16
+"""A transaction of more parts takes the lock of the project instead, because a server has room for few locks."""
+_FEWEST_COPIED = 16
+"""From this number of points on, COPY is faster than INSERT."""
 
 
 class PostgresRecords(SqlRecords):
@@ -58,7 +75,8 @@ class PostgresDatabase:
         self._connector = PostgresConnector(url)
         self.paths = PostgresPaths()
         self.patterns = PostgresPatterns()
-        self._connections: Connections[psycopg.Connection[Any]] = Connections(self._connect)
+        self._pool = ConnectionPool(self._connect)
+        self._listener = EventListener(self._connect)
         try:
             self._migrate()
         except BaseException:
@@ -66,56 +84,73 @@ class PostgresDatabase:
             raise
 
     def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        slot = self._connections.slot()
-        try:
-            return slot.connection.execute(_marked(statement), values).fetchall()
-        except self._psycopg.OperationalError as error:
-            if slot.depth or not slot.connection.closed:
+        with self._pool.connection() as pooled:
+            try:
+                self._write_events_before(pooled, statement)
+                return pooled.connection.execute(_marked(statement), values).fetchall()
+            except self._psycopg.OperationalError as error:
+                if pooled.depth or not pooled.connection.closed:
+                    raise self._translated(error) from error
+            except (self._psycopg.Error, UnicodeEncodeError) as error:
                 raise self._translated(error) from error
-        except (self._psycopg.Error, UnicodeEncodeError) as error:
-            raise self._translated(error) from error
-        # The server has closed the connection, for example because it restarts. Outside of a transaction, the query can
-        # simply be repeated on a new connection.
-        self._connections.drop()
-        try:
-            return self._connections.slot().connection.execute(_marked(statement), values).fetchall()
-        except self._psycopg.Error as error:
-            raise self._translated(error) from error
+            # The server has closed the connection, for example because it restarts. Outside of a transaction, the query
+            # can simply be repeated on a new connection.
+            self._pool.replace(pooled)
+            try:
+                return pooled.connection.execute(_marked(statement), values).fetchall()
+            except self._psycopg.Error as error:
+                raise self._translated(error) from error
 
     def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         # The server never sends invalid text, so this is the same as `read`.
         return self.read(statement, values)
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
-        try:
-            return self._connections.slot().connection.execute(_marked(statement), values).rowcount
-        except (self._psycopg.Error, UnicodeEncodeError) as error:
-            raise self._translated(error) from error
+        with self._pool.connection() as pooled:
+            try:
+                self._write_events_before(pooled, statement)
+                return pooled.connection.execute(_marked(statement), values).rowcount
+            except (self._psycopg.Error, UnicodeEncodeError) as error:
+                raise self._translated(error) from error
 
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
-        try:
-            with self._connections.slot().connection.cursor() as cursor:
-                cursor.executemany(_marked(statement), rows)
-        except (self._psycopg.Error, UnicodeEncodeError) as error:
-            raise self._translated(error) from error
+        with self._pool.connection() as pooled:
+            try:
+                with pooled.connection.cursor() as cursor:
+                    cursor.executemany(_marked(statement), rows)
+            except (self._psycopg.Error, UnicodeEncodeError) as error:
+                raise self._translated(error) from error
+
+    def write_points(self, rows: Sequence[Sequence[Any]]) -> None:
+        data = packed_points(rows) if len(rows) >= _FEWEST_COPIED else None
+        if data is None:
+            self.write_many(INSERT_POINT, rows)
+            return
+        with self._pool.connection() as pooled:
+            try:
+                with pooled.connection.cursor() as cursor, cursor.copy(POINTS) as copy:
+                    copy.write(data)
+            except self._psycopg.Error as error:
+                raise self._translated(error) from error
+
+    def write_event(self, row: Sequence[object]) -> None:
+        with self._pool.connection() as pooled:
+            pooled.events.append(tuple(row))
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        slot = self._connections.slot()
-        if not slot.depth and slot.connection.closed:
-            self._connections.drop()
-            slot = self._connections.slot()
-        try:
-            with slot.transaction(lambda: self._begin(slot)):
-                yield
-                if slot.connection.info.transaction_status == self._psycopg.pq.TransactionStatus.INERROR:
-                    # On COMMIT, PostgreSQL would roll back without reporting an error.
-                    raise StoreError("A statement of this transaction failed, so the transaction was rolled back.")
-        except self._psycopg.Error as error:
-            raise self._translated(error) from error
+    def transaction(self, project: str | None = None, parts: Sequence[str] = ()) -> Iterator[None]:
+        with self._pool.connection() as pooled:
+            try:
+                with self._inner(pooled, project, parts) if pooled.depth else self._outer(pooled, project, parts):
+                    yield
+            except self._psycopg.Error as error:
+                raise self._translated(error) from error
+
+    def wait_for_change(self, project: str, timeout_s: float) -> None:
+        self._listener.wait(project, timeout_s)
 
     def index(self, value: Sql) -> None:
-        if value.values or self._connections.slot().depth:
+        if value.values or self._pool.in_transaction:
             return
         name = f"{INDEX_PREFIX}{sha256(value.text.encode()).hexdigest()[:16]}"
         ours = self.read(
@@ -137,20 +172,75 @@ class PostgresDatabase:
 
     @property
     def closed(self) -> bool:
-        return self._connections.closed
+        return self._pool.closed
 
     def close(self) -> None:
-        self._connections.close()
+        self._listener.close()
+        self._pool.close()
 
-    def _begin(self, slot: Slot[psycopg.Connection[Any]]) -> None:
+    @contextmanager
+    def _outer(self, pooled: PooledConnection, project: str | None, parts: Sequence[str]) -> Iterator[None]:
+        locks = wanted_locks(project, parts if len(parts) <= MOST_PARTS else ())
+        begin = b"BEGIN; " + lock_statements(locks)
         try:
-            slot.connection.execute(_BEGIN)
+            pooled.connection.execute(begin)
         except self._psycopg.OperationalError:
-            if not slot.connection.closed:
+            if not pooled.connection.closed:
                 raise
             # The server has closed the connection. The transaction has not begun yet, so a new connection will do.
-            slot.connection = self._connect()
-            slot.connection.execute(_BEGIN)
+            self._pool.replace(pooled)
+            pooled.connection.execute(begin)
+        pooled.depth, pooled.locks, pooled.events = 1, dict(locks), []
+        try:
+            yield
+            self._commit(pooled)
+        except BaseException:
+            try:
+                pooled.connection.rollback()
+            except Exception:
+                # The connection is lost. The original error is more useful.
+                pooled.connection.close()
+            raise
+        finally:
+            pooled.depth, pooled.locks, pooled.events = 0, {}, []
+
+    @contextmanager
+    def _inner(self, pooled: PooledConnection, project: str | None, parts: Sequence[str]) -> Iterator[None]:
+        connection = pooled.connection
+        missing = missing_locks(pooled.locks, project, parts)
+        # Undoing the block releases the locks that were taken inside of it, and removes the events that were written.
+        locks, events = dict(pooled.locks), list(pooled.events)
+        name = f"inner_{pooled.depth}".encode()
+        connection.execute(b"SAVEPOINT " + name + b"".join([b"; ", lock_statements(missing)] if missing else []))
+        pooled.locks |= missing
+        pooled.depth += 1
+        try:
+            yield
+            connection.execute(b"RELEASE " + name)
+        except BaseException:
+            pooled.locks, pooled.events = locks, events
+            with suppress(Exception):
+                # If the connection is lost, the outer transaction fails as well.
+                connection.execute(b"ROLLBACK TO " + name)
+            raise
+        finally:
+            pooled.depth -= 1
+
+    def _commit(self, pooled: PooledConnection) -> None:
+        connection = pooled.connection
+        if connection.info.transaction_status == self._psycopg.pq.TransactionStatus.INERROR:
+            # On COMMIT, PostgreSQL would roll back without reporting an error.
+            raise StoreError("A statement of this transaction failed, so the transaction was rolled back.")
+        if pooled.events:
+            connection.execute(event_statements(connection, pooled.events) + b"; COMMIT")
+        else:
+            connection.commit()
+
+    def _write_events_before(self, pooled: PooledConnection, statement: str) -> None:
+        """Write the waiting events before a statement that uses them."""
+        if pooled.events and " events" in statement:
+            pooled.connection.execute(event_statements(pooled.connection, pooled.events))
+            pooled.events = []
 
     def _connect(self) -> psycopg.Connection[Any]:
         return self._connector.connect(autocommit=True, application_name="everloop")
@@ -160,12 +250,12 @@ class PostgresDatabase:
         if check_version(self._version(), steps, self._connector.name) == steps[-1].number:
             return
         with self.transaction():
-            connection = self._connections.slot().connection
-            connection.execute("CREATE TABLE IF NOT EXISTS everloop_version (number INTEGER NOT NULL)")
+            self.write("CREATE TABLE IF NOT EXISTS everloop_version (number INTEGER NOT NULL)")
             for step in steps[check_version(self._version(), steps, self._connector.name) :]:
-                connection.execute(step.script.encode())
-                connection.execute("DELETE FROM everloop_version")
-                connection.execute("INSERT INTO everloop_version VALUES (%s)", (step.number,))
+                with self._pool.connection() as pooled:
+                    pooled.connection.execute(step.script.encode())
+                self.write("DELETE FROM everloop_version")
+                self.write("INSERT INTO everloop_version VALUES (?)", (step.number,))
 
     def _version(self) -> int:
         if self.read("SELECT to_regclass('everloop_version')")[0][0] is None:
@@ -185,6 +275,11 @@ class PostgresDatabase:
             )
         if isinstance(error, (self._psycopg.DataError, UnicodeEncodeError)):
             return UsageError(f"PostgreSQL cannot store this value: {text}", help="Use texts without NUL characters.")
+        if isinstance(error, self._psycopg.errors.DeadlockDetected):
+            return UnavailableError(
+                f"Two transactions in the store '{name}' waited for each other, so this one was rolled back.",
+                help="Try again.",
+            )
         if isinstance(error, self._psycopg.OperationalError):
             return UnavailableError(f"The store '{name}' does not respond: {text}", help="Is its server running?")
         return StoreError(f"The database of the store '{name}' reported an error: {text}")
@@ -224,6 +319,7 @@ class PostgresPatterns:
         return Sql(f"{column} {'ILIKE' if any_case else 'LIKE'} ? ESCAPE ''", (pattern,))
 
 
+@lru_cache(maxsize=1024)
 def _marked(statement: str) -> bytes:
     """The statement with psycopg's placeholders. Statements here have no other question marks or percent signs."""
     return statement.replace("?", "%s").encode()

@@ -58,8 +58,8 @@ class RecordStore(Protocol):
     can be used from any thread, and in a child after a fork. Each thread has its own connection.
 
     - Every write is atomic, alone or inside `transaction`, and visible to all other processes when it returns.
-    - Writers wait for each other, and readers never wait for writers. Callers do not notice that the store is busy,
-      except if it stays busy for minutes: `UnavailableError`.
+    - Writers of the same record or series wait for each other, and readers never wait for writers. Callers do not
+      notice that the store is busy, except if it stays busy for minutes: `UnavailableError`.
     - Each put, update, delete and restore appends one event per record in the same transaction.
     - Nothing is overwritten: a revision that `update` replaces stays in the history until `purge`.
     - A store `as_of` a moment shows what had been written by then. Every write to it raises `ReadOnlyError`.
@@ -237,11 +237,23 @@ class RecordStore(Protocol):
     def last_event(self) -> int:
         """The `seq` of the project's last event, or 0 if there is none. Cheap enough to poll (tens of µs)."""
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def wait_for_event(self, since: int, timeout_s: float) -> int:
+        """Wait until the project has an event after `since`, and return `last_event`. Blocks the calling thread.
+
+        In an event loop, call this in another thread. After the timeout, the result is at most `since`. A view of the
+        past does not wait. Waiting is cheap: many threads share one connection, or poll every 50 ms (SQLite).
+        """
+
+    def transaction(self, *parts: str) -> AbstractContextManager[None]:
         """Make all writes of this thread inside the block one atomic write. The block can read its own writes.
 
-        Blocks can be nested; if an inner one fails, only its writes are undone. Other writers wait until the block
-        ends, so keep it short. Do not await anything inside: the transaction belongs to the thread, not to a task.
+        Blocks can be nested; if an inner one fails, only its writes are undone. Other writers of the project wait until
+        the block ends, so keep it short. Do not await anything inside: the transaction belongs to the thread, not to a
+        task.
+
+        Args:
+            parts: ids of records and names of series, if the block reads and writes only these. Then only writers of
+                the same parts wait, on databases that can have several writers.
         """
 
     def purge(self, before: datetime) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import struct
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from everloop.errors import ReadOnlyError
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from everloop.stores.records.expression_sql import Patterns
 
 
+INSERT_POINT = "INSERT INTO points (metric, step, at, written_at, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_EVENT = (
+    "INSERT INTO events (project, at, actor, verb, kind, subject, key, data, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _BATCH = 500
 
 
@@ -54,8 +59,25 @@ class Database(Protocol):
 
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None: ...
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """As `RecordStore.transaction`. The outermost one excludes transactions of all other processes."""
+    def write_points(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Write points (metric, step, at, written_at, value, crc), with the database's fastest way."""
+
+    def write_event(self, row: Sequence[object]) -> None:
+        """Write an event (project, at, actor, verb, kind, subject, key, data, crc).
+
+        It may get its number only at the end of the transaction. Reading events sees it in any case.
+        """
+
+    def transaction(self, project: str | None = None, parts: Sequence[str] = ()) -> AbstractContextManager[None]:
+        """As `RecordStore.transaction`.
+
+        Args:
+            project: excludes other transactions of this project. Default: of all projects.
+            parts: exclude only transactions of the same parts, and those of whole projects.
+        """
+
+    def wait_for_change(self, project: str, timeout_s: float) -> None:
+        """Return when events of a project may have been added, and at the latest after the timeout."""
 
     def index(self, value: Sql) -> None:
         """Create an index that speeds up sorting by this value, if possible. Does nothing inside a transaction."""
@@ -109,19 +131,19 @@ class SqlLogs:
     def close(self) -> None:
         self.database.close()
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, *parts: str) -> AbstractContextManager[None]:
         if self._moment is not None:
             raise ReadOnlyError(
                 f"This store is open as of {moment_of(self._moment).isoformat()} and cannot be changed.",
                 help="Open it without as_of.",
             )
-        return self.database.transaction()
+        return self.database.transaction(self.project, parts)
 
     def append_points(self, series: str, points: Sequence[Point]) -> None:
         self.append_rows(series, [(p.key, p.step, micros(p.at), float(p.value)) for p in points])
 
     def append_rows(self, series: str, rows: Sequence[tuple[str, int, int, float]]) -> None:
-        with self.transaction():
+        with self.transaction(series):
             now = self._now()
             metrics: dict[str, int] = {}
             keys = list(dict.fromkeys(row[0] for row in rows))
@@ -142,9 +164,7 @@ class SqlLogs:
             except struct.error:
                 # A number is too large. The database will raise an error with a better message.
                 summed = [(metrics[row[0]], *row[1:3], now, None if row[3] != row[3] else row[3], None) for row in rows]
-            self.database.write_many(
-                "INSERT INTO points (metric, step, at, written_at, value, crc) VALUES (?, ?, ?, ?, ?, ?)", summed
-            )
+            self.database.write_points(summed)
 
     def read_points(
         self, series: str, key: str | None = None, *, since_step: int | None = None, limit: int | None = None
@@ -195,7 +215,7 @@ class SqlLogs:
     def append_event(
         self, verb: str, kind: str, subject: str, key: str = "", data: Mapping[str, Json] | None = None
     ) -> Event:
-        with self.transaction():
+        with self.transaction(f"event:{kind}:{subject}"):
             now = self._now()
             self._write_event(now, verb, kind, subject, key, data)
             seq = self.last_event()
@@ -253,6 +273,15 @@ class SqlLogs:
             )
         return (rows[0][0] or 0) if rows else 0
 
+    def wait_for_event(self, since: int, timeout_s: float) -> int:
+        deadline = monotonic() + timeout_s
+        while (last := self.last_event()) <= since and self._moment is None and not self.closed:
+            left = deadline - monotonic()
+            if left <= 0:
+                break
+            self.database.wait_for_change(self.project, left)
+        return last
+
     def _now(self) -> int:
         return micros(self.clock.now())
 
@@ -264,8 +293,4 @@ class SqlLogs:
     ) -> None:
         text = encode_value(dict(data), f"An event about '{key or subject}'") if data else None
         row = (self.project, now, self.actor, verb, kind, subject, key, text)
-        self.database.write(
-            "INSERT INTO events (project, at, actor, verb, kind, subject, key, data, crc)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, event_sum(*row)),
-        )
+        self.database.write_event((*row, event_sum(*row)))

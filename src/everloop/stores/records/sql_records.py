@@ -52,7 +52,7 @@ class SqlRecords(SqlSearch):
 
     def put(self, *records: Record, verb: str = "created", data: Mapping[str, Json] | None = None) -> None:
         rows = [self._row(record) for record in records]
-        with self.transaction():
+        with self.transaction(*(record.id for record in records)):
             now = self._now()
             for record, row in zip(records, rows, strict=True):
                 added = self.database.write(
@@ -122,7 +122,9 @@ class SqlRecords(SqlSearch):
     def update(self, *records: R, verb: str = "updated", data: Mapping[str, Json] | None = None) -> tuple[R, ...]:
         written = tuple(replace(record, revision=record.revision + 1) for record in records)
         rows = [self._row(record) for record in written]
-        with self.transaction():
+        # Whether a key is free can be checked only while nobody else writes.
+        own = all(record.key == record.id for record in records)
+        with self.transaction(*(record.id for record in records) if own else ()):
             now = self._now()
             for before, record, row in zip(records, written, rows, strict=True):
                 inserted = self.database.write(
@@ -191,7 +193,9 @@ class SqlRecords(SqlSearch):
     def move(self, kind: type[Record], ref: str, project: str, data: Mapping[str, Json] | None = None) -> None:
         name = kind_of(kind)
         there = self.for_project(project)
-        with self.transaction():
+        # All that move records between the same projects take the locks in the same order.
+        first, second = sorted((self, there), key=lambda store: store.project)
+        with first.transaction(), second.transaction():
             record = self.get(kind, ref)
             if there._holder(name, record.key) is not None:
                 raise AlreadyExistsError(

@@ -164,7 +164,7 @@ class SqlSearch(SqlLogs):
             self.database.write("DELETE FROM searched_records WHERE rec = ?", (rec,))
 
     def _name_paths(self, kind: str, paths: dict[int, tuple[str, ...]]) -> None:
-        fresh = [number for number in paths if number not in self._known_paths]
+        fresh = sorted(number for number in paths if number not in self._known_paths)
         for start in range(0, len(fresh), _BATCH):
             part = fresh[start : start + _BATCH]
             rows = self.database.read(
@@ -179,11 +179,13 @@ class SqlSearch(SqlLogs):
                 if number not in existing
             ]
             if added:
-                self.database.write_many(
-                    "INSERT INTO searched_paths (path, project, kind, field, name) VALUES (?, ?, ?, ?, ?)"
-                    " ON CONFLICT DO NOTHING",
-                    added,
-                )
+                # Without this part, two transactions could each wait for a new path of the other one.
+                with self.transaction("searched_paths"):
+                    self.database.write_many(
+                        "INSERT INTO searched_paths (path, project, kind, field, name) VALUES (?, ?, ?, ?, ?)"
+                        " ON CONFLICT DO NOTHING",
+                        added,
+                    )
 
     def has_stale_entries(self, record: Record) -> bool:
         """Whether the search entries of a live record differ from the record."""

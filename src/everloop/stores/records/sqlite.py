@@ -24,6 +24,7 @@ from everloop.stores.records.condition_sql import LITERAL, Sql
 from everloop.stores.records.connections import Connections
 from everloop.stores.records.like_patterns import is_like, longest_piece
 from everloop.stores.records.migrations import Migration, check_version, migrations
+from everloop.stores.records.sql_logs import INSERT_EVENT, INSERT_POINT
 from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.records.sqlite_files import header_problems, log_problems, schema_problems
 from everloop.stores.records.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from everloop.stores.clock import Clock
 
 BUSY_TIMEOUT_S = 60.0
+POLL_S = 0.05
+"""How often a caller that waits for events looks for them, which takes some tens of µs."""
 PATIENCE_S = 180.0
 """How long a call retries, over several busy timeouts, before it raises `UnavailableError`."""
 
@@ -154,8 +157,19 @@ class SqliteDatabase:
         except _UNSUPPORTED as error:
             raise _unsupported_value(error) from error
 
+    def write_points(self, rows: Sequence[Sequence[Any]]) -> None:
+        self.write_many(INSERT_POINT, rows)
+
+    def write_event(self, row: Sequence[object]) -> None:
+        self.write(INSERT_EVENT, row)
+
+    def wait_for_change(self, project: str, timeout_s: float) -> None:
+        """Wait for a moment: SQLite cannot notify other processes."""
+        time.sleep(max(0.0, min(timeout_s, POLL_S)))
+
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, project: str | None = None, parts: Sequence[str] = ()) -> Iterator[None]:
+        """SQLite has one writer at a time, so this excludes all other transactions."""
         if not self._writable and not can_write_beside(self.path):
             raise read_only(self.path)
         self._writable = True

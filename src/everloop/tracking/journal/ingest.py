@@ -78,7 +78,7 @@ def _write_frames(store: Store, writer: str, run: str, frames: list[tuple[journa
     if start is not None and start.id != run:
         raise UsageError(f"The journal of the run '{run}' contains another run, '{start.id}'.")
     end = frames[-1][1]
-    with store.records.transaction():
+    with store.records.transaction(run, series_of(run), _offset_series(writer)):
         record = _get_or_create_run(store, run, start)
         if record is not None:
             rows = journal_frames.rows_of(frame for frame, _ in frames)

@@ -126,7 +126,7 @@ def _fold(store: Store, path: Path, finished: bool, deadline: float | None) -> i
             _read_before(path, offset, others, latest)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with store.records.transaction():
+                with store.records.transaction(start.id, series_of(start.id), offset_series):
                     if rows:
                         store.records.append_rows(series_of(start.id), rows)
                     if batch:
