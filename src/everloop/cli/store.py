@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +27,7 @@ from everloop.errors import CorruptionError, StoreError, StoreVersionError, Unav
 
 if TYPE_CHECKING:
     from everloop.records import Run
+    from everloop.stores import Store
     from everloop.stores.repair import Repair
     from everloop.stores.verify_report import StoreProblem
 
@@ -275,6 +276,73 @@ def restore(
             )
 
     emit({"home": home, "webhooks_without_key": without_key}, json, draw)
+
+
+app = typer.Typer(no_args_is_help=True, help="Move the store.")
+
+
+@app.command()
+def move(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="New place of the records: postgresql://…, or a SQLite file, relative to the store folder."
+        ),
+    ] = None,
+    objects: Annotated[str | None, typer.Option("--objects", help="New place of the objects: URL or folder.")] = None,
+    tables: Annotated[str | None, typer.Option("--tables", help="New place of the tables: URL or folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be moved.")] = False,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Move records, objects or tables to another database, folder or bucket.
+
+    Everything is compared before everloop.toml is switched. If the command is interrupted, run it again. The old parts
+    stay where they are, until you delete them.
+    """
+    from everloop.stores.relocation import move_store, refuse_while_used
+
+    named = {"records": target, "objects": objects, "tables": tables}
+    changes = {part: place for part, place in named.items() if place is not None}
+    if not changes:
+        raise UsageError(
+            "There is nothing to move.", help="Name a new place: everloop store move postgresql://… --objects s3://…"
+        )
+    with opened(home) as store:
+        if not dry_run:
+            refuse_while_used(store)
+            _fold_journals(store)
+        with _moving(json) as progress:
+            found = move_store(store, changes, dry_run=dry_run, progress=progress)
+
+    def draw() -> None:
+        places = [(part, f"{old} → {new}") for part, (old, new) in found.moved.items()]
+        sums = [("rows", sum(found.rows.values())), ("objects", found.objects), ("table files", found.table_files)]
+        facts("Would move" if dry_run else "Moved", [*places, *sums, ("switched in", found.config)])
+
+    emit(found, json, draw)
+
+
+def _fold_journals(store: Store) -> None:
+    """Bring waiting points, predictions and labels into the store. What other projects have waiting stays in the home."""
+    from everloop.prediction_log import fold_labels, fold_predictions
+    from everloop.records import EndpointRecord
+    from everloop.tracking import fold
+
+    fold(store)
+    for endpoint in store.records.find(EndpointRecord):
+        fold_predictions(store, endpoint.name)
+        fold_labels(store, endpoint.name)
+
+
+@contextmanager
+def _moving(json: bool) -> Iterator[Callable[[str, int], None]]:
+    """Shows on standard error how many rows or files of each part have been copied."""
+    if json or not messages().is_terminal:
+        yield lambda part, done: None
+        return
+    with messages().status("Moving …") as status:
+        yield lambda part, done: status.update(f"Moving {part}: {done:,}")
 
 
 def _webhooks_without_key(home: Path) -> list[str]:

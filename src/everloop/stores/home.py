@@ -21,7 +21,7 @@ from everloop.stores.permissions import close_to_others, make_folder, private_op
 from everloop.stores.store_urls import BUCKETS, check_path, check_url, has_scheme, mask_url
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -330,7 +330,7 @@ def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | No
     configured = (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
     chosen = configured if requested is None else Path(requested).expanduser().absolute()
     # The settings apply only to the configured home. Any other home contains all of its parts.
-    return _store_urls(chosen, settings if chosen == configured else {}), project
+    return store_urls(chosen, settings if chosen == configured else {}), project
 
 
 def prepare_home(home: Path, *, shared: bool = False) -> None:
@@ -363,7 +363,9 @@ def default_actor() -> str:
     return f"user:{name}@{os.uname().nodename}"
 
 
-def _store_urls(home: Path, settings: dict[str, str | bool]) -> StoreUrls:
+def store_urls(home: Path, settings: Mapping[str, str | bool]) -> StoreUrls:
+    """The URLs of a home with the settings of `[store]`."""
+
     def url(part: str, default: str) -> str:
         chosen = str(settings.get(part, default))
         _check_part(part, chosen)

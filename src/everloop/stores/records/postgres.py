@@ -14,6 +14,8 @@ a transaction visible before it releases its locks (`CommitTransaction` in `xact
 and a transaction that takes long, or dies, delays no event of another one.
 """
 
+# ruff: noqa: S608 - only names that are defined in this package are put into SQL; every value is a parameter.
+
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
@@ -30,7 +32,7 @@ from everloop.stores.records.postgres_events import EventListener, event_stateme
 from everloop.stores.records.postgres_locks import lock_statements, missing_locks, wanted_locks
 from everloop.stores.records.postgres_points import POINTS, packed_points
 from everloop.stores.records.postgres_pool import ConnectionPool, PooledConnection
-from everloop.stores.records.sql_logs import INSERT_POINT
+from everloop.stores.records.sql_logs import INSERT_POINT, REFUSED_WRITES
 from everloop.stores.records.sql_records import SqlRecords
 
 if TYPE_CHECKING:
@@ -145,6 +147,36 @@ class PostgresDatabase:
                     yield
             except self._psycopg.Error as error:
                 raise self._translated(error) from error
+
+    def write_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        # COPY also accepts numbers for columns that the database numbers itself.
+        statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN".encode()
+        with self._pool.connection() as pooled:
+            try:
+                with pooled.connection.cursor() as cursor, cursor.copy(statement) as copy:
+                    for row in rows:
+                        copy.write_row(row)
+            except (self._psycopg.Error, UnicodeEncodeError) as error:
+                raise self._translated(error) from error
+
+    def continue_numbers(self, table: str, column: str) -> None:
+        self.read(
+            f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), coalesce(max({column}), 0) + 1, false)"
+            f" FROM {table}"
+        )
+
+    def refuse_writes(self, message: str | None) -> None:
+        for table, verb in REFUSED_WRITES:
+            name = f"moved_{table}_{verb.lower()}"
+            self.write(f"DROP TRIGGER IF EXISTS {name} ON {table}")
+            if message is not None:
+                quoted = message.replace("'", "''").replace("%", "%%")
+                with self._pool.connection() as pooled:
+                    pooled.connection.execute(
+                        "CREATE OR REPLACE FUNCTION everloop_moved() RETURNS trigger LANGUAGE plpgsql AS"
+                        f" $moved$ BEGIN RAISE EXCEPTION '{quoted}'; END $moved$".encode()
+                    )
+                self.write(f"CREATE TRIGGER {name} BEFORE {verb} ON {table} EXECUTE FUNCTION everloop_moved()")
 
     def wait_for_change(self, project: str, timeout_s: float) -> None:
         self._listener.wait(project, timeout_s)

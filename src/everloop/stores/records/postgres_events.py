@@ -27,7 +27,7 @@ POLL_S = 1.0
 CONNECTING_S = 0.1
 """As `POLL_S`, until the server has confirmed that it sends notifications."""
 IDLE_S = 30.0
-"""After this time without anybody who waits, the connection for notifications is closed."""
+"""If no thread has waited for this time, the connection for notifications is closed."""
 _TURN_S = 0.5
 _INSERT = (
     "INSERT INTO events (project, at, actor, verb, kind, subject, key, data, crc)"

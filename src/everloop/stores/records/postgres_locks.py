@@ -31,7 +31,7 @@ def listeners_lock(project: str) -> str:
 
 
 def wanted_locks(project: str | None, parts: Sequence[str]) -> dict[str, bool]:
-    """The locks of a transaction in the order in which they are taken, each with True if nobody else can share it.
+    """The locks of a transaction in the order in which they are taken, each with True if it is exclusive.
 
     Args:
         project: None for the whole schema.

@@ -38,7 +38,7 @@ class PooledConnection:
         self.depth = 0
         """Number of nested transactions."""
         self.locks: dict[str, bool] = {}
-        """The advisory locks of this transaction by their names. True for those that nobody else can share."""
+        """The advisory locks of this transaction by their names. True for exclusive ones."""
         self.events: list[tuple[object, ...]] = []
         """Rows of events that are written at the end of the transaction."""
 

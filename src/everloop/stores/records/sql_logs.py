@@ -32,6 +32,8 @@ INSERT_POINT = "INSERT INTO points (metric, step, at, written_at, value, crc) VA
 INSERT_EVENT = (
     "INSERT INTO events (project, at, actor, verb, kind, subject, key, data, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+REFUSED_WRITES = (("records", "INSERT"), ("records", "UPDATE"), ("points", "INSERT"), ("events", "INSERT"))
+"""The writes that `Database.refuse_writes` lets fail. Every write of a record also writes an event."""
 _BATCH = 500
 
 
@@ -75,6 +77,15 @@ class Database(Protocol):
             project: excludes other transactions of this project. Default: of all projects.
             parts: exclude only transactions of the same parts, and those of whole projects.
         """
+
+    def write_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows with their numbers, as another database has them."""
+
+    def continue_numbers(self, table: str, column: str) -> None:
+        """Let a column's next number follow the greatest one in the table."""
+
+    def refuse_writes(self, message: str | None) -> None:
+        """Let every write of records, points and events fail with a message, also of other processes; None ends it."""
 
     def wait_for_change(self, project: str, timeout_s: float) -> None:
         """Return when events of a project may have been added, and at the latest after the timeout."""

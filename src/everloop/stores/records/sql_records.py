@@ -122,7 +122,7 @@ class SqlRecords(SqlSearch):
     def update(self, *records: R, verb: str = "updated", data: Mapping[str, Json] | None = None) -> tuple[R, ...]:
         written = tuple(replace(record, revision=record.revision + 1) for record in records)
         rows = [self._row(record) for record in written]
-        # Whether a key is free can be checked only while nobody else writes.
+        # Whether a key is free can be checked only while there are no other writers.
         own = all(record.key == record.id for record in records)
         with self.transaction(*(record.id for record in records) if own else ()):
             now = self._now()

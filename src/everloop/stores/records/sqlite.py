@@ -24,7 +24,7 @@ from everloop.stores.records.condition_sql import LITERAL, Sql
 from everloop.stores.records.connections import Connections
 from everloop.stores.records.like_patterns import is_like, longest_piece
 from everloop.stores.records.migrations import Migration, check_version, migrations
-from everloop.stores.records.sql_logs import INSERT_EVENT, INSERT_POINT
+from everloop.stores.records.sql_logs import INSERT_EVENT, INSERT_POINT, REFUSED_WRITES
 from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.records.sqlite_files import header_problems, log_problems, schema_problems
 from everloop.stores.records.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
@@ -162,6 +162,21 @@ class SqliteDatabase:
 
     def write_event(self, row: Sequence[object]) -> None:
         self.write(INSERT_EVENT, row)
+
+    def write_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        marks = ", ".join("?" * len(columns))
+        self.write_many(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
+
+    def continue_numbers(self, table: str, column: str) -> None:
+        """Does nothing: SQLite takes the greatest number from the table."""
+
+    def refuse_writes(self, message: str | None) -> None:
+        for table, verb in REFUSED_WRITES:
+            name = f"moved_{table}_{verb.lower()}"
+            self.write(f"DROP TRIGGER IF EXISTS {name}")
+            if message is not None:
+                text = message.replace("'", "''")
+                self.write(f"CREATE TRIGGER {name} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, '{text}'); END")
 
     def wait_for_change(self, project: str, timeout_s: float) -> None:
         """Wait for a moment: SQLite cannot notify other processes."""
