@@ -324,7 +324,7 @@ def move(
 
 
 def _fold_journals(store: Store) -> None:
-    """Bring waiting points, predictions and labels into the store. What other projects have waiting stays in the home."""
+    """Bring waiting points, predictions and labels into the store. Those of other projects stay in the home."""
     from everloop.prediction_log import fold_labels, fold_predictions
     from everloop.records import EndpointRecord
     from everloop.tracking import fold

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,16 @@ if TYPE_CHECKING:
 class FencedDatabase:
     """A `Database` over another one. `check` runs at the start of each transaction and raises to refuse the write.
 
-    The transaction excludes other writers, so the answer stays valid until the transaction ends.
+    The transaction excludes a takeover of the lease, so the answer stays valid until the transaction ends.
     """
 
-    def __init__(self, database: Database, check: Callable[[], None]) -> None:
+    def __init__(self, database: Database, project: str, check: Callable[[], None]) -> None:
+        """
+        Args:
+            project: the project of the lease that `check` reads.
+        """
         self.database = database
+        self._project = project
         self._check = check
 
     @property
@@ -47,9 +54,30 @@ class FencedDatabase:
     def write_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
         self.database.write_many(statement, rows)
 
+    def write_points(self, rows: Sequence[Sequence[Any]]) -> None:
+        self.database.write_points(rows)
+
+    def write_event(self, row: Sequence[object]) -> None:
+        self.database.write_event(row)
+
+    def write_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self.database.write_rows(table, columns, rows)
+
+    def continue_numbers(self, table: str, column: str) -> None:
+        self.database.continue_numbers(table, column)
+
+    def refuse_writes(self, message: str | None) -> None:
+        self.database.refuse_writes(message)
+
+    def wait_for_change(self, project: str, timeout_s: float) -> None:
+        self.database.wait_for_change(project, timeout_s)
+
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        with self.database.transaction():
+    def transaction(self, project: str | None = None, parts: Sequence[str] = ()) -> Iterator[None]:
+        # A takeover is a transaction of the whole project, so it waits for the end of any transaction that has locked
+        # a part of the project. The part is this thread's own, so fenced writers do not wait for each other.
+        own = f"fenced {os.getpid()} {threading.get_ident()}"
+        with self.database.transaction(project, parts), self.database.transaction(self._project, (own,)):
             self._check()
             yield
 

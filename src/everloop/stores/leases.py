@@ -310,7 +310,7 @@ def fenced_store(store: Store, lease: Lease) -> Store:
         if found is None or found.fence != lease.fence or not found.owner:
             raise lease_lost(lease, found)
 
-    view.records.database = FencedDatabase(database, check)
+    view.records.database = FencedDatabase(database, project, check)
     return view
 
 

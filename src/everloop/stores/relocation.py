@@ -21,9 +21,11 @@ from everloop.stores.file_copies import CopiedFiles, copy_files, listed
 from everloop.stores.gc import LOCK
 from everloop.stores.home import CONFIG, Store, StoreUrls, find_store_urls, nearest_config, open_urls, store_urls
 from everloop.stores.journals import list_journals, writer_alive
+from everloop.stores.leases import Leases
 from everloop.stores.locks import is_locked
 from everloop.stores.objects.byte_stores import open_bytes
 from everloop.stores.records.row_copies import clear_rows, compare_rows, copy_rows, count_rows, is_empty
+from everloop.stores.records.sql_logs import MOVED
 from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.store_config import with_settings, write_config
 from everloop.stores.store_urls import mask_url
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 LEFT = "everloop-moved.json"
 """A file in a folder of tables that a move has left. A later move may replace what is in it."""
-MOVED = "This store was moved to "
 _OWN_LOCKS = (f"{LOCK}.lock",)
 
 
@@ -114,7 +115,7 @@ def move_store(
         refuse_while_used(store)
         write_config(path, new_text)
         if "records" in moved:
-            source.refuse_writes(f"{MOVED}{mask_url(target.records)}. Restart this process.")
+            source.refuse_writes(f"{MOVED}{mask_url(target.records)}.")
     if "tables" in moved:
         left = json.dumps({"moved_to": mask_url(target.tables)}).encode()
         # The file only permits a later move to replace these tables, so the move is complete without it.
@@ -133,8 +134,11 @@ def move_store(
 
 
 def refuse_while_used(store: Store) -> None:
-    """Raise ConflictError if a living process writes to the store: it holds a lock of the home or writes a journal."""
+    """Raise ConflictError if a living process writes to the store: it holds a lock or lease, or writes a journal."""
     busy = [f"journal {path.name}" for path in list_journals(store.journals) if writer_alive(path)]
+    if isinstance(store.records, SqlRecords):
+        leases = Leases(store)
+        busy += [f"lease {lease.name}" for lease in leases.held() if not leases.is_expired(lease)]
     folder = store.home / "locks"
     for path in sorted(folder.glob("*.lock")):
         if path.name not in _OWN_LOCKS and is_locked(path):

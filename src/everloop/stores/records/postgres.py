@@ -32,7 +32,7 @@ from everloop.stores.records.postgres_events import EventListener, event_stateme
 from everloop.stores.records.postgres_locks import lock_statements, missing_locks, wanted_locks
 from everloop.stores.records.postgres_points import POINTS, packed_points
 from everloop.stores.records.postgres_pool import ConnectionPool, PooledConnection
-from everloop.stores.records.sql_logs import INSERT_POINT, REFUSED_WRITES
+from everloop.stores.records.sql_logs import INSERT_POINT, MOVED, REFUSED_WRITES
 from everloop.stores.records.sql_records import SqlRecords
 
 if TYPE_CHECKING:
@@ -301,6 +301,10 @@ class PostgresDatabase:
         if isinstance(error, self._psycopg.errors.DiskFull) or is_full(error):
             return insufficient(f"for the store '{name}', on its server")
         text = self._connector.error_text(error)
+        if isinstance(error, self._psycopg.errors.RaiseException) and text.startswith(MOVED):
+            return ReadOnlyError(
+                text.partition(" CONTEXT: ")[0], help="Restart this process, so that it reads everloop.toml again."
+            )
         if isinstance(error, self._psycopg.errors.ReadOnlySqlTransaction):
             return ReadOnlyError(
                 f"The store '{name}' is read-only: {text}", help="Is its server a standby? Use the primary's URL."

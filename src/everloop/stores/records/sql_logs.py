@@ -34,6 +34,8 @@ INSERT_EVENT = (
 )
 REFUSED_WRITES = (("records", "INSERT"), ("records", "UPDATE"), ("points", "INSERT"), ("events", "INSERT"))
 """The writes that `Database.refuse_writes` lets fail. Every write of a record also writes an event."""
+MOVED = "This store was moved to "
+"""The beginning of the message of a database that refuses writes."""
 _BATCH = 500
 
 

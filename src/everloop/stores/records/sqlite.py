@@ -24,7 +24,7 @@ from everloop.stores.records.condition_sql import LITERAL, Sql
 from everloop.stores.records.connections import Connections
 from everloop.stores.records.like_patterns import is_like, longest_piece
 from everloop.stores.records.migrations import Migration, check_version, migrations
-from everloop.stores.records.sql_logs import INSERT_EVENT, INSERT_POINT, REFUSED_WRITES
+from everloop.stores.records.sql_logs import INSERT_EVENT, INSERT_POINT, MOVED, REFUSED_WRITES
 from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.records.sqlite_files import header_problems, log_problems, schema_problems
 from everloop.stores.records.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
@@ -436,6 +436,8 @@ def _translated(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Except
         return StoreError(
             f"Cannot open the store '{path}': {error}.", help="Check that its folder exists, and its permissions."
         )
+    if str(error).startswith(MOVED):
+        return ReadOnlyError(str(error), help="Restart this process, so that it reads everloop.toml again.")
     if isinstance(error, sqlite3.OperationalError):
         return StoreError(f"The database of the store '{path}' reported an error: {error}.")
     return error
