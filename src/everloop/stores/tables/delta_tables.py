@@ -26,7 +26,7 @@ from everloop.errors import (
 from everloop.stores.full_disk import insufficient, is_full, writing
 from everloop.stores.objects.byte_stores import open_bytes
 from everloop.stores.tables.table_changes import DeltaSnapshot, delta_commits
-from everloop.stores.tables.table_digests import LOG, TableFiles, active_files
+from everloop.stores.tables.table_digests import FOLDER, LOG, TableFiles, active_files
 from everloop.stores.tables.table_permissions import close_new_files, make_table_folder
 from everloop.stores.tables.table_rows import (
     ARRIVED_AT as ARRIVED_AT,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     import polars as pl
     from deltalake import DeltaTable
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore as ObjectStoreClient
 
     from everloop.stores.clock import Clock
@@ -178,9 +179,7 @@ class Tables:
         return frame if columns is None else frame.select(columns)
 
     def exists(self, name: str) -> bool:
-        from deltalake import DeltaTable
-
-        return DeltaTable.is_deltatable(self._uri(name))
+        return self._exists(name, None)
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of all tables whose names begin with `prefix`, sorted."""
@@ -205,7 +204,7 @@ class Tables:
                 self._forget(name)
                 raise _unreadable(error, name) from error
             return cached[1]
-        if not DeltaTable.is_deltatable(uri):
+        if not self._exists(name, identity):
             return None
         try:
             table = DeltaTable(uri)
@@ -414,7 +413,8 @@ class Tables:
                 parent, _, last = prefix.rpartition("/")
                 if last == LOG:
                     yield parent
-                else:
+                elif last != FOLDER and "=" not in last:
+                    # Folders of digests, and of partitions such as `day=2026-01-31`, contain no tables.
                     folders.append(prefix)
 
     def _client(self) -> ObjectStoreClient:
@@ -424,17 +424,33 @@ class Tables:
             self._remote = from_url(self.root)
         return self._remote
 
+    def _exists(self, name: str, identity: tuple[object, ...] | None) -> bool:
+        """Whether there is a table whose identity, if known, is this."""
+        if "://" not in self.root:
+            from deltalake import DeltaTable
+
+            return DeltaTable.is_deltatable(self._uri(name))
+        # In a bucket, deltalake's function would stop all threads of the process until the bucket answers.
+        return identity is not None or self._remote_identity(name) is not None or self._remote_checkpoint(name)
+
+    def _remote_checkpoint(self, name: str) -> bool:
+        """Whether a table has a checkpoint. The first commits of an old table may have been cleaned up."""
+        return self._head(name, f"{LOG}/_last_checkpoint") is not None
+
     def _remote_identity(self, name: str) -> tuple[object, ...] | None:
         """Tag and time of a table's first commit, with one request. They change if the table is created again."""
+        found = self._head(name, f"{LOG}/{0:020}.json")
+        return None if found is None else (found["e_tag"], found["last_modified"])
+
+    def _head(self, name: str, path: str) -> ObjectMeta | None:
         import obstore
 
         try:
-            found = obstore.head(self._client(), f"{checked_name(name)}/{LOG}/{0:020}.json")
+            return obstore.head(self._client(), f"{checked_name(name)}/{path}")
         except FileNotFoundError:
             return None
         except Exception as error:
             raise _unreadable(error, name) from error
-        return found["e_tag"], found["last_modified"]
 
     def _writable(self) -> None:
         if self._as_of is not None:
