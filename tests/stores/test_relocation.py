@@ -332,3 +332,31 @@ def test_settings_in_another_form_are_left_alone(text: str) -> None:
 @given(value=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_value_is_written_correctly(value: str) -> None:
     assert tomllib.loads(with_settings("[store]\n", {"records": value}))["store"]["records"] == value
+
+
+@pytest.mark.slow
+def test_the_command_moves_a_store_and_says_so(
+    project: Path, postgres_url: str, clock: ManualClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from everloop.cli.app import run
+
+    with open_store(clock=clock) as store:
+        fill(store, clock)
+        before = shown(store)
+    assert run(["store", "move", "--json"]) == UsageError.exit_code
+    assert "nothing to move" in capsys.readouterr().out
+    assert run(["store", "move", postgres_url, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dry_run"] is True
+    assert run(["store", "move", postgres_url, "--objects", "o", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"]["records"] == 4
+    assert found["objects"] == len(before["objects"])
+    assert found["digests"].keys() == {"records", "objects"}
+    with open_store(clock=clock) as store:
+        assert store.urls.records == postgres_url
+        assert shown(store)["objects"] == before["objects"]
+    capsys.readouterr()
+    assert run(["store", "move", postgres_url, "--json"]) == UsageError.exit_code
+    assert "already there" in capsys.readouterr().out
