@@ -285,12 +285,10 @@ app = typer.Typer(no_args_is_help=True, help="Move the store.")
 def move(
     target: Annotated[
         str | None,
-        typer.Argument(
-            help="New place of the records: postgresql://…, or a SQLite file, relative to the store folder."
-        ),
+        typer.Argument(help="New URL of the records: postgresql://…, or a SQLite file, relative to the store folder."),
     ] = None,
-    objects: Annotated[str | None, typer.Option("--objects", help="New place of the objects: URL or folder.")] = None,
-    tables: Annotated[str | None, typer.Option("--tables", help="New place of the tables: URL or folder.")] = None,
+    objects: Annotated[str | None, typer.Option("--objects", help="New URL or folder of the objects.")] = None,
+    tables: Annotated[str | None, typer.Option("--tables", help="New URL or folder of the tables.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be moved.")] = False,
     home: Home = None,
     json: AsJson = False,
@@ -306,7 +304,7 @@ def move(
     changes = {part: place for part, place in named.items() if place is not None}
     if not changes:
         raise UsageError(
-            "There is nothing to move.", help="Name a new place: everloop store move postgresql://… --objects s3://…"
+            "There is nothing to move.", help="For example: everloop store move postgresql://… --objects s3://…"
         )
     with opened(home) as store:
         if not dry_run:

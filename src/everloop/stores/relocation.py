@@ -47,7 +47,7 @@ class MovedStore:
     """The result of a move, or what it would do. URLs are shown without their secrets."""
 
     moved: dict[str, tuple[str, str]]
-    """Each part that moves (records, objects, tables), with its old and its new place."""
+    """Each part that moves (records, objects, tables), with its old and its new URL or path."""
     rows: dict[str, int]
     """The number of rows of each table of the database."""
     objects: int
@@ -55,7 +55,7 @@ class MovedStore:
     size_bytes: int
     """Total size of the objects and of the tables."""
     digests: dict[str, str]
-    """The SHA-256 of all rows, objects and table files, which are equal in the old and the new place."""
+    """The SHA-256 of all rows, objects and table files, which are equal on both sides."""
     config: str
     dry_run: bool
 
@@ -92,7 +92,7 @@ def move_store(
         if (old := getattr(store.urls, part)) != (new := getattr(target, part))
     }
     if not moved:
-        raise UsageError("The store is already there.", help="Name another place for records, objects or tables.")
+        raise UsageError("The store is already there.", help="Name another URL or path for records, objects or tables.")
     new_text = with_settings(text, changes)
     refuse_while_used(store)
     source = _database(store.records)
