@@ -59,6 +59,7 @@ ROOMS = [
     "deploy",
     "loop",
     "replay",
+    "ci",
     "server",
     "integrations",
     "demo",

@@ -140,7 +140,7 @@ def test_the_written_project_has_a_test_that_passes(everloop):
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(everloop_folder()))},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert Path("shop/.github/workflows/loop.yml").is_file()
+    assert Path("shop/.github/workflows/everloop.yml").is_file()
     linted = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "160", "shop"],
         capture_output=True,

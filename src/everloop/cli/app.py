@@ -12,6 +12,7 @@ import typer
 
 from everloop import __version__
 from everloop.cli import (
+    ci,
     data,
     demo,
     endpoints,
@@ -20,6 +21,7 @@ from everloop.cli import (
     loop,
     monitor,
     packages,
+    plan,
     predictions,
     release,
     replay,
@@ -87,6 +89,8 @@ app.command()(serving.serve)
 app.command()(serving.predict)
 app.command()(replay.replay)
 app.command()(reproduce.reproduce)
+app.command()(plan.plan)
+app.command()(plan.apply)
 app.command()(store.lineage)
 app.command()(store.events)
 app.command()(store.verify)
@@ -102,6 +106,7 @@ app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(release.app, name="release")
 app.add_typer(release.app, name="releases", hidden=True)
+app.add_typer(ci.app, name="ci")
 app.add_typer(predictions.app, name="predictions")
 app.add_typer(predictions.labels_app, name="labels")
 app.add_typer(trust.app, name="trust")

@@ -25,7 +25,6 @@ _EXAMPLE = {
     "everloop.toml": "everloop.toml",
     "data.csv": "data/wine.csv",
     "test_loop.py": "tests/test_loop.py",
-    "workflow.yml": ".github/workflows/loop.yml",
     "gitignore": ".gitignore",
 }
 
@@ -70,6 +69,7 @@ def init(
 def _example(folder: Path, json: bool) -> None:
     from importlib.resources import files
 
+    from everloop.ci.workflow_files import PATHS, workflow_text
     from everloop.loop.new_project.project_draft import project_name
 
     template = files("everloop.cli") / "template"
@@ -77,6 +77,7 @@ def _example(folder: Path, json: bool) -> None:
         name: (template / source).read_text(encoding="utf-8").replace("{{name}}", project_name(folder.name))
         for source, name in _EXAMPLE.items()
     }
+    texts[PATHS["github"]] = workflow_text("github")
     written = _write(folder, texts)
     emit({"folder": folder, "written": written}, json, lambda: _draw_written(folder, written))
 
@@ -90,6 +91,7 @@ def _own_table(
     options: dict[str, Any],
     json: bool,
 ) -> None:
+    from everloop.ci.workflow_files import PATHS, workflow_text
     from everloop.data import split
     from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
     from everloop.loop.new_project.table_inspection import inspect_table
@@ -106,6 +108,7 @@ def _own_table(
     split(_learnable(inspection, goal), time=inspection.time, key=inspection.key, target=inspection.target)
     title = Path(data).name.split(".")[0]
     texts = draft_files(project_name(folder.name), title, _seen_from(folder, data), options, inspection, goal)
+    texts[PATHS["github"]] = workflow_text("github")
     written = _write(folder, texts)
     result = {
         "folder": folder,

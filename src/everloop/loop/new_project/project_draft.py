@@ -121,7 +121,6 @@ def draft_files(
         "loop.py": _loop_file(name, step, source, options, inspection, goal),
         "everloop.toml": filled("everloop.toml"),
         "tests/test_loop.py": _test_file(name, step, inspection),
-        ".github/workflows/loop.yml": filled("workflow.yml"),
         ".gitignore": filled("gitignore"),
     }
 
