@@ -37,7 +37,7 @@ def furnish(folder: Path) -> dict[str, str]:
     It has two versions of the model `double` and an archived one of `spare`; the endpoint `double`, which rolls out the
     second one, has logged 20 predictions and has an open notice; two runs and a deleted one; the datasets `numbers` and
     `gone`, which is deleted; the feature view `weather`; a guarded alias with a request of Ann and one of this user;
-    and a user, a token and a webhook.
+    and a user, a token and a webhook. A file with a desired state wants one more alias.
     """
     from everloop.data import add_table, delete_snapshots
     from everloop.data.features import open_online
@@ -55,6 +55,7 @@ def furnish(folder: Path) -> dict[str, str]:
     (folder / "loop.py").write_text(LOOP)
     table = pl.DataFrame({"id": range(20), "x": [float(number) for number in range(20)]})
     table.write_csv(folder / "numbers.csv")
+    (folder / "everloop-state.toml").write_text('[models.double]\naliases = { steady = "double@1" }\n')
     (folder / "labels.csv").write_text("key,value\nk1,2.0\nk2,4.0\n")
     ids = {"digest": "sha256:" + "0" * 64}
     home = folder / ".everloop"
