@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from everloop.ci import Environment, promote_package, read_environments
-from everloop.ci.environments import get_environment
+from everloop.ci import DeploymentEnvironment, promote_package, read_environments
+from everloop.ci.deployment_environments import get_environment
 from everloop.errors import ConflictError, CorruptionError, NotFoundError, ProjectError, TrustError
 from everloop.loop.releases.rollout import champion_of, promote
 from everloop.packages import build_package
@@ -139,7 +139,9 @@ def test_environments_are_read_with_their_stores(tmp_path):
     text = '[environments.staging]\nstore = "stages/staging"\nendpoint = "delays"\nrollout = [10, 100]\n'
     found = read_environments(config(tmp_path, text))
     assert found == {
-        "staging": Environment("staging", tmp_path / "stages" / "staging", {}, "delays", (10.0, 100.0), "shop")
+        "staging": DeploymentEnvironment(
+            "staging", tmp_path / "stages" / "staging", {}, "delays", (10.0, 100.0), "shop"
+        )
     }
     with found["staging"].open(tmp_path, create=True) as store:
         assert store.home == tmp_path / "stages" / "staging"

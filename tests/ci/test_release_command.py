@@ -1,4 +1,4 @@
-"""After a merge: train and release to dev, then promote the same digest to staging, with the commands of the CI jobs."""
+"""After a merge: train and release to dev, then promote the same digest to staging, as the jobs of CI do."""
 
 from __future__ import annotations
 

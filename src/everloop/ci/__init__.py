@@ -9,8 +9,11 @@ from everloop.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from everloop.ci.change_report import ChangeReport as ChangeReport
     from everloop.ci.checking import check_change as check_change
+    from everloop.ci.deployment_environments import (
+        DeploymentEnvironment as DeploymentEnvironment,
+        read_environments as read_environments,
+    )
     from everloop.ci.desired_state import DesiredState as DesiredState, read_state as read_state
-    from everloop.ci.environments import Environment as Environment, read_environments as read_environments
     from everloop.ci.promotion import Promotion as Promotion, promote_package as promote_package
     from everloop.ci.state_apply import apply_plan as apply_plan
     from everloop.ci.state_plan import StateChange as StateChange, StatePlan as StatePlan, plan_state as plan_state
@@ -22,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "change_report": ["ChangeReport"],
         "checking": ["check_change"],
         "desired_state": ["DesiredState", "read_state"],
-        "environments": ["Environment", "read_environments"],
+        "deployment_environments": ["DeploymentEnvironment", "read_environments"],
         "promotion": ["Promotion", "promote_package"],
         "state_apply": ["apply_plan"],
         "state_plan": ["StateChange", "StatePlan", "plan_state"],

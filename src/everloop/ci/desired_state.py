@@ -138,7 +138,7 @@ def _model(name: str, table: dict[str, Any], where: str) -> DesiredModel:
 
 
 def _endpoint(name: str, table: dict[str, Any], where: str) -> DesiredEndpoint:
-    from everloop.ci.environments import checked_rollout
+    from everloop.ci.deployment_environments import checked_rollout
 
     here = f"[endpoints.{name}] of {where}"
     _known(table, ("model", "champion", "rollout"), here)

@@ -125,7 +125,7 @@ def release(
 
     The exit code is 11 if a gate rejects the candidate.
     """
-    from everloop.ci.environments import get_environment
+    from everloop.ci.deployment_environments import get_environment
     from everloop.loop import load_project, run_loop
     from everloop.loop.gates.gate_checks import rejects
     from everloop.loop.gates.gate_report import junit_xml, verdict
@@ -181,7 +181,7 @@ def promote(
 
     Approvals that the target requires are requested. Repeat the command when they are given.
     """
-    from everloop.ci.environments import get_environment
+    from everloop.ci.deployment_environments import get_environment
     from everloop.ci.promotion import promote_package
     from everloop.errors import UsageError
     from everloop.loop.project import find_folder, load_project

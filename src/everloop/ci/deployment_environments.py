@@ -28,7 +28,7 @@ _KNOWN = ("store", *_PARTS, "endpoint", "rollout")
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
+class DeploymentEnvironment:
     """One environment. `home` is None if it uses the project's own store."""
 
     name: str
@@ -61,7 +61,7 @@ class Environment:
         return open_urls(urls_of(self.home, self.parts), project=self.project, create=create)
 
 
-def read_environments(folder: Path) -> dict[str, Environment]:
+def read_environments(folder: Path) -> dict[str, DeploymentEnvironment]:
     """Read the environments of a project from its `everloop.toml`; empty without such a file.
 
     Raises:
@@ -90,14 +90,14 @@ def read_environments(folder: Path) -> dict[str, Environment]:
     return {one: _environment(one, table, config, name) for one, table in tables.items()}
 
 
-def get_environment(folder: Path, name: str) -> Environment:
+def get_environment(folder: Path, name: str) -> DeploymentEnvironment:
     """Return one environment of a project. `dev` is the project's own store, unless it is declared otherwise.
 
     Raises:
         NotFoundError: the project does not declare it.
         ProjectError: as for `read_environments`.
     """
-    found = {FIRST: Environment(FIRST), **read_environments(folder)}
+    found = {FIRST: DeploymentEnvironment(FIRST), **read_environments(folder)}
     if name not in found:
         known = ", ".join(found) or "none"
         raise NotFoundError(
@@ -107,7 +107,7 @@ def get_environment(folder: Path, name: str) -> Environment:
     return found[name]
 
 
-def _environment(name: str, table: dict[str, Any], config: Path, project: object) -> Environment:
+def _environment(name: str, table: dict[str, Any], config: Path, project: object) -> DeploymentEnvironment:
     where = f"[environments.{name}] in '{config}'"
     unknown = sorted(set(table) - set(_KNOWN))
     if unknown:
@@ -125,7 +125,7 @@ def _environment(name: str, table: dict[str, Any], config: Path, project: object
     home = None
     if "store" in table:
         home = (config.parent / Path(table["store"]).expanduser()).absolute()
-    return Environment(
+    return DeploymentEnvironment(
         name,
         home,
         parts,
