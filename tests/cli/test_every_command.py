@@ -291,7 +291,7 @@ WRONG = {
     "ci note nothing.md": (3, "'nothing.md'", "everloop ci run --comment FILE"),
     "ci release --environment moon": (3, "'moon'", "[environments.moon]"),
     "ci promote --from dev --to moon": (3, "'moon'", "[environments.moon]"),
-    "ci environments --dir nothing": (2, "loop.py", "everloop init"),
+    "ci environments --dir /": (2, "loop.py", "everloop init"),
     "predictions ls triple": (3, "'triple'", "everloop endpoints ls"),
     "predictions show nothing": (3, "'nothing'", "everloop predictions ls ENDPOINT"),
     "predictions export double -o log.xls": (2, "'log.xls'", ".parquet, .csv, .jsonl"),

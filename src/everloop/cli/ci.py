@@ -220,7 +220,7 @@ def environments(project: ProjectFolder = None, json: AsJson = False) -> None:
 
     found = read_environments(find_folder(project))
     rows = [(one.name, one.home or "the project's store", one.endpoint, one.rollout) for one in found.values()]
-    empty = 'everloop.toml declares no environments. Add: [environments.staging] with store = "FOLDER"'
+    empty = 'everloop.toml declares no environments. Add: \\[environments.staging] with store = "FOLDER"'
     plain = [
         {"name": one.name, "store": one.home, "endpoint": one.endpoint, "rollout": one.rollout}
         for one in found.values()
