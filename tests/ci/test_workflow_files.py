@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,16 @@ from everloop.errors import AlreadyExistsError, NotFoundError, UsageError
 
 GITHUB = workflow_text("github")
 GITLAB = workflow_text("gitlab")
+
+
+def program(name: str) -> str:
+    """The path of a program that may be missing, in this environment or on the path."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        if name in os.environ.get("EVERLOOP_REQUIRE", "").split(","):
+            pytest.fail(f"{name} is required here, and is not installed")
+        pytest.skip(f"{name} is not installed")
+    return found
 
 
 def jobs() -> dict:
@@ -77,9 +89,7 @@ def test_gitlab_has_a_note_job_without_the_code_of_the_change():
 @pytest.mark.slow
 @pytest.mark.parametrize(("schema", "text"), [("github-workflows", GITHUB), ("gitlab-ci", GITLAB)])
 def test_the_published_schemas_accept_the_files(tmp_path, schema, text):
-    checker = shutil.which("check-jsonschema")
-    if checker is None:
-        pytest.skip("check-jsonschema carries the schemas, and is not installed: pip install check-jsonschema")
+    checker = program("check-jsonschema")
     (tmp_path / "file.yml").write_text(text)
     command = [checker, "--builtin-schema", f"vendor.{schema}", str(tmp_path / "file.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,9 +98,7 @@ def test_the_published_schemas_accept_the_files(tmp_path, schema, text):
 
 @pytest.mark.slow
 def test_actionlint_finds_nothing(tmp_path):
-    checker = shutil.which("actionlint")
-    if checker is None:
-        pytest.skip("actionlint is not installed: https://github.com/rhysd/actionlint")
+    checker = program("actionlint")
     (tmp_path / "everloop.yml").write_text(GITHUB)
     done = subprocess.run([checker, str(tmp_path / "everloop.yml")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
