@@ -52,13 +52,13 @@ class DeploymentEnvironment:
         import os
 
         from everloop.stores import open_store
-        from everloop.stores.home import open_urls, urls_of
+        from everloop.stores.home import open_urls, store_urls
 
         if self.home is None:
             if "EVERLOOP_STORE" not in os.environ:
                 os.chdir(folder)
             return open_store(None, create=create)
-        return open_urls(urls_of(self.home, self.parts), project=self.project, create=create)
+        return open_urls(store_urls(self.home, self.parts), project=self.project, create=create)
 
 
 def read_environments(folder: Path) -> dict[str, DeploymentEnvironment]:

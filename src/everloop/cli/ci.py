@@ -184,7 +184,8 @@ def promote(
     from everloop.ci.deployment_environments import get_environment
     from everloop.ci.promotion import promote_package
     from everloop.errors import UsageError
-    from everloop.loop.project import find_folder, load_project
+    from everloop.loop.project import load_project
+    from everloop.loop.project_folder import find_folder
 
     folder = find_folder(project)
     if from_ == to:
@@ -216,7 +217,7 @@ def promote(
 def environments(project: ProjectFolder = None, json: AsJson = False) -> None:
     """List the environments of the project."""
     from everloop.ci import read_environments
-    from everloop.loop.project import find_folder
+    from everloop.loop.project_folder import find_folder
 
     found = read_environments(find_folder(project))
     rows = [(one.name, one.home or "the project's store", one.endpoint, one.rollout) for one in found.values()]

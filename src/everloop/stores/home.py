@@ -333,19 +333,6 @@ def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | No
     return store_urls(chosen, settings if chosen == configured else {}), project
 
 
-def urls_of(home: Path, settings: Mapping[str, str | bool] | None = None) -> StoreUrls:
-    """The URLs of a store whose settings are not in the section `[store]` of `everloop.toml`.
-
-    Args:
-        settings: `records`, `objects`, `tables`, `log` and `shared`, as in that section.
-
-    Raises:
-        UsageError: a path or URL is malformed.
-    """
-    check_path(str(home), "The home")
-    return _store_urls(home, dict(settings or {}))
-
-
 def prepare_home(home: Path, *, shared: bool = False) -> None:
     """Create the folders that every home has. Existing ones stay as they are. Safe to call in parallel.
 
@@ -377,7 +364,12 @@ def default_actor() -> str:
 
 
 def store_urls(home: Path, settings: Mapping[str, str | bool]) -> StoreUrls:
-    """The URLs of a home with the settings of `[store]`."""
+    """The URLs of a home with the settings of `[store]`, or with others of the same names.
+
+    Raises:
+        UsageError: a path or URL is malformed.
+    """
+    check_path(str(home), "The home")
 
     def url(part: str, default: str) -> str:
         chosen = str(settings.get(part, default))
