@@ -58,6 +58,10 @@ class FanOut:
     elements: list[Stored | None]
     steps: list[StepRun] = field(default_factory=list)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        return fp.fingerprint(self.parts)
+
 
 def count_readers(nodes: Mapping[str, Node], order: Iterable[str]) -> dict[str, int]:
     """Name of each node to the number of nodes that read its output."""

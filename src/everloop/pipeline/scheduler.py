@@ -25,6 +25,7 @@ from everloop.pipeline.result import GraphRun
 from everloop.pipeline.running_tasks import RunningTasks
 from everloop.pipeline.scheduled_tasks import FanOut, ScheduledTask, count_readers
 from everloop.pipeline.step_failures import clean_text, describe_failure, show_error, step_error
+from everloop.pipeline.step_locks import StepLocks
 from everloop.pipeline.step_progress import watch_steps
 from everloop.pipeline.step_recorder import StepRecorder
 from everloop.pipeline.steps import RESULT
@@ -77,6 +78,9 @@ class GraphScheduler:
         self.fan_outs: dict[str, FanOut] = {}
         self.readers = count_readers(nodes, order)
         self.held: dict[str, Any] = {}
+        self.locks = StepLocks(store)
+        self.settling: list[ScheduledTask] = []
+        """Tasks whose result is not written yet. They hold their locks until it is."""
 
     def run_all(self) -> None:
         self.running.executor.prepare(self.plan, self.store)
@@ -99,6 +103,7 @@ class GraphScheduler:
         while self.waiting_nodes or self.tasks or self.running:
             self._schedule_ready_nodes()
             started = self._start_tasks()
+            self._settle()
             if self.result.error is not None and not self.running:
                 break
             if self.running:
@@ -204,7 +209,8 @@ class GraphScheduler:
         """
         stack = ExitStack()
         if task.node.step.cache and task.node.name not in self.forced:
-            held = stack.enter_context(self.store.lock(f"step-{task.fingerprint[3:]}", block=False))
+            whole = self.fan_outs[task.node.name].fingerprint if task.index is not None else task.fingerprint
+            held = stack.enter_context(self.locks.hold(task.fingerprint, whole))
             # Another process may have stored the result since the cache was read.
             if self._finish_from_cache(task, again=True):
                 stack.close()
@@ -249,6 +255,7 @@ class GraphScheduler:
                 self._finish_run(task, future.result())
             elif not self._retry(task, error):
                 self._fail(task, error)
+        self._settle()
 
     def _seconds_to_next_task(self) -> float:
         """Seconds until a waiting task may be tried again."""
@@ -279,9 +286,9 @@ class GraphScheduler:
     ) -> None:
         step = self.recorder.add_step(task, status, reason, outputs=artifacts, observed=observed, seconds=seconds)
         if status == "ran":
-            # In one write, so that a reader who sees the step also sees its artifacts.
-            self.recorder.write()
-        task.release()
+            self.settling.append(task)
+        else:
+            task.release()
         if task.index is None:
             self.results[task.name] = outputs
             self.result._artifacts[task.name] = artifacts
@@ -292,6 +299,16 @@ class GraphScheduler:
         fan_out.steps.append(step)
         if len(fan_out.steps) == len(fan_out.elements):
             self._finish_fan_out(task.node.name)
+
+    def _settle(self) -> None:
+        """Write the results of the tasks that have ended, and release their locks.
+
+        One write for all of them, so that a reader who sees a step also sees its artifacts.
+        """
+        if self.settling:
+            self.recorder.write()
+            while self.settling:
+                self.settling.pop().release()
 
     def _finish_fan_out(self, name: str) -> None:
         """All elements have ended: the list of their results is the step's result."""
@@ -347,7 +364,7 @@ class GraphScheduler:
         """Stop what runs and record it as interrupted, if the store can still be written."""
         self.running.kill()
         interrupted = list(self.running.active)
-        for task in [*interrupted, *self.tasks]:
+        for task in [*interrupted, *self.tasks, *self.settling]:
             task.release()
         done = {step.name for step in self.result.steps}
         reason = clean_text(

@@ -34,6 +34,7 @@ class StepRecorder:
         self.listener = listener
         self._unwritten: list[Record] = []
         self._next_event: dict[str, float] = {}
+        self._needs: dict[str, tuple[str, ...]] = {}
 
     def add_step(
         self,
@@ -47,6 +48,10 @@ class StepRecorder:
         error: str | None = None,
     ) -> StepRun:
         """Record that a step has ended, and tell the listener. `outputs` maps output names to ids of artifacts."""
+        node = task.node
+        if node.name not in self._needs:
+            # Finding them means to look through all inputs, such as the list of a thousand elements.
+            self._needs[node.name] = node.needs
         step = self.store.new(
             StepRun,
             run=self.result.run,
@@ -57,7 +62,7 @@ class StepRecorder:
             code=task.code.digest,
             inputs=fp.input_digests(task.inputs),
             outputs=outputs or {},
-            depends_on=task.node.needs,
+            depends_on=self._needs[node.name],
             observed=observed,
             parts=task.parts,
             attempts=task.attempt,

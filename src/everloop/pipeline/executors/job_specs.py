@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ _OWN_VARIABLES = frozenset(
 _OWN_PREFIXES = ("RAY_", "PYTHON", "LD_", "DYLD_", "LC_", "XDG_", "SSH_", "DBUS_", "CONDA_", "OMP_", "MKL_", "SYSTEMD_")
 # These have a meaning only where the project's folder is.
 _LOCAL_VARIABLES = ("EVERLOOP_PROJECT", "EVERLOOP_KEYS", "TZ")
+# The fields in which the jobs of one step differ.
+_OWN_FIELDS = frozenset({"name", "attempt", "inputs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class JobSpec:
     everloop: str = VERSION
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return _dump(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes | str) -> JobSpec:
@@ -105,6 +108,28 @@ class JobSpec:
             return cls(**{**found, **changed})
         except (ValueError, KeyError, TypeError, AttributeError, CorruptionError) as error:
             raise CorruptionError(f"This is not a job: {error}.", help="Start the run again.") from error
+
+
+class SpecWriter:
+    """Writes the specs of a step's jobs. A step may have thousands of elements, so what they share is encoded once.
+
+    Args:
+        first: the spec of any of these jobs.
+    """
+
+    def __init__(self, first: JobSpec) -> None:
+        shared = {name: value for name, value in asdict(first).items() if name not in _OWN_FIELDS}
+        self._shared = _dump(shared).removeprefix("{")
+
+    def to_json(self, job: Job, store: Store) -> bytes:
+        """The spec of a job as JSON.
+
+        Raises:
+            StepError: a parameter can neither be written as JSON nor be stored.
+        """
+        inputs = encode_inputs(job.inputs, job.name, store.objects)
+        own = _dump({"name": job.name, "attempt": job.attempt, "inputs": inputs}).removesuffix("}")
+        return f"{own},{self._shared}".encode()
 
 
 def local_parts(urls: StoreUrls) -> dict[str, str]:
@@ -170,6 +195,11 @@ def make_spec(
     )
 
 
+def _dump(data: dict[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@cache
 def this_machine() -> str:
     """Host name and boot of this machine: processes with the same text share its file system and its locks."""
     boot = Path("/proc/sys/kernel/random/boot_id")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import MissingExtraError, StepError, UnavailableError, UsageError, WorkerLostError
 from everloop.pipeline.code.code_bundles import collect_bundle
-from everloop.pipeline.executors.job_specs import make_spec
+from everloop.pipeline.executors.job_specs import SpecWriter, make_spec
 from everloop.pipeline.executors.ray_worker import Unreachable
 from everloop.pipeline.executors.step_pickles import pickle_for_worker
 from everloop.pipeline.executors.worker import Failed, Stale
@@ -80,9 +80,12 @@ class RayExecutor:
         self._connection: _GatewayConnection | None = None
         self._bundle = ""
         self._files: dict[str, str] = {}
-        self._pickles: dict[tuple[int, bool], str] = {}
+        self._key = ""
+        self._writers: dict[tuple[str, bool], SpecWriter] = {}
 
     def prepare(self, plan: Plan, store: Store) -> None:
+        from everloop.stores import trust
+
         connection = self._connected()
         cpus = sum(node.get("CPU", 0.0) for node in connection.nodes.values())
         # A few jobs more than there are CPUs wait inside Ray, so that no CPU waits for this process.
@@ -90,7 +93,8 @@ class RayExecutor:
         for node in plan.nodes:
             if not node.on_driver:
                 _check_resources(node, connection.nodes)
-        self._pickles.clear()
+        self._writers.clear()
+        self._key = trust.Keyring().public_key()
         bundle, self._files = collect_bundle(name for node in plan.nodes for name in node.modules)
         self._bundle = store.objects.add(bundle.to_bytes())
 
@@ -114,33 +118,31 @@ class RayExecutor:
         return self._connection
 
     def _send(self, remote: _RemoteJob) -> None:
-        from everloop.stores import trust
-
-        job, store = remote.job, remote.store
+        job = remote.job
         try:
-            spec = make_spec(
-                job,
-                store,
-                function=self._keep_step(job, store, by_value=remote.by_value),
-                by_name=not remote.by_value and job.node.module != "__main__",
-                bundle=self._bundle,
-                modules=self._files,
-                key=trust.Keyring().public_key(),
-            )
+            spec = self._writer(remote).to_json(job, remote.store)
             options = ray_options(job.node)
-            self._connected().submit(
-                job.name, spec.to_json(), options, lambda *message: self._receive(remote, *message)
-            )
+            self._connected().submit(job.name, spec, options, lambda *message: self._receive(remote, *message))
         except Exception as error:
             # The caller expects all errors of a job in its future.
             remote.future.set_exception(error)
 
-    def _keep_step(self, job: Job, store: Store, *, by_value: bool) -> str:
-        """The digest of the pickled step, which is stored once per run."""
-        key = (id(job.step), by_value)
-        if key not in self._pickles:
-            self._pickles[key] = store.objects.add(pickle_for_worker(job.step, job, by_value=by_value))
-        return self._pickles[key]
+    def _writer(self, remote: _RemoteJob) -> SpecWriter:
+        """Writes the specs of a step, whose code is stored once per run."""
+        job, store, by_value = remote.job, remote.store, remote.by_value
+        key = (job.node.name, by_value)
+        if key not in self._writers:
+            spec = make_spec(
+                job,
+                store,
+                function=store.objects.add(pickle_for_worker(job.step, job, by_value=by_value)),
+                by_name=not by_value and job.node.module != "__main__",
+                bundle=self._bundle,
+                modules=self._files,
+                key=self._key,
+            )
+            self._writers[key] = SpecWriter(spec)
+        return self._writers[key]
 
     def _receive(self, remote: _RemoteJob, kind: str, *content: Any) -> None:
         """Called in the thread of the connection when a job has ended in any way."""

@@ -51,6 +51,8 @@ class Unreachable:
 
 
 _stores: dict[tuple[Any, ...], Store] = {}
+_reached: list[tuple[str, str, dict[str, str]]] = []
+"""Machine, home and local parts of the stores that this worker has found."""
 _bundles: dict[str, CodeBundle] = {}
 _steps: dict[str, Step[..., Any]] = {}
 
@@ -82,10 +84,13 @@ def _run(
             f"The node {_this_node()} has everloop {VERSION}, but the run uses {spec.everloop}.",
             help=f"Install the same on each node: pip install 'everloop[ray]=={spec.everloop}'",
         )
-    if spec.local is not None:
-        missing = unreachable_part(spec.local)
+    local = spec.local
+    # A worker runs many jobs of a run, and checks once.
+    if local is not None and (local.machine, local.home, local.parts) not in _reached:
+        missing = unreachable_part(local)
         if missing is not None:
             return Unreachable(_this_node(), *missing)
+        _reached.append((local.machine, local.home, local.parts))
     adopt_variables(spec.variables)
     store = _open_store(spec)
     try:
