@@ -93,6 +93,10 @@ class RayCluster:
         environment = {
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # What a node does besides running steps slows its start down, and a slow worker would be given up.
+            "RAY_enable_metrics_collection": "0",
+            "RAY_enable_worker_prestart": "0",
+            "RAY_worker_register_timeout_seconds": "300",
             # Children inherit it, so all processes of a node can be found, also those that left its group.
             "EVERLOOP_TEST_NODE": f"everloop-node-{self.port}-{index}",
         }

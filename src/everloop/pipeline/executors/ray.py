@@ -45,6 +45,9 @@ _log = logging.getLogger("everloop.pipeline")
 
 MOST_MOVES = 5
 """How often a job moves to another node because its node was lost. This does not count as a retry of its step."""
+MOST_CRASHES = 1
+"""How often a job is sent again because its worker crashed. A worker can crash for reasons of its own, so one crash
+does not prove that the step causes it. This does not count as a retry either."""
 _CONNECT_S = 90
 _MOST_SLOTS = 256
 _RECONNECT_S = 15
@@ -186,6 +189,11 @@ class RayExecutor:
             _log.warning("The Ray node of step '%s' was lost. The step runs again on another node.", name)
             self._send(remote)
             return None
+        if kind == "worker" and remote.crashes < MOST_CRASHES:
+            remote.crashes += 1
+            _log.warning("The Ray worker of step '%s' crashed. The step runs again in another worker.", name)
+            self._send(remote)
+            return None
         if kind == "node":
             return WorkerLostError(
                 f"Step '{name}' lost its Ray node {remote.moves + 1} times.",
@@ -196,7 +204,7 @@ class RayExecutor:
                 f"The connection to the Ray cluster{self._where()} was lost while step '{name}' ran. {text}",
                 help="Start the cluster, then start the run again: the steps that have finished are kept.",
             )
-        if kind == "worker":
+        if kind in ("worker", "memory"):
             return WorkerLostError(
                 f"The Ray worker of step '{name}' died: {_first_line(text)}",
                 help="The system kills processes when memory runs out. Declare what the step needs: "
@@ -223,6 +231,7 @@ class _RemoteJob:
         self.future = future
         self.by_value = False
         self.moves = 0
+        self.crashes = 0
 
 
 class _GatewayConnection:
@@ -406,4 +415,4 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "no reason was given")
 
 
-__all__ = ["MOST_MOVES", "RayExecutor", "ray_options"]
+__all__ = ["MOST_CRASHES", "MOST_MOVES", "RayExecutor", "ray_options"]

@@ -134,7 +134,9 @@ class RayGateway:
         kinds |= {kind.__name__ for kind in type(cause).__mro__}
         if kinds & {"NodeDiedError", "LocalRayletDiedError", "ObjectLostError"}:
             kind = "node"
-        elif kinds & {"WorkerCrashedError", "OutOfMemoryError"}:
+        elif "OutOfMemoryError" in kinds:
+            kind = "memory"
+        elif "WorkerCrashedError" in kinds:
             # Ray may see the end of a worker before it notices that the whole node has gone.
             kind = "node" if self._has_lost_node(before) else "worker"
         else:

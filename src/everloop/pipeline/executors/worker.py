@@ -203,7 +203,10 @@ def adopt_variables(environment: dict[str, str]) -> None:
     # A warm worker still has the environment of an earlier job. Variables that the worker itself needs stay.
     for name in _adopted_variables.keys() - environment.keys():
         os.environ.pop(name, None)
-    os.environ.update(environment)
+    for name, value in environment.items():
+        # Libraries read the environment in threads of their own, which is only safe while nothing is set.
+        if os.environ.get(name) != value:
+            os.environ[name] = value
     _adopted_variables.clear()
     _adopted_variables.update(environment)
     worker_variables.clear()

@@ -1,0 +1,100 @@
+"""How the Ray executor handles losses, without Ray: a gateway in this process runs jobs like a node, or loses them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from everloop.errors import UsageError, WorkerLostError
+from everloop.pipeline import run_graph, trace
+from everloop.pipeline.executors.ray import MOST_MOVES, RayExecutor
+from everloop.pipeline.executors.ray_worker import run_spec
+from everloop.records import Artifact, StepRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Project
+    from everloop.stores import Store
+
+LOOP = """
+    from everloop.pipeline import step
+
+    @step
+    def square(number: int) -> int:
+        return number * number
+"""
+
+
+class Gateway:
+    """Loses each job as often as it has entries in `losses`, then runs it."""
+
+    closed = False
+    nodes = {"only": {"CPU": 2.0}}  # noqa: RUF012
+
+    def __init__(self, *losses: str) -> None:
+        self.losses = losses
+        self.sent: dict[str, int] = {}
+
+    def submit(self, name: str, spec: bytes, options: dict[str, Any], receiver: Callable[..., None]) -> None:
+        number = self.sent[name] = self.sent.get(name, 0) + 1
+        if number <= len(self.losses):
+            receiver("lost", self.losses[number - 1], "It has gone.")
+        else:
+            receiver("done", run_spec(spec))
+
+    def take_progress(self) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def squares(project: Project, store: Store, gateway: Gateway) -> Any:
+    project.edit(loop=LOOP)
+    with trace() as graph:
+        project.load().square.map([1, 2, 3])
+    executor = RayExecutor("cluster:1")
+    executor._connection = gateway  # type: ignore[assignment]
+    return run_graph(graph, store, executor=executor)
+
+
+@pytest.mark.parametrize("losses", [(), ("worker",), ("node",) * MOST_MOVES, ("node", "worker", "node")])
+def test_jobs_are_sent_again_and_recorded_once(project: Project, store: Store, losses: tuple[str, ...]) -> None:
+    gateway = Gateway(*losses)
+    result = squares(project, store, gateway)
+    assert result.value("square") == [1, 4, 9]
+    assert gateway.sent == {f"square[{number}]": 1 + len(losses) for number in range(3)}
+    steps = store.records.find(StepRun, ("status", "=", "ran"))
+    assert sorted(step.name for step in steps) == ["square", "square[0]", "square[1]", "square[2]"]
+    assert {step.attempts for step in steps} == {1}
+    assert len(store.records.find(Artifact)) == 4
+    again = squares(project, store, Gateway("head"))
+    assert {step.status for step in again.steps} == {"cached"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (("worker", "worker"), r"The Ray worker of step 'square\[\d\]' died: It has gone"),
+        (("memory",), r"The Ray worker of step 'square\[\d\]' died: It has gone"),
+        (("node",) * (MOST_MOVES + 1), rf"lost its Ray node {MOST_MOVES + 1} times"),
+        (("head",), r"The connection to the Ray cluster at cluster:1 was lost"),
+    ],
+)
+def test_a_job_that_is_lost_too_often_fails_with_the_reason(
+    project: Project, store: Store, losses: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(WorkerLostError, match=message):
+        squares(project, store, Gateway(*losses))
+    assert not store.records.find(StepRun, ("status", "=", "ran"))
+
+
+def test_a_node_without_everloop_is_named(project: Project, store: Store) -> None:
+    class Bare(Gateway):
+        def submit(self, name: str, spec: bytes, options: dict[str, Any], receiver: Callable[..., None]) -> None:
+            receiver("lost", "failed", "RuntimeError: No module named 'everloop'")
+
+    with pytest.raises(UsageError, match="cannot import everloop"):
+        squares(project, store, Bare())
