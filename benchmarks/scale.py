@@ -2,15 +2,14 @@
 
     python benchmarks/scale.py [--address HOST:PORT] [--tasks 1000] [--work-ms 50] [--repeat 3]
 
-Without --address, two nodes with two CPUs each are started on this machine and stopped at the end. Each figure is the
-fastest of the repetitions, since other load can only slow them down. Needs: pip install 'everloop[ray]'
+Without --address, two nodes with two CPUs each are started on this machine and stopped at the end. Runs with everloop
+and with Ray alone alternate, so that other load on the machine slows both down. Needs: pip install 'everloop[ray]'
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 STEPS = """
 import time
@@ -41,35 +40,54 @@ def follow(before: dict):
 """
 
 RAY_ALONE = """
-import json, sys, time
+import sys, time
 import ray
 
-address, tasks, work_s, repeat = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
-ray.init(address=address, logging_level="error", log_to_driver=False)
+ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
 
 @ray.remote(max_retries=0)
-def work(number):
+def work(number, work_s):
     if work_s:
         time.sleep(work_s)
     return {"number": number * number}
 
-def fastest(measure):
-    best = None
-    for _ in range(repeat):
-        began = time.perf_counter()
-        measure()
-        seconds = time.perf_counter() - began
-        best = seconds if best is None else min(best, seconds)
-    return best
+def mapped(tasks, work_s):
+    ray.get([work.remote(number, work_s) for number in range(tasks)])
 
-def chain():
-    for number in range(20):
-        ray.get(work.remote(number))
+def chain(steps, work_s):
+    for number in range(steps):
+        ray.get(work.remote(number, work_s))
 
-ray.get([work.remote(number) for number in range(200)])
-print(json.dumps({"mapped": fastest(lambda: ray.get([work.remote(n) for n in range(tasks)])),
-                  "step": 0.0 if work_s else fastest(chain) / 20}))
+for line in sys.stdin:
+    kind, count, work_s = line.split()
+    mapped(40, 0.0)
+    began = time.perf_counter()
+    (mapped if kind == "mapped" else chain)(int(count), float(work_s))
+    print(time.perf_counter() - began, flush=True)
 """
+CHAIN = 20
+WARM_UP = 40
+
+
+class RayAlone:
+    """A process that uses Ray without everloop. `measure` returns the seconds of one repetition."""
+
+    def __init__(self, address: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RAY_ALONE, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def measure(self, kind: str, count: int, work_s: float) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{kind} {count} {work_s}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
 
 
 @contextlib.contextmanager
@@ -87,16 +105,21 @@ def two_nodes() -> Iterator[str]:
     nodes = []
     try:
         for options in (head, [f"--address=127.0.0.1:{port}"]):
-            nodes.append(
-                subprocess.Popen(
-                    [*common, *options],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            path = Path(folder, f"node-{len(nodes)}.log")
+            with path.open("wb") as log:
+                nodes.append(
+                    subprocess.Popen(
+                        [*common, *options],
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+                    )
                 )
-            )
-            time.sleep(12)
+            while b"Ray runtime started" not in path.read_bytes():
+                if nodes[-1].poll() is not None:
+                    raise SystemExit(f"The Ray node did not start:\n{path.read_text()[-2000:]}")
+                time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
         for node in reversed(nodes):
@@ -109,39 +132,56 @@ def two_nodes() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fastest(measure: Callable[[int], float], repeat: int) -> float:
-    return min(measure(number) for number in range(repeat))
+class Everloop:
+    """Runs graphs with one executor. `measure` returns the seconds of one repetition."""
 
+    def __init__(self, executor: Any, home: Path) -> None:
+        from everloop.stores import open_store
 
-def measure_executor(executor: Any, home: Path, tasks: int, work_s: float, repeat: int) -> dict[str, float]:
-    """Seconds of `tasks` mapped steps, and of one step in a chain of them without work."""
-    import steps_of_scale
+        self.executor = executor
+        self.store = open_store(home)
+        self.offset = 0
 
-    from everloop.pipeline import run_graph, trace
-    from everloop.stores import open_store
+    def measure(self, kind: str, count: int, work_s: float) -> float:
+        self.run(self.mapped(WARM_UP, 0.0))
+        graph = self.mapped(count, work_s) if kind == "mapped" else self.chain(count)
+        return self.run(graph)
 
-    with open_store(home) as store:
+    def run(self, graph: Any) -> float:
+        from everloop.pipeline import run_graph
 
-        def mapped(offset: int) -> float:
-            with trace() as graph:
-                steps_of_scale.work.map([offset * 10**6 + number for number in range(tasks)], work_s=work_s)
-            began = time.perf_counter()
-            result = run_graph(graph, store, executor=executor)
-            seconds = time.perf_counter() - began
-            assert sum(step.status == "ran" for step in result.steps) == tasks + 1
-            return seconds
+        began = time.perf_counter()
+        result = run_graph(graph, self.store, executor=self.executor)
+        seconds = time.perf_counter() - began
+        assert all(step.status == "ran" for step in result.steps)
+        return seconds
 
-        def chain(offset: int) -> float:
-            with trace() as graph:
-                value = steps_of_scale.work(offset)
-                for _ in range(19):
-                    value = steps_of_scale.follow(value)
-            began = time.perf_counter()
-            run_graph(graph, store, executor=executor, force=True)
-            return (time.perf_counter() - began) / 20
+    def mapped(self, tasks: int, work_s: float) -> Any:
+        """A graph of tasks that have never run before."""
+        import steps_of_scale
 
-        mapped(-1)
-        return {"mapped": fastest(mapped, repeat), "step": fastest(chain, repeat)}
+        from everloop.pipeline import trace
+
+        self.offset += 10**6
+        with trace() as graph:
+            steps_of_scale.work.map([self.offset + number for number in range(tasks)], work_s=work_s)
+        return graph
+
+    def chain(self, steps: int) -> Any:
+        import steps_of_scale
+
+        from everloop.pipeline import trace
+
+        self.offset += 10**6
+        with trace() as graph:
+            value = steps_of_scale.work(self.offset)
+            for _ in range(steps - 1):
+                value = steps_of_scale.follow(value)
+        return graph
+
+    def close(self) -> None:
+        self.executor.close()
+        self.store.close()
 
 
 def main() -> None:
@@ -155,32 +195,29 @@ def main() -> None:
     from everloop.pipeline.executors.pool import PoolExecutor
     from everloop.pipeline.executors.ray import RayExecutor
 
-    work_s = options.work_ms / 1000
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         Path(folder, "steps_of_scale.py").write_text(STEPS, encoding="utf-8")
         sys.path.insert(0, folder)
+        for name, executor, limit in (("inline", InlineExecutor(), 3), ("pool", PoolExecutor(), 30)):
+            local = Everloop(executor, Path(folder, name))
+            step = min(local.measure("chain", CHAIN, 0.0) for _ in range(options.repeat)) / CHAIN
+            print(f"one step    {name:<7} {1000 * step:7.1f} ms   (at most {limit})", flush=True)
+            local.close()
         address = options.address or stack.enter_context(two_nodes())
-        found: dict[str, Any] = {}
-        for name, executor in (("inline", InlineExecutor()), ("pool", PoolExecutor())):
-            found[name] = measure_executor(executor, Path(folder, name), 20, 0.0, options.repeat)
-        ray = RayExecutor(address)
-        stack.callback(ray.close)
-        found["ray"] = measure_executor(ray, Path(folder, "ray"), options.tasks, work_s, options.repeat)
-        alone = []
-        for seconds in (work_s, 0.0):
-            command = [sys.executable, "-c", RAY_ALONE, address, str(options.tasks), str(seconds), str(options.repeat)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            alone.append(json.loads(done.stdout.splitlines()[-1]))
-    mapped, limit = found["ray"]["mapped"], alone[0]["mapped"]
-    print(f"one step     inline {1000 * found['inline']['step']:6.1f} ms   (at most 3)")
-    print(f"             pool   {1000 * found['pool']['step']:6.1f} ms   (at most 30)")
+        ours, alone = Everloop(RayExecutor(address), Path(folder, "ray")), RayAlone(address)
+        stack.callback(alone.close)
+        stack.callback(ours.close)
+        pairs: dict[str, list[tuple[float, float]]] = {"chain": [], "mapped": []}
+        for _ in range(options.repeat):
+            for kind, count, work_s in (("chain", CHAIN, 0.0), ("mapped", options.tasks, options.work_ms / 1000)):
+                pairs[kind].append((ours.measure(kind, count, work_s), alone.measure(kind, count, work_s)))
+                print(f"            {kind}: everloop {pairs[kind][-1][0]:.2f} s, Ray alone {pairs[kind][-1][1]:.2f} s")
+    step, own = (1000 * min(seconds) / CHAIN for seconds in zip(*pairs["chain"], strict=True))
+    print(f"one step    ray     {step - own:7.1f} ms over the {own:.1f} ms of Ray alone   (at most 50)")
+    ratios = sorted(mine / theirs for mine, theirs in pairs["mapped"])
     print(
-        f"             ray    {1000 * found['ray']['step']:6.1f} ms   (at most 50 over Ray's own "
-        f"{1000 * alone[1]['step']:.1f} ms for a task)"
-    )
-    print(
-        f"{options.tasks} tasks of {options.work_ms:g} ms on two nodes: everloop {mapped:.1f} s, "
-        f"Ray alone {limit:.1f} s, {mapped / limit:.2f} times (at most 1.3)"
+        f"{options.tasks} tasks of {options.work_ms:g} ms on two nodes: {ratios[len(ratios) // 2]:.2f} times Ray alone "
+        f"(median; {ratios[0]:.2f} to {ratios[-1]:.2f}; at most 1.3)"
     )
 
 
