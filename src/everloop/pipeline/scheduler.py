@@ -186,7 +186,7 @@ class GraphScheduler:
         changed = False
         now = time.monotonic()
         for task in list(self.tasks):
-            if self.result.error is not None:
+            if self.result.error is not None or not self.running.has_room():
                 break
             if task.not_before > now or not self.running.fits(task):
                 continue
@@ -197,8 +197,6 @@ class GraphScheduler:
             self.tasks.remove(task)
             self._start(task)
             changed = True
-            if not self.running.has_room():
-                break
         return changed
 
     def _lock(self, task: ScheduledTask) -> bool:
