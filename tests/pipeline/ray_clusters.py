@@ -44,6 +44,15 @@ class RayCluster:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def has_head(self) -> bool:
+        return bool(self.nodes) and self.nodes[0].poll() is None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no node has been killed."""
+        return len(self.nodes) == 1 + len(self.node_cpus) and all(node.poll() is None for node in self.nodes)
+
     def __enter__(self) -> RayCluster:
         try:
             self._start(
@@ -70,17 +79,20 @@ class RayCluster:
 
     def kill_node(self, index: int) -> None:
         """Kill a node in all of its processes at once, as if its power failed. 0 is the head."""
-        group = self.nodes[index].pid
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+        node = self.nodes[index]
+        # Once it has ended, its id may be that of another process.
+        if node.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
         for pid in self.processes(index):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.nodes[index].wait()
+        node.wait()
 
     def stop(self) -> None:
         for index in reversed(range(len(self.nodes))):
             self.kill_node(index)
+        self.nodes.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self, index: int) -> list[int]:
