@@ -220,7 +220,7 @@ def test_steps_that_end_badly_say_why(loop: Any, store: Store, ray: RayExecutor)
     began = time.monotonic()
     with pytest.raises(StepTimeoutError, match=r"timeout of 1\.5 s"):
         run_graph(Graph.wire([loop.slow]), store, executor=ray)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 55  # the step itself takes 60 s
     with pytest.raises(WorkerLostError, match="worker of step 'dies' died"):
         run_graph(Graph.wire([loop.dies]), store, executor=ray)
     with pytest.raises(UsageError, match="needs 2 of 'gpu', but no node of the Ray cluster has more than 0"):
@@ -281,9 +281,9 @@ def test_ctrl_c_stops_the_steps_on_the_nodes(
 ) -> None:
     del ray
     driver = start_driver(project, store, cluster, wait_s=300)
-    wait_for(lambda: len(started(project)) >= 2, 180)
+    wait_for(lambda: len(started(project)) >= 2, 300)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(60) != 0
+    assert driver.wait(120) != 0
     assert_ended(project)
     states = {step.name: step.status for step in store.records.find(StepRecord)}
     assert states["square[0]"] == "interrupted"
@@ -294,12 +294,12 @@ def test_a_driver_that_is_killed_takes_its_steps_along_and_the_next_run_resumes(
     loop: Any, project: Project, store: Store, cluster: RayCluster
 ) -> None:
     driver = start_driver(project, store, cluster, wait_s=3)
-    wait_for(lambda: store.records.find(StepRecord, ("status", "=", "ran")), 180)
+    wait_for(lambda: store.records.find(StepRecord, ("status", "=", "ran")), 300)
     driver.kill()
     driver.wait()
     assert_ended(project)
     kept = {step.name for step in store.records.find(StepRecord, ("status", "=", "ran"))}
-    assert start_driver(project, store, cluster, wait_s=3).wait(120) == 0
+    assert start_driver(project, store, cluster, wait_s=3).wait(300) == 0
     ran = [step.name for step in store.records.find(StepRecord, ("status", "=", "ran"))]
     assert sorted(ran) == sorted(set(ran))
     assert len(ran) == 7
@@ -309,9 +309,9 @@ def test_a_driver_that_is_killed_takes_its_steps_along_and_the_next_run_resumes(
 def test_a_node_that_is_killed_loses_nothing(loop: Any, project: Project, store: Store, cluster: RayCluster) -> None:
     driver = start_driver(project, store, cluster, wait_s=8)
     # Wait until an element runs on the second node.
-    wait_for(lambda: set(started(project)) & set(cluster.processes(1)), 180)
+    wait_for(lambda: set(started(project)) & set(cluster.processes(1)), 300)
     cluster.kill_node(1)
-    assert driver.wait(180) == 0, (project.folder / "driver.log").read_text()
+    assert driver.wait(300) == 0, (project.folder / "driver.log").read_text()
     assert_complete(store)
     elements = store.records.find(StepRecord, ("name", "prefix", "square["))
     assert {element.attempts for element in elements} == {1}  # a lost node is not an attempt of the step's own
@@ -322,9 +322,9 @@ def test_a_run_whose_head_is_killed_ends_with_its_reason_and_resumes(
     loop: Any, project: Project, store: Store, head: RayCluster
 ) -> None:
     driver = start_driver(project, store, head, wait_s=6)
-    wait_for(lambda: store.records.find(StepRecord, ("status", "=", "ran")), 180)
+    wait_for(lambda: store.records.find(StepRecord, ("status", "=", "ran")), 300)
     head.kill_node(0)
-    assert driver.wait(120) != 0
+    assert driver.wait(240) != 0
     [run] = store.records.find(Run)
     assert run.state == "failed"
     assert "connection to the Ray cluster" in (run.error or "")
