@@ -132,9 +132,13 @@ def head(clusters: list[RayCluster]) -> RayCluster:
 
 
 def _replace(clusters: list[RayCluster]) -> None:
+    if clusters and not clusters[-1].nodes:
+        pytest.fail("the Ray cluster did not start for an earlier test")
     for one in clusters:
         one.stop()
-    clusters.append(RayCluster().__enter__())
+    # A cluster that does not start has no nodes.
+    clusters.append(RayCluster())
+    clusters[-1].__enter__()
 
 
 @pytest.fixture
