@@ -234,6 +234,8 @@ class EndpointApp:
         """
         path = request.path if request.path in self.routes.paths else "other"
         self.metrics.count_response(path, response.status)
+        if response.status >= 400 and request.scored_by is not None:
+            self.metrics.count_failure(*request.scored_by, response.status)
         for observe in self.observers:
             observe(request, response)
         result = response.result

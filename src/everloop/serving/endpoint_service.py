@@ -102,7 +102,7 @@ class EndpointService:
         Args:
             last: the process is about to stop.
         """
-        self._failures.write(self.metrics.failed_responses(), last=last)
+        self._failures.write(self.metrics.failed_responses(), self.metrics.failed_versions(), last=last)
 
     # -- what the endpoint has in use; called by the thread that follows its record
 

@@ -83,9 +83,11 @@ class ScoreResult:
 
 @dataclass(slots=True)
 class ShadowOutcome:
-    """What the shadows scored, as (version, rows), and how many of them failed."""
+    """What the shadows scored, as (version, rows), and the versions that failed."""
 
     scored: list[tuple[str, int]]
-    failures: int = 0
+    failed: list[str] = field(default_factory=list)
+    unlogged: int = 0
+    """Shadows whose scores could not be logged."""
     unasked: int = 0
     """Rows that a shadow cannot score because its inputs differ."""

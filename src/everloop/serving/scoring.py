@@ -97,10 +97,16 @@ def score_and_log(
     else:
         groups_of_rows = _rows_by_version(loaded, score_request, schema_match, entities, request_id, size)
     parts, groups = [], []
+    slowest, slowest_s = None, 0.0
     for version_rows in groups_of_rows:
         started = perf_counter()
-        scores, labels, texts = version_rows.scorer.score(version_rows.values)
+        scorer = version_rows.scorer
+        if http_request is not None:
+            http_request.scored_by = (scorer.version, scorer.role)
+        scores, labels, texts = scorer.score(version_rows.values)
         seconds = perf_counter() - started
+        if seconds > slowest_s:
+            slowest, slowest_s = scorer, seconds
         throughput = version_rows.scorer.throughput
         if seconds > INSTANT_S or len(version_rows.values) > throughput.rows:
             throughput.learn(len(version_rows.values), seconds)
@@ -114,7 +120,10 @@ def score_and_log(
             )
         )
     if http_request is not None:
+        # If the deadline has passed, the version that took the longest is to blame.
+        http_request.scored_by = None if slowest is None else (slowest.version, slowest.role)
         http_request.claim()
+        http_request.scored_by = None
     logged = _log(loaded.settings, log, groups, request_id)
     shadow = None
     if loaded.shadows:
@@ -139,7 +148,9 @@ def count(metrics: Metrics, result: ScoreResult) -> None:
 
 def count_shadows(metrics: Metrics, outcome: ShadowOutcome) -> None:
     """Count what the shadows scored. Call it in the shadows' thread."""
-    metrics.shadow_failures.add(outcome.failures)
+    metrics.shadow_failures.add(len(outcome.failed) + outcome.unlogged)
+    for version in outcome.failed:
+        metrics.count_failure(version, "shadow", 500)
     metrics.shadow_unasked.add(outcome.unasked)
     for version, rows in outcome.scored:
         metrics.count_predictions(version, "shadow", rows)
@@ -269,8 +280,9 @@ class _Shadow:
                 if not values:
                     continue
                 scores, labels, texts = scorer.score(values)
-            except EverloopError as error:
-                outcome.failures += 1
+            except Exception as error:
+                # A shadow's package may raise anything. Clients never see it.
+                outcome.failed.append(scorer.version)
                 logger.warning("The shadow %s did not score request %s: %s", scorer.version, self.request, error)
                 continue
             part = VersionScores(scorer, positions, scores, labels)
@@ -285,7 +297,7 @@ class _Shadow:
                 _log(self.loaded.settings, self.log, groups, self.request, wait=False)
             except (EverloopError, OSError) as error:
                 logger.warning("Cannot log the shadows' scores of request %s: %s", self.request, error)
-                return ShadowOutcome([], len(self.loaded.shadows))
+                return ShadowOutcome([], unlogged=len(self.loaded.shadows))
         return outcome
 
     def _mirrored(self, scorer: RouteScorer, size: int) -> list[int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 
 import msgspec
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from everloop.loop import Canary, Endpoint, check_guards
-from everloop.loop.releases.guards import FALSE_ALARM, RateGuard
+from everloop.loop.releases import guards
+from everloop.loop.releases.guards import FALSE_ALARM, BlameGuard, RateGuard
 from everloop.loop.releases.rollout import find_rolling, promote, start_release
 from everloop.prediction_log.failure_log import FailureLog
-from everloop.prediction_log.prediction_log import Group, PredictionLog
+from everloop.prediction_log.prediction_log import Group, PredictionLog, fold_predictions
 from everloop.records import EndpointRecord, ModelVersion, Release
 from everloop.stores import open_store
 from everloop.stores.clock import micros, new_id
@@ -111,10 +113,87 @@ def test_failed_requests_end_a_release_and_client_errors_do_not(store, answer):
     log.write({422: 50})
     assert check_guards(LOOP, store) is None
     log._next_at = 0.0
-    log.write({422: 50, 500: 20})
+    log.write({422: 50, 500: 20}, {("m@2", "canary", 500): 20})
     ended = check_guards(LOOP, store)
     assert ended.decisions[-1].evidence["guard"] == "errors"
     log.close()
+
+
+def test_an_outage_of_the_whole_endpoint_ends_no_release(store, answer):
+    log = FailureLog(store, "e")
+    for _ in range(100):
+        answer(False, 0.3)
+    for seconds in range(1, 30):
+        log._next_at = 0.0
+        # Some failures are of no version, because the endpoint refuses requests while it is busy.
+        versions = {("m@1", "champion", 500): 9 * seconds, ("m@2", "canary", 500): seconds}
+        log.write({500: 10 * seconds, 503: 40 * seconds}, versions)
+        assert check_guards(LOOP, store) is None
+    log.close()
+    assert find_rolling(store, "e").percent == 10
+
+
+def test_failures_of_a_shadow_end_its_release(store, answer):
+    promote(store, "e", store.records.get(ModelVersion, "m@1"), "again")
+    start_release(store, "e", store.records.get(ModelVersion, "m@2"), steps=(0, 100))
+    for _ in range(30):
+        answer(False, 0.3)
+    log = FailureLog(store, "e")
+    log.write({}, {("m@2", "shadow", 500): 30})
+    ended = check_guards(LOOP, store)
+    assert ended.state == "rolled_back"
+    assert "30 of 30 requests to m@2 fail" in ended.decisions[-1].reason
+    log.close()
+
+
+def test_restarted_processes_share_the_error_of_one_release(store):
+    """A healthy candidate, watched by 30 processes one after the other: their permitted errors add up to one."""
+    release = find_rolling(store, "e")
+    permitted = []
+    for _ in range(30):
+        guards._watched.clear()
+        assert check_guards(LOOP, store) is None
+        [traffic] = guards._watched.values()
+        permitted.append(traffic.false_alarm)
+    assert sum(permitted) < FALSE_ALARM
+    assert permitted[0] == FALSE_ALARM / 2
+    events = store.records.events_since(0, kinds=["release"], subject=release.id)
+    assert [event.data["watch"] for event in events if event.verb == "guarded"] == list(range(1, 31))
+
+
+def test_a_restarted_process_does_not_count_failures_whose_answers_have_been_folded(store, answer):
+    """The candidate fails in 1 of 100 requests, which is tolerated. Its answers are folded, its failures are not."""
+    log = FailureLog(store, "e")
+    store.simulate(store.now())
+    for number in range(1000):
+        answer(True, number / 1000)
+    log.write({500: 10}, {("m@2", "canary", 500): 10})
+    fold_predictions(store, "e")
+    store.simulate(store.now() + timedelta(minutes=1))
+    guards._watched.clear()
+    answer(True, 0.5)
+    assert check_guards(LOOP, store) is None
+    [traffic] = guards._watched.values()
+    assert (traffic.errors.events, traffic.errors.trials) == (0, 1)
+    log.close()
+
+
+def test_blame_holds_its_error_at_any_rate_of_failures_and_finds_a_failing_candidate():
+    rng = np.random.default_rng(3)
+    false_alarms = 0
+    for _ in range(300):
+        guard, most = BlameGuard(0.1), 0.0
+        for second in range(200):
+            rate = 0.9 if second % 50 < 10 else 0.02
+            requests = rng.binomial(30, 0.1)
+            guard.add(rng.binomial(requests, rate), requests, rng.binomial(30 - requests, rate), 30 - requests)
+            most = max(most, guard.evidence)
+        false_alarms += most > 20
+    assert false_alarms / 300 <= 0.05, "Ville's inequality at 1 in 20"
+    failing = BlameGuard(0.1)
+    for _ in range(8):
+        failing.add(1, 1, 0, 9)
+    assert failing.evidence > 1000
 
 
 def test_without_a_release_nothing_is_read(store):
@@ -135,4 +214,4 @@ def test_a_rate_that_is_tolerated_rarely_trips_a_guard_however_often_it_is_looke
             most = max(most, guard.evidence)
     assert most < 1 / FALSE_ALARM
     guard.add(30, 100, 0.01)
-    assert guard.tripped
+    assert guard.tripped()

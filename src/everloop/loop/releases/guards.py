@@ -8,8 +8,13 @@ any time with a probability of at most 1 in 1,000 if it is not.
 Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86 (2024); the bound
 is Ville's inequality.
 
-The log of failed requests does not say which version failed. So the guard of errors tolerates the share of failures
-from before the release, and in addition `most_errors` of the candidate's requests.
+Two bets have to be won before failed requests end a release: that the candidate fails to answer more than the
+tolerated share of its requests, and that a failure is more often the candidate's than its share of the requests
+explains. So an outage that hits both versions ends no release.
+
+The evidence of a release is kept over all its steps. A process that begins to watch a release in its middle starts
+without evidence, and bets for a smaller part of the permitted error: the k-th one for 1 / k(k + 1) of it. All of them
+together are below the whole, however often processes are restarted.
 """
 
 from __future__ import annotations
@@ -43,6 +48,11 @@ _LEAST_LIMIT_S = 0.005
 """Differences below 5 ms are not slowness: a busy machine makes them."""
 _CHAMPION_TIMES = 500
 _LEAST_TIMES = 100
+_BLAME = (3.0, 10.0, 100.0)
+"""How many times as often as the champion's requests those of the candidate fail, in the bets on who is to blame."""
+_RECENT_REQUESTS = 200.0
+"""The candidate's share of the requests is measured over about this many of them."""
+_PRIOR_REQUESTS = 10.0
 _SAME_ANSWERS = 300
 """If this number of answers in a row are equal, and the champion's are not, the model is broken."""
 _HISTORY = timedelta(days=1)
@@ -73,15 +83,54 @@ class RateGuard:
         """The factor by which the bets have grown; above 1 / `FALSE_ALARM` the guard has tripped."""
         return math.exp(min(max(self._logs), 700.0)) / len(self._logs)
 
+    def tripped(self, false_alarm: float = FALSE_ALARM) -> bool:
+        """Whether the rate is above the tolerated one.
+
+        Args:
+            false_alarm: the probability of a wrong True, over all looks together.
+        """
+        return self.evidence > 1.0 / false_alarm
+
+
+class BlameGuard:
+    """Evidence that a failure is more often the candidate's than its share of the requests explains.
+
+    Each failure is a trial, and the candidate's are the events, so that it does not matter how many requests fail at
+    the same time. It bets that the candidate's requests fail several times as often as the champion's.
+
+    Args:
+        share: the candidate's share of the requests before any was seen.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._prior = share
+        self._candidate = self._both = 0.0
+        self._logs = [0.0] * len(_BLAME)
+
+    def add(self, failed: int, requests: int, champion_failed: int, champion_requests: int) -> None:
+        """Count the requests of both versions since the last call, including those that failed."""
+        kept = 0.5 ** ((requests + champion_requests) / _RECENT_REQUESTS)
+        self._candidate = kept * self._candidate + requests
+        self._both = kept * self._both + requests + champion_requests
+        share = (self._candidate + _PRIOR_REQUESTS * self._prior) / (self._both + _PRIOR_REQUESTS)
+        for index, multiple in enumerate(_BLAME):
+            # The probability that a failure is the candidate's, over its share.
+            factor = multiple / (multiple * share + 1.0 - share)
+            self._logs[index] += failed * math.log(factor) + champion_failed * math.log(factor / multiple)
+
     @property
-    def tripped(self) -> bool:
-        return self.evidence > 1.0 / FALSE_ALARM
+    def evidence(self) -> float:
+        return math.exp(min(max(self._logs), 700.0)) / len(self._logs)
 
 
 class ReleaseTraffic:
-    """What the guards know about the traffic of one step of a release. Not thread-safe."""
+    """What the guards know about the traffic of a release, over all its steps. Not thread-safe.
 
-    def __init__(self, store: Store, release: Release, canary: Canary) -> None:
+    Args:
+        watch: the number of this watch: 1 if no process has watched the release before.
+    """
+
+    def __init__(self, store: Store, release: Release, canary: Canary, watch: int = 1) -> None:
         from everloop.packages.signature import Signature
         from everloop.prediction_log.prediction_log import label_text
         from everloop.records import ModelVersion
@@ -89,11 +138,16 @@ class ReleaseTraffic:
         self.release = release
         self.canary = canary
         self.since = micros(step_started_at(release))
+        self._failures_since = self.since
+        self._began = False
+        self.false_alarm = FALSE_ALARM / (watch * (watch + 1))
         self.errors = RateGuard("errors")
         self.invalid = RateGuard("invalid answers")
         self.slow = RateGuard("slow answers")
         self.over_limit = RateGuard("answers over the limit")
+        self.blame = BlameGuard(0.5 if is_shadowing(release) else release.percent / 100)
         self.base_errors = _errors_before(store, release)
+        self._requests = {release.candidate: 0, release.previous: 0}
         signature = Signature.from_json(store.records.get(ModelVersion, release.candidate).signature)
         self.is_share = signature.task != "regression"
         self.classes = frozenset(label_text(value) for value in signature.classes)
@@ -106,43 +160,63 @@ class ReleaseTraffic:
     def read(self, store: Store) -> None:
         """Count what has been appended to the journals since the last call."""
         from everloop.prediction_log.failure_log import FAILURES, read_failures
-        from everloop.prediction_log.prediction_log import PREDICTIONS, decode_entry, stream_name
+        from everloop.prediction_log.prediction_log import PREDICTIONS, decode_entry, stream_name, table_name
         from everloop.stores.journals import list_journals
 
-        requests = 0
+        self._requests = dict.fromkeys(self._requests, 0)
+        is_first, self._began = not self._began, True
+        earliest = micros(store.now())
+        table = table_name(store, PREDICTIONS, self.release.endpoint)
         for path in list_journals(store.journals, stream_name(store, PREDICTIONS, self.release.endpoint)):
+            if is_first:
+                # A journal may hold months of answers. Most of them have been folded.
+                self.offsets[path.name] = max(0, store.tables.last_batch(table, path.name))
             for payload in self._new_frames(path):
                 for group in decode_entry(payload).groups:
                     if group.arrived >= self.since:
-                        requests += self._count(group)
-        failed = 0
+                        earliest = min(earliest, group.arrived)
+                        self._count(group)
+        if is_first:
+            # Answers may have been folded for longer than failures. Failures without the answers beside them would
+            # look like a higher rate.
+            self._failures_since = max(self.since, earliest)
+        failed = dict.fromkeys(self._requests, 0)
         for path in list_journals(store.journals, stream_name(store, FAILURES, self.release.endpoint)):
             for payload in self._new_frames(path):
-                at, counts = read_failures(payload)
-                if at >= self.since:
-                    failed += sum(count for status, count in counts.items() if status >= 500)
-        if requests + failed:
-            tolerated = self.base_errors + self.release.percent / 100 * self.canary.most_errors
-            self.errors.add(failed, requests + failed, min(tolerated, 0.5))
+                entry = read_failures(payload)
+                if entry.at >= self._failures_since:
+                    for version, _, _, count in entry.versions:
+                        failed[version] = failed.get(version, 0) + count
+        candidate, champion = self.release.candidate, self.release.previous
+        requests = self._requests[candidate] + failed[candidate]
+        tolerated = min(self.base_errors + self.canary.most_errors, 0.5)
+        self.errors.add(failed[candidate], requests, tolerated)
+        self.blame.add(failed[candidate], requests, failed[champion], self._requests[champion] + failed[champion])
 
     def problem(self) -> tuple[str, dict[str, Json]] | None:
         """Return why the release has to end, with the evidence; None if no guard has tripped."""
         texts = {
-            self.errors: "requests fail",
+            self.errors: f"requests to {self.release.candidate} fail",
             self.invalid: f"answers of {self.release.candidate} are invalid",
             self.slow: f"answers of {self.release.candidate} take more than {self._limit_s * 1000:.3g} ms, "
             f"{self.canary.slowdown:g} times what 99 % of the champion's take",
             self.over_limit: f"answers of {self.release.candidate} take more than {self.canary.p99_ms or 0:g} ms",
         }
         for guard, text in texts.items():
-            if guard.tripped:
+            if guard.tripped(self.false_alarm):
+                if guard is self.errors and self.blame.evidence <= 1.0 / self.false_alarm:
+                    # The champion's requests fail as well.
+                    continue
                 reason = f"{guard.events:,} of {guard.trials:,} {text}"
                 evidence: dict[str, Json] = {
                     "guard": guard.name,
                     "events": guard.events,
                     "trials": guard.trials,
                     "evidence": guard.evidence,
+                    "needed": 1.0 / self.false_alarm,
                 }
+                if guard is self.errors:
+                    evidence["blame"] = self.blame.evidence
                 return reason, evidence
         full = len(self.last_scores) == len(self.champion_scores) == _SAME_ANSWERS
         if full and len(set(self.last_scores)) == 1 and len(set(self.champion_scores)) > 1:
@@ -167,10 +241,11 @@ class ReleaseTraffic:
         self.offsets[path.name] = end
         return frames
 
-    def _count(self, group: Group) -> int:
-        """Count the answers of one version to a request; returns how many requests these are, for a client."""
+    def _count(self, group: Group) -> None:
+        """Count the answers of one version to a request."""
         candidate = group.version == self.release.candidate and group.role in ("canary", "shadow")
         if candidate:
+            self._requests[group.version] += 1
             bad = sum(not self._is_valid(score) for score in group.scores)
             bad += sum(label not in self.classes for label in group.labels or ()) if self.classes else 0
             self.invalid.add(min(bad, len(group.scores)), len(group.scores), self.canary.most_errors)
@@ -181,9 +256,9 @@ class ReleaseTraffic:
             if self.canary.p99_ms is not None:
                 self.over_limit.add(int(group.seconds * 1000 > self.canary.p99_ms), 1, 0.01)
         elif group.version == self.release.previous and group.role == "champion":
+            self._requests[group.version] += 1
             self.champion_times.append(group.seconds)
             self.champion_scores.extend(map(_comparable, group.scores))
-        return int(group.role in ("champion", "canary"))
 
     def _champion_limit(self) -> float:
         times = sorted(self.champion_times)
@@ -228,8 +303,8 @@ def check_guards(loop: Loop, store: Store) -> Release | None:
 def _traffic_of(store: Store, release: Release, canary: Canary) -> ReleaseTraffic:
     key = (f"{store.tables.root}@{store.project}", release.id)
     kept = _watched.pop(key, None)
-    if kept is None or kept.since != micros(step_started_at(release)) or kept.canary != canary:
-        kept = ReleaseTraffic(store, release, canary)
+    if kept is None or kept.canary != canary:
+        kept = ReleaseTraffic(store, release, canary, _next_watch(store, release))
     kept.release = release
     _watched[key] = kept
     while len(_watched) > _MOST_WATCHED:
@@ -237,19 +312,33 @@ def _traffic_of(store: Store, release: Release, canary: Canary) -> ReleaseTraffi
     return kept
 
 
+def _next_watch(store: Store, release: Release) -> int:
+    """Count the processes that have begun to watch a release, this one included. Each is an event."""
+    seen, watches = 0, 1
+    while True:
+        events = store.records.events_since(seen, kinds=["release"], subject=release.id)
+        if not events:
+            break
+        watches += sum(event.verb == "guarded" for event in events)
+        seen = events[-1].seq
+    store.records.append_event("guarded", "release", release.id, release.key, {"watch": watches})
+    return watches
+
+
 def _errors_before(store: Store, release: Release) -> float:
     """The share of requests that failed in the day before the release, with room for chance."""
     import polars as pl
 
-    from everloop.prediction_log.failure_log import FAILURES
+    from everloop.prediction_log.failure_log import client_failures
     from everloop.prediction_log.prediction_log import PREDICTIONS, table_name
 
     since, until = release.created_at - _HISTORY, release.created_at
     failed = answered = 0
-    failures, predictions = (table_name(store, what, release.endpoint) for what in (FAILURES, PREDICTIONS))
-    if store.tables.exists(failures):
-        rows = store.tables.scan(failures, since=since, until=until).filter(pl.col("status") >= 500)
+    failures = client_failures(store, release.endpoint, since=since, until=until)
+    if failures is not None:
+        rows = failures.filter(pl.col("status") >= 500)
         failed = int(rows.select(pl.col("requests").sum()).collect().item() or 0)
+    predictions = table_name(store, PREDICTIONS, release.endpoint)
     if store.tables.exists(predictions):
         answered = store.tables.scan(predictions, since=since, until=until).select(pl.len()).collect().item()
     return (failed + 2.0 * math.sqrt(failed) + 1.0) / (answered + failed + 200.0)
@@ -259,4 +348,4 @@ def _comparable(score: Any) -> Any:
     return tuple(score) if isinstance(score, list) else score
 
 
-__all__ = ["FALSE_ALARM", "RateGuard", "ReleaseTraffic", "check_guards"]
+__all__ = ["FALSE_ALARM", "BlameGuard", "RateGuard", "ReleaseTraffic", "check_guards"]

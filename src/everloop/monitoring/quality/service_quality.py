@@ -306,15 +306,13 @@ def _failures(
     """Server errors and refused requests in each window."""
     import polars as pl
 
-    from everloop.prediction_log.failure_log import FAILURES, fold_failures
-    from everloop.prediction_log.prediction_log import table_name
+    from everloop.prediction_log.failure_log import client_failures, fold_failures
 
     if not store.read_only:
         fold_failures(store, endpoint)
-    table = table_name(view, FAILURES, endpoint)
-    if not view.tables.exists(table):
+    rows = client_failures(view, endpoint, since=starts[0], until=starts[-1] + span)
+    if rows is None:
         return dict.fromkeys(starts, (0, 0))
-    rows = view.tables.scan(table, since=starts[0], until=starts[-1] + span)
     content = ~pl.col("status").is_in(_NOT_CONTENT) & (pl.col("status") < 500)
     counts = {}
     for start in starts:

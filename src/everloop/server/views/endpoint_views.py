@@ -202,17 +202,14 @@ def _traffic(store: Store, name: str) -> tuple[list[TrafficPoint], str, datetime
 def _failures(store: Store, name: str, since: datetime) -> dict[str, int]:
     import polars as pl
 
-    from everloop.prediction_log.failure_log import FAILURES, fold_failures
-    from everloop.prediction_log.prediction_log import table_name
+    from everloop.prediction_log.failure_log import client_failures, fold_failures
 
     if not store.read_only:
         fold_failures(store, name)
-    table = table_name(store, FAILURES, name)
-    if not store.tables.exists(table):
+    rows = client_failures(store, name, since=since)
+    if rows is None:
         return {}
-    counts = (
-        store.tables.scan(table, since=since).group_by("status").agg(pl.col("requests").sum()).sort("status").collect()
-    )
+    counts = rows.group_by("status").agg(pl.col("requests").sum()).sort("status").collect()
     return {str(status): int(requests) for status, requests in counts.iter_rows()}
 
 

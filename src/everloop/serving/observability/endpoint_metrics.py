@@ -85,6 +85,7 @@ class Metrics:
         self._log_backlog = self._cells.counter("gauge", "log_backlog")
         self._responses: dict[tuple[str, int], Counter] = {}
         self._predictions: dict[tuple[str, str], Counter] = {}
+        self._failures: dict[tuple[str, str, int], int] = {}
         self._latency = [self._cells.counter("latency", str(number)) for number in range(len(BUCKETS_S) + 1)]
         self._latency_ns = self._cells.counter("latency_ns")
 
@@ -101,6 +102,18 @@ class Metrics:
             if status >= 400:
                 failed[status] = failed.get(status, 0) + counter.value
         return failed
+
+    def count_failure(self, version: str, role: str, status: int) -> None:
+        """Count a request that a version failed to score. Each role is counted by one thread only."""
+        key = (version, role, status)
+        self._failures[key] = self._failures.get(key, 0) + 1
+
+    def failed_versions(self) -> dict[tuple[str, str, int], int]:
+        """The requests that a version of this process failed to score, by version, role and status of the response.
+
+        May be called from any thread.
+        """
+        return self._failures.copy()
 
     def count_predictions(self, version: str, role: str, rows: int) -> None:
         counter = self._predictions.get((version, role))

@@ -47,6 +47,8 @@ class Request:
     """The protocol's function for it, once found. The request has been authorized then."""
     decided: dict[str, str] | None = None
     """How it ends if a thread scores it: the thread or the deadline, whichever writes first. See `claim`."""
+    scored_by: tuple[str, str] | None = None
+    """The version that is scoring it, and its role; if the request fails now, it is the version's failure."""
 
     def claim(self) -> None:
         """Decide that the request will be answered, before anything is logged for it.
