@@ -10,7 +10,7 @@ import pytest
 from everloop.errors import NotFoundError
 from everloop.loop.column_report import report_columns
 from everloop.loop.lineage import trace_lineage
-from everloop.loop.releases.rollout import promote
+from everloop.loop.releases.promotion import promote
 from everloop.prediction_log.prediction_log import PREDICTIONS, table_name
 from everloop.records import Alias, Artifact, EndpointRecord, ModelVersion, Run, Snapshot, Source, StepRun
 from everloop.stores import open_store

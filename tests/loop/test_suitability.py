@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from everloop.errors import ConflictError, UsageError
-from everloop.loop.releases.rollout import promote
+from everloop.loop.releases.promotion import promote
 from everloop.loop.suitability import check_purpose
 from everloop.records import ModelVersion
 from everloop.stores import open_store

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from everloop.loop.project import Project as Project, load_project as load_project
     from everloop.loop.project_features import backfill as backfill, materialize as materialize
     from everloop.loop.releases.guards import check_guards as check_guards
+    from everloop.loop.releases.promotion import move_alias as move_alias, promote as promote, roll_back as roll_back
     from everloop.loop.releases.release_control import (
         approve_release as approve_release,
         pause_release as pause_release,
@@ -40,13 +41,7 @@ if TYPE_CHECKING:
         resume_release as resume_release,
     )
     from everloop.loop.releases.release_declarations import Canary as Canary, Endpoint as Endpoint
-    from everloop.loop.releases.rollout import (
-        abort_release as abort_release,
-        advance_release as advance_release,
-        move_alias as move_alias,
-        promote as promote,
-        roll_back as roll_back,
-    )
+    from everloop.loop.releases.rollout import abort_release as abort_release, advance_release as advance_release
     from everloop.loop.triggers.commit_trigger import OnCommit as OnCommit
     from everloop.loop.triggers.retrain_limits import RetrainLimits as RetrainLimits
     from everloop.loop.triggers.schedules import Every as Every
@@ -89,7 +84,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "releases.guards": ["check_guards"],
         "releases.release_control": ["approve_release", "pause_release", "reject_release", "resume_release"],
         "releases.release_declarations": ["Canary", "Endpoint"],
-        "releases.rollout": ["abort_release", "advance_release", "move_alias", "promote", "roll_back"],
+        "releases.promotion": ["move_alias", "promote", "roll_back"],
+        "releases.rollout": ["abort_release", "advance_release"],
         "triggers.commit_trigger": ["OnCommit"],
         "triggers.retrain_limits": ["RetrainLimits"],
         "triggers.schedules": ["Every"],

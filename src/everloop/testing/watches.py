@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from everloop.errors import EmptySampleError
-from everloop.loop.releases.rollout import promote
+from everloop.loop.releases.promotion import promote
 from everloop.loop.watches.watch_protocol import WatchContext, check_watch, watch_name
 from everloop.loop.watches.window_checks import check_windows, due_windows, window_start
 from everloop.records import Finding, ModelVersion

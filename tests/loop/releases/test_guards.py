@@ -13,7 +13,8 @@ import pytest
 from everloop.loop import Canary, Endpoint, check_guards
 from everloop.loop.releases import guards
 from everloop.loop.releases.guards import FALSE_ALARM, BlameGuard, RateGuard
-from everloop.loop.releases.rollout import find_rolling, promote, start_release
+from everloop.loop.releases.promotion import promote
+from everloop.loop.releases.rollout import find_rolling, start_release
 from everloop.prediction_log.failure_log import FailureLog
 from everloop.prediction_log.prediction_log import Group, PredictionLog, fold_predictions
 from everloop.records import EndpointRecord, ModelVersion, Release

@@ -20,8 +20,9 @@ from everloop.loop import (
 )  # fmt: skip
 from everloop.loop.gates.gate_checks import GateOutcome
 from everloop.loop.releases import release_steps
+from everloop.loop.releases.promotion import promote
 from everloop.loop.releases.release_steps import move_rollout, needs
-from everloop.loop.releases.rollout import champion_of, find_rolling, promote, start_release
+from everloop.loop.releases.rollout import champion_of, find_rolling, start_release
 from everloop.records import EndpointRecord, ModelVersion, Release
 from everloop.stores import open_store
 

@@ -170,7 +170,9 @@ def test_only_one_of_two_concurrent_decisions_succeeds(store):
 def test_a_failure_during_a_decision_changes_nothing(store, monkeypatch):
     start_release(store, "e", version(store, 1))
     release = start_release(store, "e", version(store, 2), steps=(50, 100))
-    monkeypatch.setattr("everloop.loop.releases.rollout._set_state", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(
+        "everloop.loop.releases.rollout.set_version_state", lambda *_: (_ for _ in ()).throw(OSError("gone"))
+    )
     with pytest.raises(OSError, match="gone"):
         advance_release(store, release, "last step")
     assert champion_of(store, "m") == "m@1"

@@ -12,7 +12,8 @@ from tests.monitoring.incidents.incident_records import change, put_incident
 
 import everloop as el
 from everloop.errors import UsageError
-from everloop.loop.releases.rollout import promote, start_release
+from everloop.loop.releases.promotion import promote
+from everloop.loop.releases.rollout import start_release
 from everloop.loop.triggers.trigger_checks import MOST_LOST, find_due, last_run
 from everloop.loop.triggers.trigger_contexts import make_context
 from everloop.loop.triggers.trigger_protocol import check_trigger

@@ -16,7 +16,7 @@ from datetime import timedelta
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from everloop.errors import ConflictError, CorruptionError, NotFoundError
+from everloop.errors import ConflictError, CorruptionError
 from everloop.records import (
     Alias,
     Decision,
@@ -29,7 +29,6 @@ from everloop.records import (
     ReleaseState,
     Route,
 )
-from everloop.registry.aliases import ANYONE, check_holder
 from everloop.registry.approvals import check_usable
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def start_release(
             reason = "; ".join(f"{gate.gate}: {gate.message}" for gate in failed)
             release = decided(release, store, "reject", 0.0, reason, state="rejected")
             store.records.put(release, verb="rejected", data={"reason": reason})
-            _set_state(store, candidate.key, "rejected")
+            set_version_state(store, candidate.key, "rejected")
             return release
         _supersede(store, endpoint)
         if champion is None:
@@ -130,7 +129,7 @@ def start_release(
         store.records.put(release)
         if release.steps[0] >= 100:
             return _complete_or_wait(store, release, reason, {})
-        _route(store, release, champion, release.steps[0])
+        set_routes(store, release, champion, release.steps[0])
         return release
 
 
@@ -152,7 +151,7 @@ def advance_release(store: Store, release: Release, reason: str, evidence: dict[
             return _complete_or_wait(store, release, reason, evidence or {})
         moved = decided(release, store, "advance", later[0], reason, evidence)
         (moved,) = store.records.update(moved, verb="advanced", data={"percent": later[0], "reason": reason})
-        _route(store, release, release.previous, later[0])
+        set_routes(store, release, release.previous, later[0])
         return moved
 
 
@@ -191,76 +190,8 @@ def abort_release(
         ended = decided(release, store, "roll_back", 0.0, reason, evidence, state=state)
         (ended,) = store.records.update(ended, verb=state, data={"reason": reason})
         if release.previous is not None:
-            _route(store, release, release.previous, None)
-        _set_state(store, release.candidate, "rolled_back" if state == "rolled_back" else "registered")
-        return ended
-
-
-def promote(store: Store, endpoint: str, version: ModelVersion, reason: str) -> Release:
-    """Give a version all the traffic now, by a person's decision instead of evidence.
-
-    Returns:
-        The new release. If the version has all the traffic already, the release that gave it.
-
-    Raises:
-        ApprovalError: a policy on the champion requires more approvals.
-        ConflictError: the version has no package, or is archived.
-    """
-    with store.records.transaction():
-        endpoints = store.records.find(EndpointRecord, ("name", "=", endpoint), limit=1)
-        answering = [route.version for route in endpoints[0].routes if route.role != "shadow"] if endpoints else []
-        if answering == [version.key] and champion_of(store, version.model) == version.key:
-            completed = _completed(store, endpoint, version.key)
-            if completed:
-                return completed[0]
-        return start_release(store, endpoint, version, steps=(100.0,), trigger="promote", reason=reason)
-
-
-def move_alias(
-    store: Store, model: str, alias: str, version_key: str, reason: str, *, expect: str | None = ANYONE
-) -> Alias:
-    """Move an alias as `set_alias` does. If it is the champion of an endpoint, the traffic moves with it."""
-    from everloop.registry import find_alias, get_version, set_alias
-
-    with store.records.transaction():
-        held = check_holder(store, model, alias, expect)
-        version = get_version(store, version_key)
-        endpoints = store.records.find(EndpointRecord, ("model", "=", model), limit=1) if alias == CHAMPION else []
-        if endpoints and version.model == model and (held is None or held.version != version.key):
-            promote(store, endpoints[0].name, version, reason)
-            moved = find_alias(store, model, alias)
-            if moved is not None:
-                return moved
-        return set_alias(store, model, alias, version.key, reason=reason, expect=expect)
-
-
-def roll_back(store: Store, endpoint: str, reason: str) -> Release:
-    """Undo the newest release: end its rollout, or give the traffic back to the previous champion.
-
-    Raises:
-        NotFoundError: nothing was released to the endpoint, or there is no previous champion.
-    """
-    with store.records.transaction():
-        current = find_rolling(store, endpoint)
-        if current is not None:
-            return abort_release(store, current, reason)
-        record = store.records.get(EndpointRecord, endpoint)
-        champion = champion_of(store, record.model)
-        completed = _completed(store, endpoint, champion) or _completed(store, endpoint)
-        if not completed:
-            raise NotFoundError(f"Nothing has been released to endpoint '{endpoint}'.", help="See: everloop release ls")
-        # A release that gave the champion its traffic back changed no version, so the release before it is undone.
-        last = next((release for release in completed if release.previous != release.candidate), completed[0])
-        if last.previous is None:
-            raise NotFoundError(
-                f"'{last.candidate}' is the first champion of '{endpoint}', so there is none to go back to.",
-                help="Promote another version with: everloop models promote MODEL@N",
-            )
-        ended = decided(last, store, "roll_back", 0.0, reason, state="rolled_back")
-        (ended,) = store.records.update(ended, verb="rolled_back", data={"reason": reason})
-        _set_champion(store, last.previous, reason, {"rolled_back": last.candidate})
-        _set_state(store, last.candidate, "rolled_back")
-        _route(store, last, last.previous, None)
+            set_routes(store, release, release.previous, None)
+        set_version_state(store, release.candidate, "rolled_back" if state == "rolled_back" else "registered")
         return ended
 
 
@@ -285,18 +216,6 @@ def step_started_at(release: Release) -> datetime:
         f"The release of {release.candidate} to '{release.endpoint}' has {release.percent:g} percent of the traffic, "
         f"but its record has no decision that started or advanced it.",
         help=f"End it with: everloop release rollback {quote(release.endpoint)}",
-    )
-
-
-def _completed(store: Store, endpoint: str, candidate: str | None = None) -> list[Release]:
-    """Return the releases that took all the traffic, newest first."""
-    conditions = [("candidate", "=", candidate)] if candidate else []
-    return store.records.find(
-        Release,
-        ("endpoint", "=", endpoint),
-        ("state", "=", "completed"),
-        *conditions,  # type: ignore[arg-type]
-        order="-created_at",
     )
 
 
@@ -393,13 +312,13 @@ def _complete_or_wait(store: Store, release: Release, reason: str, evidence: dic
 def _complete(store: Store, release: Release, reason: str, evidence: dict[str, Json]) -> Release:
     completed = decided(release, store, "complete", 100.0, reason, evidence, state="completed")
     (completed,) = store.records.update(completed, verb="completed", data={"reason": reason})
-    _set_champion(store, release.candidate, reason, {"release": release.id, **evidence})
-    _set_state(store, release.candidate, "released")
-    _route(store, release, release.candidate, None)
+    set_champion(store, release.candidate, reason, {"release": release.id, **evidence})
+    set_version_state(store, release.candidate, "released")
+    set_routes(store, release, release.candidate, None)
     return completed
 
 
-def _set_champion(store: Store, version: str, reason: str, evidence: dict[str, Json]) -> None:
+def set_champion(store: Store, version: str, reason: str, evidence: dict[str, Json]) -> None:
     from everloop.registry import set_alias
 
     set_alias(store, version.rpartition("@")[0], CHAMPION, version, reason=reason, evidence=evidence)
@@ -419,7 +338,7 @@ def _endpoint(store: Store, name: str, model: str) -> EndpointRecord:
     return store.records.get(EndpointRecord, name)
 
 
-def _route(store: Store, release: Release, champion: str | None, percent: float | None) -> None:
+def set_routes(store: Store, release: Release, champion: str | None, percent: float | None) -> None:
     """Set the routes of a release's endpoint.
 
     Args:
@@ -444,7 +363,7 @@ def _route(store: Store, release: Release, champion: str | None, percent: float 
     )
 
 
-def _set_state(
+def set_version_state(
     store: Store, version: str, state: Literal["registered", "rejected", "released", "rolled_back", "archived"]
 ) -> None:
     record = store.records.get(ModelVersion, version)

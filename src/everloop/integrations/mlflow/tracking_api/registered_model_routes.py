@@ -33,7 +33,7 @@ from everloop.integrations.mlflow.tracking_api.registry_lookup import (
     touch_model,
 )
 from everloop.integrations.mlflow.tracking_api.serializers import version_out
-from everloop.loop.releases.rollout import move_alias
+from everloop.loop.releases.promotion import move_alias
 from everloop.records import AliasPolicy, RegisteredModel
 from everloop.registry.aliases import remove_alias, set_alias
 from everloop.registry.annotations import MOST_TEXT, check_unused
