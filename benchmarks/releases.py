@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from everloop.loop.releases.metric_influence import measure_gain
-from everloop.loop.releases.sequential_test import look
+from everloop.loop.releases.sequential_test import LEAST_GROWTH, look
+from everloop.training.metrics import get_metric
 
 DAYS = 60
 
@@ -40,7 +41,6 @@ class Stream:
     """Labels arrive once a week."""
     per_key: int = 1
     """Rows of each key, which share their error."""
-    noise: dict[float, float] = field(default_factory=dict)
 
 
 STREAMS = (
@@ -57,16 +57,16 @@ STREAMS = (
 )
 
 
-def draw(stream, rng, quality):
+def draw(stream, rng, quality, day_count=DAYS):
     """Labels, champion's scores, candidate's scores, days and keys of one stream; `quality` above 0 is better."""
-    rows = DAYS * stream.per_day
-    days = np.repeat(np.arange(DAYS), stream.per_day)
+    rows = day_count * stream.per_day
+    days = np.repeat(np.arange(day_count), stream.per_day)
     keys = np.arange(rows) // stream.per_key
 
     def noise(scale=1.0):
         return scale * np.repeat(rng.normal(size=keys[-1] + 1), stream.per_key)[:rows]
 
-    daily = stream.day_effect * rng.normal(size=DAYS)[days]
+    daily = stream.day_effect * rng.normal(size=day_count)[days]
     shared = noise()
     if stream.metric in ("rmse", "mae"):
         spread = rng.standard_t(5, size=rows) if stream.heavy else rng.normal(size=rows)
@@ -85,19 +85,27 @@ def draw(stream, rng, quality):
 
 
 def calibrated(stream, gain):
-    """The quality at which the candidate's expected gain has a value, found on 1.2 million rows."""
+    """The quality at which the candidate's expected gain has a value, found on 600,000 rows of 20,000 days.
+
+    The days are many, because the gain of a stream whose days differ depends on them and not on the rows. What the two
+    models gain on rows where they are equal is subtracted, since it is chance.
+    """
     if gain == 0 and not stream.day_effect:
         return 0.0
-    big = Stream(**{**stream.__dict__, "per_day": 20_000, "per_key": 1})
+    big = Stream(**{**stream.__dict__, "per_day": 30, "per_key": 1})
+    equal = Stream(**{**big.__dict__, "day_effect": 0.0})
 
-    def gain_of(quality):
-        labels, other, own, _, _ = draw(big, np.random.default_rng(99), quality)
-        return measure_gain(stream.metric, labels, own, other).gain
+    def gain_of(quality, kind=big):
+        labels, other, own, _, _ = draw(kind, np.random.default_rng(99), quality, 20_000)
+        metric = get_metric(stream.metric)
+        sign = 1.0 if metric.greater_is_better else -1.0
+        return sign * (metric.prepare(labels, own)(None) - metric.prepare(labels, other)(None))
 
-    low, high = -1.0, 1.0
-    for _ in range(9):
+    wanted = gain + gain_of(0.0, equal)
+    low, high = -2.0, 2.0
+    for _ in range(14):
         middle = (low + high) / 2
-        low, high = (middle, high) if gain_of(middle) < gain else (low, middle)
+        low, high = (middle, high) if gain_of(middle) < wanted else (low, middle)
     return (low + high) / 2
 
 
@@ -108,7 +116,8 @@ def outcome(stream, rng, quality, rule, margin):
     step = 7 if stream.clumps else 1
     for day in range(step, DAYS + 1, step):
         rows = day * stream.per_day
-        if rows < 200:
+        if rows < max(200, LEAST_GROWTH * max(looks, default=0)):
+            # Such a look would not count.
             continue
         part = slice(0, rows)
         measured = measure_gain(stream.metric, labels[part], own[part], other[part], keys=keys[part], days=days[part])

@@ -52,7 +52,8 @@ def answer(store):
             [
                 Group(
                     request=new_id(now), arrived=micros(now), seconds=seconds, version=version, role=role,
-                    inputs=inputs, positions=None, entities=None, events=None, scores=[score], labels=[label],
+                    inputs=inputs, positions=None, entities=None, events=None, scores=[score],
+                    labels=None if label is None else [label],
                     rows=[[1.0]],
                 )
             ]
@@ -118,6 +119,32 @@ def test_failed_requests_end_a_release_and_client_errors_do_not(store, answer):
     ended = check_guards(LOOP, store)
     assert ended.decisions[-1].evidence["guard"] == "errors"
     log.close()
+
+
+REGRESSION = {"task": "regression", "inputs": [{"name": "price", "type": "float"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [
+        (lambda value: value * 1000, True),
+        (lambda value: value - 5000, True),
+        (lambda value: 1.3 * value + 5, False),
+    ],
+)
+def test_answers_in_another_unit_end_a_release_and_other_estimates_do_not(store, answer, kind, ends):
+    for version in store.records.find(ModelVersion):
+        store.records.update(replace(version, signature=REGRESSION))
+    rng = np.random.default_rng(8)
+    for _ in range(100):
+        answer(False, float(rng.lognormal(3, 1)), label=None)
+    for _ in range(150):
+        answer(False, float(rng.lognormal(3, 1)), label=None)
+        answer(True, kind(float(rng.lognormal(3, 1))), label=None)
+    found = check_guards(LOOP, store)
+    assert (found is not None) == ends
+    if ends:
+        assert found.decisions[-1].evidence["guard"] == "far answers"
 
 
 def test_an_outage_of_the_whole_endpoint_ends_no_release(store, answer):

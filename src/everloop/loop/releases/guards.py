@@ -1,4 +1,4 @@
-"""Guards of a rollout that need no labels: failed requests, invalid answers, answers that are all the same, slowness.
+"""Guards of a rollout that need no labels: failed requests, invalid, far or equal answers, and slowness.
 
 `check_guards` follows the journals that the endpoint's processes append to, and reads only what is new, so it can run
 every second beside the reconciler. A guard that is looked at every second must not raise the error of its test. Each
@@ -143,6 +143,7 @@ class ReleaseTraffic:
         self.false_alarm = FALSE_ALARM / (watch * (watch + 1))
         self.errors = RateGuard("errors")
         self.invalid = RateGuard("invalid answers")
+        self.far = RateGuard("far answers")
         self.slow = RateGuard("slow answers")
         self.over_limit = RateGuard("answers over the limit")
         self.blame = BlameGuard(0.5 if is_shadowing(release) else release.percent / 100)
@@ -198,6 +199,7 @@ class ReleaseTraffic:
         texts = {
             self.errors: f"requests to {self.release.candidate} fail",
             self.invalid: f"answers of {self.release.candidate} are invalid",
+            self.far: f"answers of {self.release.candidate} are far outside the range of the champion's",
             self.slow: f"answers of {self.release.candidate} take more than {self._limit_s * 1000:.3g} ms, "
             f"{self.canary.slowdown:g} times what 99 % of the champion's take",
             self.over_limit: f"answers of {self.release.candidate} take more than {self.canary.p99_ms or 0:g} ms",
@@ -249,6 +251,12 @@ class ReleaseTraffic:
             bad = sum(not self._is_valid(score) for score in group.scores)
             bad += sum(label not in self.classes for label in group.labels or ()) if self.classes else 0
             self.invalid.add(min(bad, len(group.scores)), len(group.scores), self.canary.most_errors)
+            spread = self._champion_range()
+            if spread is not None:
+                low, high = spread
+                self.far.add(
+                    sum(not low <= score <= high for score in group.scores), len(group.scores), self.canary.most_errors
+                )
             self.last_scores.extend(map(_comparable, group.scores))
             if len(self.champion_times) >= _LEAST_TIMES:
                 self._limit_s = self._champion_limit()
@@ -264,6 +272,17 @@ class ReleaseTraffic:
         times = sorted(self.champion_times)
         p99 = times[min(len(times) - 1, int(0.99 * len(times)))]
         return max(self.canary.slowdown * p99, p99 + _LEAST_LIMIT_S)
+
+    def _champion_range(self) -> tuple[float, float] | None:
+        """The range of the champion's last numbers, and as much again on both sides; None for classes or too few.
+
+        The candidate may see other rows, and rightly answer some of them beyond what the champion has answered lately.
+        An answer beyond this range is not of that kind, but for example in another unit.
+        """
+        if self.is_share or len(self.champion_scores) < _LEAST_TIMES:
+            return None
+        low, high = min(self.champion_scores), max(self.champion_scores)
+        return (low - (high - low), high + (high - low)) if high > low else None
 
     def _is_valid(self, score: Any) -> bool:
         values = score if isinstance(score, list) else (score,)
