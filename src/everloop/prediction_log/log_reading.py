@@ -108,10 +108,10 @@ def read_labels(
         since: only labels with `since <= event_at < until`.
     """
     fold_logs(store, endpoint)
-    return _newest_labels(_label_rows(store, endpoint, since, until))
+    return newest_labels(label_rows(store, endpoint, since, until))
 
 
-def _label_rows(store: Store, endpoint: str, since: datetime | None, until: datetime | None) -> pl.LazyFrame:
+def label_rows(store: Store, endpoint: str, since: datetime | None, until: datetime | None) -> pl.LazyFrame:
     import polars as pl
 
     table = table_name(store, LABELS, endpoint)
@@ -120,7 +120,7 @@ def _label_rows(store: Store, endpoint: str, since: datetime | None, until: date
     return store.tables.scan(table, since=since, until=until)
 
 
-def _newest_labels(labels: pl.LazyFrame) -> pl.LazyFrame:
+def newest_labels(labels: pl.LazyFrame) -> pl.LazyFrame:
     newest_last = labels.sort("arrived_at", maintain_order=True)
     return newest_last.unique(["entity", "event_at"], keep="last", maintain_order=True)
 
@@ -156,13 +156,13 @@ def read_labelled(
     # Only the labels and predictions with the keys of these rows concern them. The keys are far smaller than the rows.
     keys = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming").lazy()
     # In the order of the table, because of two labels that arrived together the last one counts.
-    stored = _label_rows(store, endpoint, since, latest)
+    stored = label_rows(store, endpoint, since, latest)
     labels = stored.join(keys, on="entity", how="semi", maintain_order="left").collect(engine="streaming")
     # Any later prediction may be nearer to a label, of any version.
     last = pl.lit(labels["event_at"].max(), dtype=pl.Datetime("us", "UTC"))
     made = read_predictions(store, endpoint, since).filter(pl.col("event_at") <= last).select(_MATCHED)
     of_keys = made.join(labels.lazy().select("entity").unique(), on="entity", how="semi").collect(engine="streaming")
-    labels_of_rows = _newest_labels(labels.lazy()).select(
+    labels_of_rows = newest_labels(labels.lazy()).select(
         "entity",
         pl.col("event_at").alias("label_event_at"),
         pl.col("value").alias("_value"),
@@ -171,9 +171,9 @@ def read_labelled(
     )
     matched = match_labels(of_keys.lazy(), labels_of_rows, within).collect().lazy()
     joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
-    numbers = [_actual(store, wanted).alias("actual")]
+    numbers = [encoded_label(store, wanted).alias("actual")]
     if "label" in joined.collect_schema().names():
-        numbers.append(_actual(store, wanted, "label").alias("predicted"))
+        numbers.append(encoded_label(store, wanted, "label").alias("predicted"))
     return joined.with_columns(numbers).drop("_value", "_base")
 
 
@@ -316,7 +316,7 @@ def _find_journaled(store: Store, endpoint: str, id: str) -> Prediction | None:
     return None
 
 
-def _actual(store: Store, predictions: pl.LazyFrame, column: str = "actual_text") -> pl.Expr:
+def encoded_label(store: Store, predictions: pl.LazyFrame, column: str = "actual_text") -> pl.Expr:
     """The label encoded as a number like the version's scores; for the column `label`, the predicted class."""
     import polars as pl
 

@@ -22,9 +22,9 @@ from everloop.prediction_log.aggregates.aggregate_rows import (
     new_generation,
     to_frame,
 )
+from everloop.prediction_log.aggregates.hour_matching import HOUR
 from everloop.prediction_log.aggregates.hourly_cells import CellKey, HourlyCell, cells_of, decode_sum
 from everloop.prediction_log.aggregates.label_cells import (
-    HOUR,
     chunks_of_hours,
     encode_labels,
     hours_of_labels,
@@ -164,6 +164,7 @@ class _Counting:
             self._tables.drop(self.table)
         made = self._pending(self._predictions)
         labels = self._pending(table_name(self._store, LABELS, self._endpoint))
+        matched = self._labels_counted(None) >= 0
         if made is None and labels is None:
             return None
         hours: set[datetime] = set()
@@ -180,7 +181,7 @@ class _Counting:
                 for (version,), of_version in part.group_by("version", maintain_order=True):
                     self._bins_of(str(version))
                     cells.add(of_version, str(version))
-                hours |= hours_of_predictions(self._store, self._endpoint, part)
+                hours |= hours_of_predictions(self._store, self._endpoint, part, matched=matched)
             rows += cells.rows()
         for new in labels.slices(["entity", "event_at", "arrived_at"]) if labels is not None else ():
             newest = max(newest, _latest(new))
@@ -220,7 +221,7 @@ class _Counting:
         generation = new_generation()
         earlier = {key: row.arrived_at for key, row in self._label_times(wanted).items()}
         rows = []
-        for cells in label_cells(self._store, self._endpoint, wanted, self._bins_by_version(wanted)):
+        for cells in label_cells(self._store, self._endpoint, wanted, self._bins_of):
             for key, (sketch, last) in cells.items():
                 times = [newest, *(time for time in (last, earlier.get(key)) if time is not None)]
                 rows.append(
@@ -253,14 +254,6 @@ class _Counting:
         if version not in self._bins:
             self._bins[version] = find_version_bins(self._store, self._endpoint, version)
         return self._bins[version]
-
-    def _bins_by_version(self, hours: set[datetime]) -> dict[str, VersionBins]:
-        import polars as pl
-
-        rows = self._tables.scan(self._predictions, since=min(hours), until=max(hours) + HOUR)
-        for version in rows.select(pl.col("version").unique()).collect(engine="streaming")["version"]:
-            self._bins_of(version)
-        return self._bins
 
     # -- counting again -----------------------------------------------------------------------------------------------
 

@@ -15,9 +15,9 @@ from everloop.data.sketches.score_sketches import LabelSketch, add_label_sketche
 from everloop.errors import UsageError
 from everloop.prediction_log.aggregates.aggregate_folding import PendingCells, fold_aggregates, wanted_columns
 from everloop.prediction_log.aggregates.aggregate_rows import AGGREGATES, AggregateRow, by_cell, choose_rows, from_frame
+from everloop.prediction_log.aggregates.hour_matching import HOUR
 from everloop.prediction_log.aggregates.hourly_cells import HourlyCell, add_cells, cells_of, decode_sum
 from everloop.prediction_log.aggregates.label_cells import (
-    HOUR,
     chunks_of_hours,
     decode_labels,
     hours_of_labels,

@@ -15,22 +15,28 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from everloop.data.sketches.score_sketches import LabelSketch, label_sketch_from_plain, sketch_labels
+from everloop.prediction_log.aggregates.aggregate_rows import AGGREGATES
+from everloop.prediction_log.aggregates.hour_matching import HOUR, match_hours
 from everloop.prediction_log.aggregates.hourly_cells import CellKey
 from everloop.prediction_log.label_matching import ANSWERED, SHADOW, label_horizon
-from everloop.prediction_log.log_reading import read_labelled
 from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import polars as pl
 
     from everloop.prediction_log.aggregates.version_bins import VersionBins
     from everloop.stores import Store
 
-HOUR = timedelta(hours=1)
 MOST_ROWS = 100_000
 """Predictions whose labels are matched at once, unless a single hour has more."""
+_NEAR = 3 * HOUR
+_LONGEST_LOOK = timedelta(days=365 * 20)
+_FIRST_YEAR = 1000
+"""Of earlier times nothing is subtracted, because the difference may not exist."""
+_FIRST_LOOK = timedelta(days=1)
+"""How far back of the earliest label its predictions are first looked for, if labels may take any time."""
 
 
 def hours_of_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> set[datetime]:
@@ -42,11 +48,14 @@ def hours_of_labels(store: Store, endpoint: str, labels: pl.DataFrame) -> set[da
     return _hours_before(store, endpoint, labels, or_at=True)
 
 
-def hours_of_predictions(store: Store, endpoint: str, predictions: pl.DataFrame) -> set[datetime]:
+def hours_of_predictions(
+    store: Store, endpoint: str, predictions: pl.DataFrame, *, matched: bool = True
+) -> set[datetime]:
     """The hours whose labels may have changed because of new predictions.
 
     Args:
         predictions: columns `entity`, `event_at`.
+        matched: labels have been matched before. Otherwise no earlier prediction can lose one.
     """
     import polars as pl
 
@@ -62,26 +71,26 @@ def hours_of_predictions(store: Store, endpoint: str, predictions: pl.DataFrame)
         return set()
     changed = known.join(keys, on="entity", how="semi")
     own = set(changed["event_at"].dt.truncate("1h").unique().to_list())
-    return own | _hours_before(store, endpoint, changed, or_at=False)
+    return own | _hours_before(store, endpoint, changed, or_at=False) if matched else own
 
 
 def label_cells(
-    store: Store, endpoint: str, hours: Iterable[datetime], bins: dict[str, VersionBins]
+    store: Store, endpoint: str, hours: Iterable[datetime], bins_of: Callable[[str], VersionBins]
 ) -> Iterator[dict[CellKey, tuple[LabelSketch | None, datetime | None]]]:
     """Match the labels of some hours.
+
+    Args:
+        bins_of: returns how the predictions of a version are counted.
 
     Returns:
         For each version and role with predictions in these hours, the sketch of the labels (None if there are none),
         and when the last of its labels and labelled predictions arrived. A few hours at a time.
     """
-    import polars as pl
-
     for chunk, made in chunks_of_hours(store, endpoint, hours):
-        since, until = min(chunk), max(chunk) + HOUR
         cells: dict[CellKey, tuple[LabelSketch | None, datetime | None]] = dict.fromkeys(made, (None, None))
-        rows = read_labelled(store, endpoint, since, until, roles=None)
-        rows = rows.filter(pl.col("event_at").dt.truncate("1h").is_in(list(chunk)))
-        for key, (sketch, last) in sketch_labelled(rows, bins).items():
+        bins = {version: bins_of(version) for version in {key.version for key in made}}
+        rows = match_hours(store, endpoint, chunk)
+        for key, (sketch, last) in sketch_labelled(rows, bins).items() if rows is not None else ():
             cells[key] = (sketch, last)
         yield cells
 
@@ -119,7 +128,7 @@ def decode_labels(data: bytes) -> LabelSketch | None:
 def chunks_of_hours(
     store: Store, endpoint: str, hours: Iterable[datetime], version: str | None = None
 ) -> Iterator[tuple[list[datetime], set[CellKey]]]:
-    """Divide hours into runs with at most `MOST_ROWS` predictions and a day between the first and the last.
+    """Divide hours into runs with at most `MOST_ROWS` predictions that are at most `_NEAR` apart.
 
     Returns:
         The hours of each run that have predictions, oldest first, and their versions and roles.
@@ -146,7 +155,7 @@ def chunks_of_hours(
     size = 0
     for (hour,), part in counted.group_by("_hour", maintain_order=True):
         assert isinstance(hour, datetime)  # noqa: S101 - for the type checker
-        if chunk and (size + part["rows"].sum() > MOST_ROWS or hour - chunk[0] >= 24 * HOUR):
+        if chunk and (size + part["rows"].sum() > MOST_ROWS or hour - chunk[-1] > _NEAR):
             yield chunk, keys
             chunk, keys, size = [], set(), 0
         chunk.append(hour)
@@ -172,22 +181,76 @@ def _hours_before(store: Store, endpoint: str, moments: pl.DataFrame, *, or_at: 
     horizon = label_horizon(store, endpoint)
     first: datetime = given["_at"].min()  # type: ignore[assignment]
     last: datetime = given["_at"].max()  # type: ignore[assignment]
-    since = None if horizon is None or first.year < 1000 else first - horizon
+    if horizon is not None and first.year >= _FIRST_YEAR:
+        found = _nearest(store.tables.scan(table, since=first - horizon), given, last, horizon, or_at=or_at)
+        return set(found["_hour"].unique().to_list())
+    hours: set[datetime] = set()
+    histories = _counted_histories(store, endpoint)
+    moments, look, until = given, _FIRST_LOOK, None
+    while True:
+        # Most labels belong to recent predictions. So the table is read backwards, until no older one can be nearer.
+        bounded = bool(histories) and first.year >= _FIRST_YEAR and look < _LONGEST_LOOK
+        since = first - look if bounded else None
+        found = _nearest(store.tables.scan(table, since=since, until=until), moments, last, None, or_at=or_at)
+        hours |= set(found["_hour"].unique().to_list())
+        histories = {name: oldest for name, oldest in histories.items() if since is not None and oldest < since}
+        missing = [
+            moments.join(of_one, on=["entity", "_at"], how="anti")
+            for of_one in (found.filter(pl.col("_history") == name) for name in histories)
+            if of_one.height < moments.height
+        ]
+        if since is None or not missing:
+            return hours
+        # A moment that has been found in one history may be looked for again because of another one. This only adds
+        # hours that do not change.
+        moments, look, until = pl.concat(missing).unique(), 4 * look, since
+
+
+def _nearest(
+    rows: pl.LazyFrame, moments: pl.DataFrame, last: datetime, horizon: timedelta | None, *, or_at: bool
+) -> pl.DataFrame:
+    """The hours of the last predictions before some moments: columns `entity`, `_at`, `_history`, `_hour`.
+
+    Args:
+        rows: predictions.
+        moments: columns `entity`, `_at`, without repetition; `last` is the latest of them.
+    """
+    import polars as pl
+
     at, limit = pl.col("event_at"), pl.col("_at")
-    history = pl.when(pl.col("role").is_in(list(ANSWERED))).then(pl.lit("answered")).otherwise(pl.col("role"))
-    made = store.tables.scan(table, since=since).filter(
-        at <= last, pl.col("role") != SHADOW, pl.col("entity").is_not_null()
+    made = rows.filter(at <= last, pl.col("role") != SHADOW, pl.col("entity").is_not_null())
+    keyed = made.select("entity", "event_at", _history().alias("_history")).join(
+        moments.lazy().select("entity").unique(), on="entity", how="semi"
     )
-    keyed = made.select("entity", "event_at", history.alias("_history")).join(
-        given.lazy().select("entity").unique(), on="entity", how="semi"
-    )
-    pairs = keyed.join(given.with_row_index("_moment").lazy(), on="entity", how="inner")
+    pairs = keyed.join(moments.lazy(), on="entity", how="inner")
     earlier = pairs.filter(at <= limit if or_at else at < limit)
     if horizon is not None:
         earlier = earlier.filter(at >= limit - horizon)
-    nearest = earlier.group_by("_moment", "_history").agg(at.max())
-    hours = nearest.select(at.dt.truncate("1h").alias("_hour")).unique().collect(engine="streaming")
-    return set(hours["_hour"].to_list())
+    nearest = earlier.group_by("entity", "_at", "_history").agg(at.max().dt.truncate("1h").alias("_hour"))
+    return nearest.collect(engine="streaming")
+
+
+def _counted_histories(store: Store, endpoint: str) -> dict[str, datetime]:
+    """The histories whose predictions have been counted, and the hour of the first; empty if that is not known.
+
+    Predictions that have not been counted do not matter here: their own hours are matched when they are.
+    """
+    import polars as pl
+
+    table = table_name(store, AGGREGATES, endpoint)
+    # A view of the past does not show the counts of hours to which something has been added since.
+    if store.read_only or not store.tables.exists(table):
+        return {}
+    rows = store.tables.scan(table).filter(pl.col("kind") == "inputs", pl.col("role") != SHADOW)
+    oldest = rows.group_by(_history().alias("_history")).agg(pl.col("event_at").min()).collect(engine="streaming")
+    return dict(oldest.iter_rows())
+
+
+def _history() -> pl.Expr:
+    """The history of a prediction; see `label_matching`."""
+    import polars as pl
+
+    return pl.when(pl.col("role").is_in(list(ANSWERED))).then(pl.lit("answered")).otherwise(pl.col("role"))
 
 
 def _sketch(part: pl.DataFrame, bins: VersionBins | None) -> LabelSketch | None:
