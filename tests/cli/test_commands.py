@@ -170,12 +170,14 @@ def test_run_works_in_a_subfolder_of_the_project(project):
     assert not (folder / "deep" / "er" / ".everloop").exists()
 
 
+@pytest.mark.slow
 def test_the_pool_gives_the_same_result(project):
     result = project("run", "--on", "pool", "--json")
     assert result.code == 0
     assert {step["status"] for step in result.json["steps"]} == {"ran"}
 
 
+@pytest.mark.slow
 def test_written_project_passes_its_own_test(project):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], capture_output=True, text=True, check=False

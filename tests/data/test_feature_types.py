@@ -85,7 +85,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(tables())
 def test_serving_answers_as_the_join_or_refuses_by_name(tmp_path: Path, table: pl.DataFrame) -> None:

@@ -135,6 +135,7 @@ def test_progress_is_reported(store: Store, service: Service) -> None:
     assert [(news.done, news.unit, news.name) for news in heard] == [(1000, "rows", "orders"), (2000, "rows", "orders")]
 
 
+@pytest.mark.slow
 def test_a_source_of_dlt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")

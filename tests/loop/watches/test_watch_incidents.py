@@ -340,3 +340,22 @@ def test_a_store_with_findings_of_an_earlier_version_goes_on(released):
     assert incident.began_at == OPENS + DAY
     again = check_drift(released, "e", "m@1", OPENS, OPENS + DAY)
     assert "harm" in again[-1].evidence, "an old window may be checked again"
+
+
+@pytest.mark.parametrize("script", [["alarm"], [ValueError("odd")]])
+def test_an_incident_of_a_removed_watch_is_closed_with_the_reason(released, script):
+    declared = loop(Returns(script))
+    (opened,), again = days(released, declared, 1, 2)
+    assert again == []
+    ((resolved,),) = days(released, loop(), 3, 3)
+    assert (resolved.id, resolved.state) == (opened.id, "resolved")
+    assert "The loop no longer has the watch" in resolved.history[-1].text
+    assert "returns'" in resolved.history[-1].text
+
+
+def test_what_a_removed_watch_has_reported_leaves_an_incident_of_several(released):
+    broken, returns = Returns([ValueError("odd")], name="broken"), Returns(["alarm", None])
+    (opened,), *_ = days(released, loop(broken, returns), 1, 2)
+    assert set(opened.subjects) == {"watch:broken", "returns"}
+    changed = days(released, loop(returns), 3, 2 + CALM_WINDOWS)
+    assert [(one.id, one.state) for one in changed[-2] + changed[-1]] == [(opened.id, "resolved")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from tests.monitoring.incidents.conftest import START
 from tests.monitoring.incidents.incident_records import put_incident
 
@@ -293,3 +294,23 @@ def test_findings_of_earlier_versions_of_everloop_are_understood(store):
     old = finding(store, subject="window", severity="info", evidence={"subjects": states, "limit": 0.1, "told": []})
     news = one_news(finding(store, value=0.3, threshold=0.1, evidence={"limit": 0.1, "psi": 0.3}), old)
     assert (set(news.reasons), news.restless, news.severity) == ({"age"}, {"age"}, "alarm")
+
+
+# --- whose harm it is ----------------------------------------------------------------------------------------
+
+
+def test_only_the_incident_whose_own_subject_does_the_harm_becomes_an_alarm(store):
+    update(store, 0, finding(store, severity="warning"), summary(store, opens=["age"]))
+    update(store, 1, finding(store, 1, "city", "warning"), summary(store, 1, opens=["city"], strong=["city"]))
+    harm = {"severity": "alarm", "text": "The score has moved.", "importance": {"age": 0.01, "city": 0.6}}
+    both = [finding(store, 2, name, "warning") for name in ("age", "city")]
+    update(store, 2, *both, summary(store, 2, opens=["age", "city"], harm=harm))
+    found = {one.subjects: one.severity for one in ongoing_incidents(store, "delays", "drift")}
+    assert found == {("age",): "notice", ("city",): "alarm"}
+
+
+@pytest.mark.parametrize("importance", [{}, {"age": 0.01}])
+def test_harm_without_a_known_cause_is_that_of_all_reasons(store, importance):
+    harm = {"severity": "alarm", "text": "The score has moved.", "importance": importance}
+    (opened,) = update(store, 0, finding(store, severity="warning"), summary(store, opens=["age"], harm=harm))
+    assert opened.severity == "alarm"

@@ -157,8 +157,8 @@ def rates(budget: float, seeds: int, **stream: float) -> float:
     [
         {},
         {"rho": 0.8, "deviation": 0.25},
-        {"rho": 0.5, "deviation": 0.25, "rows": 200},
-        {"rows": 20_000},
+        pytest.param({"rho": 0.5, "deviation": 0.25, "rows": 200}, marks=pytest.mark.slow),
+        pytest.param({"rows": 20_000}, marks=pytest.mark.slow),
         {"rows": 30},
     ],
     ids=["independent", "level 0.8", "level 0.5, 200 rows", "20,000 rows", "30 rows"],
@@ -168,6 +168,7 @@ def test_one_incident_a_month_is_one_incident_a_month(stream: dict[str, float]) 
     assert 0.5 <= rates(1.0, 6, **stream) <= 1.5
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_opens_fewer() -> None:
     found = [rates(budget, 4) for budget in (0.2, 1.0, 3.0)]
     assert found[0] < found[1] < found[2]
@@ -214,7 +215,7 @@ def test_tiny_windows_keep_below_the_budget(rows: int) -> None:
     assert rates(1.0, 10, rows=rows) <= 1.5
 
 
-@pytest.mark.parametrize(("days", "rows"), [(1, 200), (1, 1000), (20, 1000)])
+@pytest.mark.parametrize(("days", "rows"), [(1, 200), pytest.param(1, 1000, marks=pytest.mark.slow), (20, 1000)])
 def test_a_reference_without_times_keeps_below_the_budget(days: int, rows: int) -> None:
     found = [simulate(seed, days=days, rows=rows, times=False).incidents_a_month(1.0) for seed in range(4)]
     assert np.mean(found) <= 1.5

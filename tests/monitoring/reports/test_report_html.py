@@ -194,6 +194,7 @@ def test_five_hundred_columns_fit_and_the_worst_come_first():
     Page(text)
 
 
+@pytest.mark.slow
 def test_thousands_of_columns_and_very_long_names_fit_too():
     one = column(windows=60, before=["category " * 30] * 9, now=["\u4e2d" * 300] * 9)
     columns = [replace(one, name="\u4e2d" * 500 + str(number)) for number in range(3000)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, NotFoundError
-from everloop.loop.watches.window_checks import check_windows
+from everloop.loop.watches.watch_protocol import watch_name
+from everloop.loop.watches.window_checks import check_windows, failure_subject
 
 if TYPE_CHECKING:
     from everloop.loop.loop_definition import Loop
@@ -21,13 +22,13 @@ def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[Incident], list
         resolved; and the errors of the watches that failed. A watch that fails does not stop the others; it tries again
         next time.
     """
-    from everloop.monitoring.incidents.incident_engine import close_replaced
+    from everloop.monitoring.incidents.incident_engine import close_replaced, close_unwatched
     from everloop.records import EndpointRecord, Incident
 
     found: list[Finding] = []
     incidents: list[Incident] = []
     errors: list[EverloopError] = []
-    if loop.serve is None or not loop.watch:
+    if loop.serve is None:
         return found, [], errors
     for part in loop.watch:
         try:
@@ -38,6 +39,9 @@ def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[Incident], list
         found += findings
         incidents += changed
         errors += failed
+    names = [watch_name(part) for part in loop.watch]
+    # A watch that fails opens incidents under a name of its own.
+    incidents += close_unwatched(store, loop.serve.name, [*names, *map(failure_subject, names)])
     endpoints = store.records.find(EndpointRecord, ("key", "=", loop.serve.name), limit=1)
     if endpoints:
         routes = [route.version for route in endpoints[0].routes]

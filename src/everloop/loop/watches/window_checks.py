@@ -149,7 +149,7 @@ def _store_checked(
         if judged:
             changed += update_incidents(store, endpoint, findings, watch=context.watch, since=since, until=until)
         # The watch works, so the window is calm for an incident about its failures.
-        failures = _subject(context.watch)
+        failures = failure_subject(context.watch)
         changed += update_incidents(store, endpoint, [], watch=failures, since=since, until=until)
     return findings, changed
 
@@ -159,7 +159,7 @@ def _store_failure(
 ) -> tuple[list[Finding], list[Incident]]:
     from everloop.monitoring.incidents.incident_engine import update_incidents
 
-    subject = _subject(context.watch)
+    subject = failure_subject(context.watch)
     with context.store.records.transaction():
         if (since, until) in _failures(context, since):
             return [], []
@@ -179,12 +179,12 @@ def _marks(part: Watch) -> list[Condition]:
     kind: FindingKind | None = getattr(part, "kind", None)
     if kind is not None:
         return [("kind", "=", kind), ("subject", "=", EMPTY)]
-    return [("kind", "=", "quality"), ("subject", "=", _subject(watch_name(part))), ("severity", "=", "info")]
+    return [("kind", "=", "quality"), ("subject", "=", failure_subject(watch_name(part))), ("severity", "=", "info")]
 
 
 def _note(part: Watch, context: WatchContext, since: datetime, until: datetime, message: str) -> Finding:
     kind: FindingKind | None = getattr(part, "kind", None)
-    subject = EMPTY if kind is not None else _subject(context.watch)
+    subject = EMPTY if kind is not None else failure_subject(context.watch)
     return context.finding(since, until, subject, message, severity="info", kind=kind or "quality")
 
 
@@ -194,7 +194,7 @@ def _failures(context: WatchContext, since: datetime) -> dict[tuple[datetime, da
         Finding,
         ("endpoint", "=", context.endpoint),
         ("kind", "=", "quality"),
-        ("subject", "=", _subject(context.watch)),
+        ("subject", "=", failure_subject(context.watch)),
         ("severity", "=", "warning"),
         ("window_from", ">=", since),
     )
@@ -206,12 +206,12 @@ def _failure(context: WatchContext, since: datetime, until: datetime, error: Eve
     return context.finding(
         since,
         until,
-        _subject(context.watch),
+        failure_subject(context.watch),
         f"The watch '{context.watch}' could not check this window: {error.message}",
         evidence={
             "error": type(error if cause is None else cause).__name__,
             "help": error.help,
-            "opens": [_subject(context.watch)],
+            "opens": [failure_subject(context.watch)],
         },
     )
 
@@ -225,5 +225,6 @@ def _as_known(name: str, error: BaseException) -> EverloopError:
     return known
 
 
-def _subject(name: str) -> str:
+def failure_subject(name: str) -> str:
+    """The subject of what is found about a watch that fails, and the name of the watch in its incidents."""
     return f"watch:{name}"

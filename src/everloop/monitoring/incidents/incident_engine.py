@@ -7,6 +7,7 @@ channels announce.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.monitoring.findings import WINDOW
@@ -14,6 +15,7 @@ from everloop.monitoring.incidents.drift_harm import weight_of
 from everloop.monitoring.incidents.incident_actions import EVENT_VERBS, ONGOING, incident_facts
 from everloop.monitoring.incidents.incident_rules import (
     WindowNews,
+    active_subjects,
     advance,
     close,
     contributes,
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 PER_VERSION: tuple[FindingKind, ...] = ("drift", "performance")
 """Kinds of incidents that concern one version. When it no longer answers, they are over."""
+
+_LEAST_IMPORTANCE = 0.05
+"""Share of the spread of the score. An input with less is not a cause of harm if there is another reason."""
 
 
 def update_incidents(
@@ -82,6 +87,34 @@ def close_replaced(store: Store, endpoint: str, answering: Iterable[str]) -> lis
             versions = set(incident.versions)
             if incident.kind in PER_VERSION and versions and not current & versions:
                 text = f"{', '.join(incident.versions)} no longer answers."
+                closed.append(resolve_incident(store, incident, text))
+    return closed
+
+
+def close_unwatched(store: Store, endpoint: str, watches: Iterable[str]) -> list[Incident]:
+    """Let what removed watches have reported leave its incidents, and resolve those in which nothing is left.
+
+    Otherwise nothing could end them, because only windows of the watch that reported a subject count as calm.
+
+    Args:
+        watches: names of the watches of the loop.
+    """
+    present = set(watches)
+    closed: list[Incident] = []
+    if not ongoing_incidents(store, endpoint):
+        return closed
+    with store.records.transaction():
+        for incident in ongoing_incidents(store, endpoint):
+            states = active_subjects(incident)
+            kept = {subject: state for subject, state in states.items() if state["watch"] in present}
+            gone = sorted({str(state["watch"]) for state in states.values()} - present)
+            if gone and kept:
+                # The other subjects still decide when it is over.
+                after = replace(incident, evidence={**incident.evidence, "active": kept})
+                store.records.update(after, verb="updated")
+            elif gone:
+                quoted = " and ".join(f"'{name}'" for name in gone)
+                text = f"The loop no longer has the watch{'' if len(gone) == 1 else 'es'} {quoted}."
                 closed.append(resolve_incident(store, incident, text))
     return closed
 
@@ -143,10 +176,27 @@ def _news(
         strong=frozenset(subject for one in summaries.values() for subject in one.evidence.get("strong", ())),
         restless=frozenset(restless),
         severity="alarm" if loud else "notice",
+        loud=_loud_reasons([one for one in reasons if one.version in loud], harms) if loud else None,
         harm=str(harm.get("text", "")),
         findings=tuple(one.id for one in reasons),
         evidence={"harm": dict(harm)} if harm else {},
     )
+
+
+def _loud_reasons(reasons: Sequence[Finding], harms: Mapping[str | None, Mapping[str, Json]]) -> frozenset[str] | None:
+    """The reasons that can have done the harm; None if it cannot be attributed.
+
+    An input that the model hardly uses has not moved the predictions if there is another reason.
+
+    Args:
+        reasons: those of the versions whose predictions are harmed.
+    """
+    found = set()
+    for one in reasons:
+        importance = harms.get(one.version, {}).get("importance", {}).get(one.subject)
+        if importance is None or importance >= _LEAST_IMPORTANCE:
+            found.add(one.subject)
+    return frozenset(found) or None
 
 
 def ongoing_incidents(store: Store, endpoint: str | None = None, kind: FindingKind | None = None) -> list[Incident]:

@@ -39,6 +39,7 @@ class WindowNews:
         strong: reasons that may open an incident beside an ongoing one.
         restless: subjects that are not calm, whether or not they are a reason.
         severity: how loud an incident with these reasons is.
+        loud: the reasons that make it an alarm; None: all of them. An incident without one of them is a notice.
         harm: what the change does, in sentences for a product owner.
         findings: ids of the findings about the reasons.
     """
@@ -53,6 +54,7 @@ class WindowNews:
     strong: frozenset[str] = frozenset()
     restless: frozenset[str] = frozenset()
     severity: IncidentSeverity = "notice"
+    loud: frozenset[str] | None = None
     harm: str = ""
     findings: tuple[str, ...] = ()
     evidence: Mapping[str, Json] = field(default_factory=dict)
@@ -144,7 +146,9 @@ def _reported(news: WindowNews, subjects: Sequence[str]) -> dict[str, Json]:
 
 def _only(news: WindowNews, subjects: Sequence[str]) -> WindowNews:
     chosen = {subject: sentence for subject, sentence in news.reasons.items() if subject in subjects}
-    return replace(news, reasons=chosen, weights={name: news.weights.get(name, 0.0) for name in chosen})
+    severity = news.severity if news.loud is None or news.loud & chosen.keys() else "notice"
+    weights = {name: news.weights.get(name, 0.0) for name in chosen}
+    return replace(news, reasons=chosen, weights=weights, severity=severity)
 
 
 def close(incident: Incident, now: datetime, text: str) -> Incident:
