@@ -176,10 +176,21 @@ def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval
             low, high = agreement_bounds("roc_auc", positive.astype(np.float64), values, area, level)
             error = (high - low) / (2 * normal_quantile(level))
         else:
-            variance = sum((total + _ADDED_ROWS * largest) / (rows - 1 + _ADDED_ROWS) / rows for total, rows in squares)
-            odds, reach = np.log(area / (1 - area)), normal_quantile(level) * np.sqrt(variance) / largest
-            low, high = (float(1 / (1 + np.exp(-np.clip(odds + end, -500, 500)))) for end in (-reach, reach))
+            low, high = area_bounds(area, squares, level)
     return Interval(value=area, low=low, high=high, standard_error=error, level=level, method="delong")
+
+
+def area_bounds(area: float, squares: Sequence[tuple[float, int]], level: float = LEVEL) -> tuple[float, float]:
+    """Return the interval of `delong` from sums, for an area strictly between 0 and 1.
+
+    Args:
+        squares: for each class, the sum of the squared deviations of its components, and its number of rows.
+    """
+    largest = area * (1 - area)
+    variance = sum((total + _ADDED_ROWS * largest) / (rows - 1 + _ADDED_ROWS) / rows for total, rows in squares)
+    odds, reach = np.log(area / (1 - area)), normal_quantile(level) * np.sqrt(variance) / largest
+    low, high = (float(1 / (1 + np.exp(-np.clip(odds + end, -500, 500)))) for end in (-reach, reach))
+    return low, high
 
 
 def bootstrap(

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from everloop.data.sketches.score_sketches import BinaryLabelSketch, LabelSketch
-from everloop.monitoring.measures.tail_probabilities import normal_quantile
 from everloop.monitoring.performance.sketched_metrics import roc_auc_error, sketched_metric
 
 if TYPE_CHECKING:
@@ -103,6 +102,8 @@ def _found(sketch: BinaryLabelSketch, value: float, low: float, high: float) -> 
 
 def area_interval(sketch: BinaryLabelSketch) -> tuple[float, float]:
     """Return the 95 % interval of the area under the ROC curve; NaN with fewer than two rows of a class."""
+    from everloop.training.intervals import area_bounds, delong
+
     negatives, positives = sketch.ranks.astype(np.float64)
     m, n = positives.sum(), negatives.sum()
     if min(m, n) < 2:
@@ -111,7 +112,12 @@ def area_interval(sketch: BinaryLabelSketch) -> tuple[float, float]:
     below = (np.cumsum(negatives) - 0.5 * negatives) / n
     above = (m - np.cumsum(positives) + 0.5 * positives) / m
     area = float((positives * below).sum() / m)
-    of_positives = (positives * (below - area) ** 2).sum() / (m - 1)
-    of_negatives = (negatives * (above - area) ** 2).sum() / (n - 1)
-    half = normal_quantile(0.025) * math.sqrt(of_positives / m + of_negatives / n)
-    return max(0.0, area - half), min(1.0, area + half)
+    of_positives = float((positives * (below - area) ** 2).sum())
+    of_negatives = float((negatives * (above - area) ** 2).sum())
+    if of_positives + of_negatives < 1e-12 or not 0 < area < 1:
+        # Completely separated or tied classes have no variance; the numbers of the cells rank their rows as scores do.
+        cells = np.arange(len(positives), dtype=np.float64)
+        scores = np.concatenate([np.repeat(cells, part.astype(np.intp)) for part in (positives, negatives)])
+        exact = delong(np.repeat([1.0, 0.0], [int(m), int(n)]), scores)
+        return exact.low, exact.high
+    return area_bounds(area, [(of_positives, int(m)), (of_negatives, int(n))])
