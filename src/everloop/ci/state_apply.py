@@ -65,7 +65,7 @@ def _apply(store: Store, change: StateChange, reason: str) -> None:
 
 
 def _move_alias(store: Store, change: StateChange, reason: str) -> None:
-    from everloop.loop.releases.rollout import move_alias
+    from everloop.loop.releases.promotion import move_alias
     from everloop.registry import remove_alias
 
     model, _, alias = change.subject.rpartition("@")

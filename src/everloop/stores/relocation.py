@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everloop.errors import ConflictError, NotFoundError, ReadOnlyError, StoreError, UsageError
-from everloop.stores.file_copies import CopiedFiles, copy_files, listed
 from everloop.stores.gc import LOCK
 from everloop.stores.home import CONFIG, Store, StoreUrls, find_store_urls, nearest_config, open_urls, store_urls
 from everloop.stores.journals import list_journals, writer_alive
 from everloop.stores.leases import Leases
 from everloop.stores.locks import is_locked
 from everloop.stores.objects.byte_stores import open_bytes
+from everloop.stores.part_copies import CopiedFiles, copy_files, listed
 from everloop.stores.records.row_copies import clear_rows, compare_rows, copy_rows, count_rows, is_empty
 from everloop.stores.records.sql_logs import MOVED
 from everloop.stores.records.sql_records import SqlRecords

@@ -25,8 +25,9 @@ from everloop.errors import (
 )
 from everloop.stores.full_disk import insufficient, is_full, writing
 from everloop.stores.objects.byte_stores import open_bytes
+from everloop.stores.tables.bucket_tables import BucketTables, unreadable_log
 from everloop.stores.tables.table_changes import DeltaSnapshot, delta_commits
-from everloop.stores.tables.table_digests import FOLDER, LOG, TableFiles, active_files
+from everloop.stores.tables.table_digests import TableFiles, active_files
 from everloop.stores.tables.table_permissions import close_new_files, make_table_folder
 from everloop.stores.tables.table_rows import (
     ARRIVED_AT as ARRIVED_AT,
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
     import polars as pl
     from deltalake import DeltaTable
-    from obstore import ObjectMeta
-    from obstore.store import ObjectStore as ObjectStoreClient
 
     from everloop.stores.clock import Clock
     from everloop.stores.objects.byte_stores import ByteStore
@@ -68,7 +67,7 @@ class Tables:
         self._as_of = as_of
         self._open_tables = threading.local()
         self._bytes: ByteStore | None = None
-        self._remote: ObjectStoreClient | None = None
+        self._bucket = BucketTables(self.root)
 
     def as_of(self, moment: datetime) -> Tables:
         """A read-only view of the rows that had arrived by `moment`."""
@@ -183,7 +182,7 @@ class Tables:
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of all tables whose names begin with `prefix`, sorted."""
-        found = _local_names(Path(self.root)) if "://" not in self.root else self._remote_names()
+        found = _local_names(Path(self.root)) if "://" not in self.root else self._bucket.names()
         return sorted(name for name in found if name.startswith(prefix))
 
     def find(self, name: str) -> DeltaTable | None:
@@ -195,14 +194,14 @@ class Tables:
         from deltalake import DeltaTable
 
         uri = self._uri(name)
-        identity = self._remote_identity(name) if "://" in self.root else _identity(uri)
+        identity = self._bucket.identity(name) if "://" in self.root else _identity(uri)
         cached = self._tables().get(name)
         if cached is not None and cached[0] == identity:
             try:
                 cached[1].update_incremental()
             except Exception as error:
                 self._forget(name)
-                raise _unreadable(error, name) from error
+                raise unreadable_log(error, name) from error
             return cached[1]
         if not self._exists(name, identity):
             return None
@@ -210,7 +209,7 @@ class Tables:
             table = DeltaTable(uri)
         except Exception as error:
             # deltalake raises half a dozen different exceptions for missing and damaged logs.
-            raise _unreadable(error, name) from error
+            raise unreadable_log(error, name) from error
         if identity is not None:
             self._tables()[name] = (identity, table)
         return table
@@ -402,28 +401,6 @@ class Tables:
     def _uri(self, name: str) -> str:
         return f"{self.root}/{checked_name(name)}"
 
-    def _remote_names(self) -> Iterator[str]:
-        """One request for each folder above the tables, however many objects the tables have."""
-        import obstore
-
-        folders = [""]
-        while folders:
-            prefixes = obstore.list_with_delimiter(self._client(), folders.pop() or None)["common_prefixes"]
-            for prefix in (str(one).rstrip("/") for one in prefixes):
-                parent, _, last = prefix.rpartition("/")
-                if last == LOG:
-                    yield parent
-                elif last != FOLDER and "=" not in last:
-                    # Folders of digests, and of partitions such as `day=2026-01-31`, contain no tables.
-                    folders.append(prefix)
-
-    def _client(self) -> ObjectStoreClient:
-        if self._remote is None:
-            from obstore.store import from_url
-
-            self._remote = from_url(self.root)
-        return self._remote
-
     def _exists(self, name: str, identity: tuple[object, ...] | None) -> bool:
         """Whether there is a table whose identity, if known, is this."""
         if "://" not in self.root:
@@ -431,26 +408,7 @@ class Tables:
 
             return DeltaTable.is_deltatable(self._uri(name))
         # In a bucket, deltalake's function would stop all threads of the process until the bucket answers.
-        return identity is not None or self._remote_identity(name) is not None or self._remote_checkpoint(name)
-
-    def _remote_checkpoint(self, name: str) -> bool:
-        """Whether a table has a checkpoint. The first commits of an old table may have been cleaned up."""
-        return self._head(name, f"{LOG}/_last_checkpoint") is not None
-
-    def _remote_identity(self, name: str) -> tuple[object, ...] | None:
-        """Tag and time of a table's first commit, with one request. They change if the table is created again."""
-        found = self._head(name, f"{LOG}/{0:020}.json")
-        return None if found is None else (found["e_tag"], found["last_modified"])
-
-    def _head(self, name: str, path: str) -> ObjectMeta | None:
-        import obstore
-
-        try:
-            return obstore.head(self._client(), f"{checked_name(name)}/{path}")
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise _unreadable(error, name) from error
+        return identity is not None or self._bucket.identity(name) is not None or self._bucket.has_checkpoint(name)
 
     def _writable(self) -> None:
         if self._as_of is not None:
@@ -472,15 +430,6 @@ def _identity(uri: str) -> tuple[object, ...] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _unreadable(error: Exception, name: str) -> StoreError:
-    text = str(error).partition("\n")[0]
-    if "ermission denied" in text:
-        return StoreError(
-            f"Cannot read the table '{name}': {text}", help="Check who owns its folder (ls -ld) and its permissions."
-        )
-    return CorruptionError(f"Cannot read the log of the table '{name}': {text}", help="See: everloop verify")
 
 
 def _sql_time(moment: datetime) -> str:
