@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everloop.cli.output import AsJson, console, count, emit, table
-from everloop.cli.table_options import options_advised, reads_tables
-from everloop.errors import AlreadyExistsError, DataError, NotFoundError, UsageError
+from everloop.cli.table_options import options_advised, read_table, reads_tables
+from everloop.errors import AlreadyExistsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ def _own_table(
     from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
     from everloop.loop.new_project.table_inspection import inspect_table
 
-    rows = _read(data, options)
+    rows = read_table(data, options)
     if target is None:
         raise UsageError(
             "--data needs the column to predict.", help=f"Add --target with one of: {', '.join(rows.columns)}"
@@ -132,23 +132,6 @@ def _own_table(
         _draw_written(folder, written)
 
     emit(result, json, draw)
-
-
-def _read(data: str, options: Mapping[str, Any]) -> pl.DataFrame:
-    from everloop.data import read
-
-    is_path = "://" not in data and not data.startswith("everloop:")
-    if is_path and not any(character in data for character in "*?[") and not Path(data).exists():
-        from everloop.data.table_inputs import nearest
-
-        parent = Path(data).absolute().parent
-        siblings = [item.name for item in sorted(parent.iterdir()) if item.is_file()] if parent.is_dir() else []
-        raise NotFoundError(f"There is no file '{data}'.", help=nearest(Path(data).name, siblings))
-    rows = read(str(Path(data).absolute()) if is_path else data, **options).collect()
-    if rows.width == 1 and (mark := next((mark for mark in (";", "\t", "|") if mark in rows.columns[0]), None)):
-        separator = "tab" if mark == "\t" else f"'{mark}'"
-        raise DataError(f"'{data}' has only one column: {rows.columns[0]!r}.", help=f"Add --separator {separator}")
-    return rows
 
 
 def _learnable(inspection: TableInspection, goal: Goal) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everloop.cli.output import AsJson, ProjectFolder, console, emit, messages, table
-from everloop.cli.table_options import options_advised, print_notes, reads_tables
+from everloop.cli.table_options import options_advised, print_notes, read_table, reads_tables
 from everloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ def replay(
                 help="everloop replay DATA --target COLUMN --time COLUMN",
             )
         with options_advised() as notes:
-            from everloop.cli.init import _read
-
-            data = _read(source, reading)
+            data = read_table(source, reading)
             print_notes(notes)
             result = run_replay(
                 data,

@@ -13,15 +13,18 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from everloop.cli.output import messages
-from everloop.errors import EverloopError, UsageError
+from everloop.errors import DataError, EverloopError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    import polars as pl
 
     from everloop.data import ReadingNote
 
@@ -108,6 +111,33 @@ def reads_tables(command: Callable[..., Returned]) -> Callable[..., Returned]:
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_options
+
+
+def read_table(data: str, options: Mapping[str, Any]) -> pl.DataFrame:
+    """Read the table that a command names: a file, a glob or a URL.
+
+    Args:
+        data: as on the command line.
+        options: arguments of `everloop.data.read`.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DataError: the file cannot be read, or has another separator.
+    """
+    from everloop.data import read
+
+    is_path = "://" not in data and not data.startswith("everloop:")
+    if is_path and not any(character in data for character in "*?[") and not Path(data).exists():
+        from everloop.data.table_inputs import nearest
+
+        parent = Path(data).absolute().parent
+        siblings = [item.name for item in sorted(parent.iterdir()) if item.is_file()] if parent.is_dir() else []
+        raise NotFoundError(f"There is no file '{data}'.", help=nearest(Path(data).name, siblings))
+    rows = read(str(Path(data).absolute()) if is_path else data, **options).collect()
+    if rows.width == 1 and (mark := next((mark for mark in (";", "\t", "|") if mark in rows.columns[0]), None)):
+        separator = "tab" if mark == "\t" else f"'{mark}'"
+        raise DataError(f"'{data}' has only one column: {rows.columns[0]!r}.", help=f"Add --separator {separator}")
+    return rows
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, UsageError
 from everloop.replay.replay_history import EVENT, ReplayHistory, build_history
-from everloop.replay.replay_store import VirtualClock, replay_store, scratch_folder
-from everloop.stores.clock import moment_of
+from everloop.replay.replay_store import replay_store, scratch_folder
+from everloop.stores.clock import SimulatedClock, moment_of
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -84,7 +84,7 @@ def loop_history(loop: Loop, labels_after: timedelta, end: datetime | None = Non
 def _clock(end: datetime | None) -> Any:
     from everloop.stores.clock import SystemClock
 
-    return VirtualClock(end) if end is not None else SystemClock()
+    return SimulatedClock(end) if end is not None else SystemClock()
 
 
 def _rows(loop: Loop, store: Store, moment: datetime | None) -> pl.DataFrame:

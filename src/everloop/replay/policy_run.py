@@ -23,8 +23,9 @@ from everloop.loop.triggers.trigger_checks import last_run
 from everloop.pipeline import step
 from everloop.records import Incident, Json, Release
 from everloop.replay.replay_history import ReplayHistory
-from everloop.replay.replay_store import VirtualClock, replay_store
+from everloop.replay.replay_store import replay_store
 from everloop.replay.traffic import Traffic
+from everloop.stores.clock import SimulatedClock
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def run_policy(job: PolicyJob, progress: Callable[[str, int], None] = lambda _po
             help="Add serve=el.Endpoint('name').",
         )
     _histories[job.policy.name] = job.history
-    clock = VirtualClock(job.schedule.start)
+    clock = SimulatedClock(job.schedule.start)
     try:
         with _project_folder(job.home), replay_store(job.home, f"replay-{job.policy.name}"[:100], clock) as store:
             traffic = Traffic(store, job.loop.serve.name, job.history, job.classes)
@@ -204,7 +205,7 @@ def run_policy(job: PolicyJob, progress: Callable[[str, int], None] = lambda _po
 class _PolicyRun:
     job: PolicyJob
     store: Store
-    clock: VirtualClock
+    clock: SimulatedClock
     traffic: Traffic
     trace: PolicyTrace
     endpoint: str

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class ForkFamily:
     """Forks that share objects and step results. The folder is removed when all of them are closed."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="everloop-fork-"))
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="everloop-fork-", dir=folder))
         self.databases: list[SqliteDatabase] = []
         self._open = 0
         self._guard = threading.Lock()
@@ -129,6 +129,7 @@ def open_fork(
     clock: Clock,
     share: Fork | None = None,
     hide: Collection[str] = (),
+    folder: Path | None = None,
 ) -> Fork:
     """Fork parts of a store, or begin with nothing.
 
@@ -136,6 +137,7 @@ def open_fork(
         base: records as of `moment`.
         share: another fork, to see each other's step results and objects.
         hide: kinds of records of the origin that are not visible.
+        folder: where a new family keeps its files. Default: where temporary files are.
 
     Raises:
         UsageError: there is no such kind, or the other fork is closed.
@@ -143,7 +145,7 @@ def open_fork(
     unknown = sorted(set(hide) - set(KINDS))
     if unknown:
         raise UsageError(f"'{unknown[0]}' is not a kind of record.", help=f"Kinds: {', '.join(sorted(KINDS))}")
-    family = ForkFamily() if share is None else share.family
+    family = ForkFamily(folder) if share is None else share.family
     home, database = family.join()
     layers: list[Any] = [] if base is None else [OriginLayer(base, frozenset(hide))]
     records = OverlayRecords(

@@ -8,15 +8,21 @@ from everloop.stores.forks.fork import open_fork
 from everloop.stores.home import Store, checked_project, default_actor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from everloop.stores.clock import Clock
 
 
-def scratch_store(project: str, clock: Clock, *, actor: str | None = None, share: Store | None = None) -> Store:
+def scratch_store(
+    project: str, clock: Clock, *, actor: str | None = None, share: Store | None = None, folder: Path | None = None
+) -> Store:
     """Open an empty store that is removed when it is closed, such as for a replay without a project.
 
     Args:
         actor: the name that events are written under; default: this user on this machine.
         share: another such store, to see each other's step results and objects. See `Store.fork`.
+        folder: where its files are, in a folder of their own. Default: where temporary files are, or with those of
+            `share`.
     """
     fork = open_fork(
         None,
@@ -27,5 +33,6 @@ def scratch_store(project: str, clock: Clock, *, actor: str | None = None, share
         actor=actor or default_actor(),
         clock=clock,
         share=None if share is None else share.fork_parts,
+        folder=folder,
     )
     return Store.of_fork(fork, clock)
