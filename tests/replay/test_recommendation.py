@@ -120,3 +120,67 @@ def test_block_means_have_the_spread_of_the_mean():
 def test_block_means_are_repeatable():
     values = np.arange(30.0)
     assert np.array_equal(block_means(values, seed=4), block_means(values, seed=4))
+
+
+def test_never_is_recommended_although_another_policy_was_luckier():
+    # The mean is better by more than 2 %, but by nothing that the intervals could tell from luck.
+    luck = np.random.default_rng(5).normal(0, 0.12, 40)
+    luck += 0.02 - luck.mean()
+    found = recommend(
+        [candidate("never", 0.7 + NOISE, 0), candidate("weekly", 0.7 + NOISE + luck, 39)],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.best == "weekly"
+    assert found.choice.kept < 0.98
+    assert found.name == "never"
+
+
+def test_a_policy_with_few_trainings_that_holds_against_weekly_wins_over_a_better_one_with_many():
+    found = recommend(
+        [
+            candidate("never", 0.60 + NOISE, 0),
+            candidate("weekly", 0.75 + NOISE, 39),
+            candidate("weekly-30d", 0.79 + NOISE, 39),
+            candidate("monthly", 0.749 + NOISE, 9),
+        ],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.name == "monthly"
+    assert found.best == "weekly-30d"
+    assert "which its trainings do not make up for" in found.why
+
+
+def test_more_trainings_are_recommended_if_they_are_certainly_worth_it():
+    candidates = [
+        candidate("never", 30 + 100 * NOISE, 0),
+        candidate("weekly", 20 + 100 * NOISE, 39),
+        candidate("drift", 20.2 + 100 * NOISE, 3),
+        candidate("monthly-30d", 19.5 + 100 * NOISE, 9),
+    ]
+    assert recommend(candidates, "rmse", greater_is_better=False).name == "monthly-30d"
+    assert recommend(candidates[:3], "rmse", greater_is_better=False).name == "drift"
+
+
+def test_a_policy_that_decays_at_the_end_is_not_recommended():
+    never = 0.75 + NOISE - np.where(np.arange(40) >= 30, 0.03, 0.0)
+    found = recommend(
+        [candidate("never", never, 0), candidate("weekly", 0.75 + NOISE, 39), candidate("monthly", 0.749 + NOISE, 9)],
+        "roc_auc",
+        greater_is_better=True,
+    )
+    assert found.name == "monthly"
+
+
+def test_the_check_counts_the_trainings_of_its_part_alone():
+    # Forty trainings in all, but three on the first part: cheap where the choice was made.
+    at = [START + WEEK * number for number in (2, 8, 14, *range(24, 40))]
+    late = Candidate(
+        name="late", periods=periods(0.75 + NOISE), trainings=len(at), seconds=19.0, retrained_at=at
+    )  # fmt: skip
+    every = [START + WEEK * number for number in range(1, 40)]
+    weekly = Candidate(name="weekly", periods=periods(0.75 + NOISE), trainings=39, seconds=39.0, retrained_at=every)
+    found = recommend([candidate("never", 0.6 + NOISE, 0), weekly, late], "roc_auc", greater_is_better=True)
+    assert found.check.name == "late"
+    assert found.check.held

@@ -48,7 +48,7 @@ def test_a_poisoned_future_changes_nothing_that_is_known(hours, delay):
     )
     options = {"labels_after": delay * HOUR}
     before, after = of(frame, **options), of(poisoned, **options)
-    for choice in ({}, {"half_life": 30 * HOUR}, {"most": 20}):
+    for choice in ({}, {"window": 30 * HOUR}, {"most": 20}):
         assert before.known_at(now, **choice).equals(after.known_at(now, **choice))
 
 
@@ -74,16 +74,6 @@ def test_a_row_without_a_label_is_a_request_whose_label_never_comes():
     history = of(frame)
     assert history.known_at(START + 1000 * HOUR).height == 200 - frame["y"].null_count()
     assert history.between(START, START + 1000 * HOUR) == (0, 200)
-
-
-def test_a_half_life_halves_the_share_of_old_rows():
-    history = of(table(20_000))
-    now = START + 20_000 * HOUR
-    kept = history.known_at(now, half_life=1000 * HOUR)
-    ages = [(now - at) / HOUR for at in kept["at"].to_list()]
-    old = sum(1000 < age <= 2000 for age in ages)
-    new = sum(age <= 1000 for age in ages)
-    assert 0.4 < old / new < 0.6
 
 
 def test_a_limit_keeps_a_random_sample_of_the_same_rows():

@@ -160,9 +160,21 @@ def mean_metric(periods: Sequence[PeriodMetric]) -> float | None:
 
 
 def paired_loss(
-    mine: Sequence[PeriodMetric], other: Sequence[PeriodMetric], *, greater_is_better: bool, seed: int = 0
+    mine: Sequence[PeriodMetric],
+    other: Sequence[PeriodMetric],
+    *,
+    greater_is_better: bool,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Loss:
-    """Return the mean loss against another policy over the periods that both have, with its 95 % interval.
+    """Return the mean loss against another policy over the periods that both have, with its interval.
+
+    Args:
+        mine: the periods of the policy.
+        other: the periods of the policy it is compared to.
+        greater_is_better: whether a larger value of the metric is better.
+        seed: seed of the bootstrap.
+        level: confidence level of the interval.
 
     Raises:
         EmptySampleError: there is no such period.
@@ -176,7 +188,7 @@ def paired_loss(
         raise EmptySampleError("The two policies have no period in common.")
     losses = differences if greater_is_better else -differences
     means = block_means(losses, seed=seed)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Loss(value=float(losses.mean()), low=float(low), high=float(high))
 
 

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 DECLARED = "declared"
 NEVER = "never"
 WEEKLY = "weekly"
-NAMES = (NEVER, WEEKLY, "monthly", "drift", "performance", DECLARED)
+MONTHLY = "monthly"
+NAMES = (NEVER, WEEKLY, MONTHLY, "drift", "performance", DECLARED)
 WINDOWS = ("30d", "90d", "365d")
 """Training windows that a replay tries, besides all the past."""
 HALF_LIVES = ("90d",)
-"""Half-lives that a replay tries: a row this old has half the chance of being trained on."""
+"""Half-lives that a replay tries: a row that is this much older counts half as much in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,10 @@ class Policy:
     Args:
         name: name in the result; letters, digits, `-` and `_`.
         retrain: triggers, as in `el.Loop(retrain=...)`. Without any, the first model is never replaced.
-        window: train only on rows that are at most this old, such as `"90d"`. Default: on all rows so far.
-        half_life: train on a sample in which a row of this age is half as likely as a new one. Default: on all rows.
+        window: as in `el.Dataset(window=...)`: train only on the rows of this duration before the held-out rows, such
+            as `"90d"`. Default: on all rows so far.
+        half_life: as in `el.Dataset(half_life=...)`: a row that is this much older counts half as much in training.
+            Default: all rows count alike.
 
     Raises:
         UsageError: the name or a duration cannot be read.
@@ -60,9 +63,8 @@ class Policy:
     @property
     def memory(self) -> str:
         """Which part of the past is trained on, in words."""
-        if self.window is not None:
-            return f"the last {self.window}"
-        return "all the past" if self.half_life is None else f"all the past, half-life {self.half_life}"
+        part = "all the past" if self.window is None else f"the last {self.window}"
+        return part if self.half_life is None else f"{part}, half-life {self.half_life}"
 
     def suggested_lines(self) -> list[str]:
         """The lines of `el.Loop(...)` that declare this policy."""
@@ -88,7 +90,7 @@ def named_policies(names: Iterable[str], declared: Sequence[Trigger]) -> list[Po
     known = {
         NEVER: Policy(NEVER),
         WEEKLY: Policy(WEEKLY, (Every("1w"),)),
-        "monthly": Policy("monthly", (Every("4w"),)),
+        MONTHLY: Policy(MONTHLY, (Every("4w"),)),
         "drift": Policy("drift", (OnDrift(),)),
         "performance": Policy("performance", (OnPerformance(),)),
         DECLARED: Policy(DECLARED, tuple(declared)),
@@ -103,7 +105,7 @@ def named_policies(names: Iterable[str], declared: Sequence[Trigger]) -> list[Po
 
 
 def with_policy(loop: Loop, policy: Policy, labels_after: str) -> Loop:
-    """Return the loop with the triggers of a policy, and the watches that these need.
+    """Return the loop with the triggers and the training window of a policy, and the watches that the triggers need.
 
     Args:
         labels_after: delay of the labels, for a `Performance` watch that the loop does not declare.
@@ -115,7 +117,10 @@ def with_policy(loop: Loop, policy: Policy, labels_after: str) -> Loop:
         isinstance(one, Performance) for one in watches
     ):
         watches.append(Performance(loop.live_metric, labels_after=labels_after))
-    return replace(loop, retrain=tuple(policy.retrain), watch=tuple(watches))
+    data = loop.data
+    if policy.window is not None or policy.half_life is not None:
+        data = replace(data, window=policy.window, half_life=policy.half_life)
+    return replace(loop, data=data, retrain=tuple(policy.retrain), watch=tuple(watches))
 
 
 def _code(trigger: Trigger) -> str:

@@ -26,7 +26,7 @@ from everloop.replay.replay_history import ReplayHistory
 from everloop.replay.replay_store import replay_store
 from everloop.replay.traffic import Traffic
 from everloop.stores.clock import SimulatedClock
-from everloop.stores.durations import parse_duration
+from everloop.stores.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,16 +58,13 @@ _histories = _LoadedHistories()
 
 
 @step
-def replayed_rows(
-    history: str = "", until: str = "", window: str = "", half_life: str = "", most: int = 0
-) -> pl.DataFrame:
+def replayed_rows(history: str = "", until: str = "", window: str = "", most: int = 0) -> pl.DataFrame:
     """The rows of a history that were known at `until`, a time in ISO 8601. It replaces the loop's own data step."""
     from datetime import datetime
 
     return _histories[history].known_at(
         datetime.fromisoformat(until),
         window=parse_duration(window) if window else None,
-        half_life=parse_duration(half_life) if half_life else None,
         most=most or None,
     )
 
@@ -297,8 +294,7 @@ class _PolicyRun:
         params = {
             "replayed_rows.history": policy.name,
             "replayed_rows.until": self.clock.now().isoformat(),
-            "replayed_rows.window": policy.window or "",
-            "replayed_rows.half_life": policy.half_life or "",
+            "replayed_rows.window": self.needed_past(),
             "replayed_rows.most": self.job.training_rows or 0,
         }
         began = perf_counter()
@@ -321,6 +317,14 @@ class _PolicyRun:
             at=now, trigger=trigger, state=state, seconds=perf_counter() - began, why=why, candidate=candidate
         )
         self.trace.trainings.append(outcome)
+
+    def needed_past(self) -> str:
+        """How old a row may be that is trained or tested on, so that a sample is drawn from such rows; empty: any."""
+        data = self.job.loop.data
+        if data.window is None or not isinstance(data.holdout, str):
+            return ""
+        gap = parse_duration(data.labels_after) if data.labels_after else timedelta(0)
+        return format_duration(parse_duration(data.window) + parse_duration(data.holdout) + 2 * gap)
 
     def too_long(self) -> str:
         return f"the training took longer than {self.job.training_limit_s:g} s and was stopped"

@@ -1,8 +1,9 @@
 """Recommend a policy: the cheapest one whose live metric is not materially worse than the best one's.
 
-A policy that happened to win one stretch of history may lose the next. So a policy must hold on the whole replay and on
-both of its parts, the losses are shrunk by their own uncertainty, and the result says what the choice on the first part
-was worth on the second, which it had not seen.
+A policy that happened to win one stretch of history may lose the next. So a policy must hold on the whole replay, on
+both of its parts and on its end, and the losses are shrunk by their own uncertainty. The result also says what the
+choice on the first part was worth on the second, which it had not seen. If no policy is certainly better than never
+retraining, the advice is never to retrain.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
 from everloop.replay.hindsight import Loss, mean_metric, paired_loss
+from everloop.replay.policies import NEVER, WEEKLY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from everloop.replay.hindsight import PeriodMetric
 
@@ -24,6 +27,13 @@ MATERIAL = 0.05
 """A loss below this share of the best policy's skill is not material."""
 FIRST_PART = 0.6
 """Share of the periods on which the choice that is checked on the rest is made."""
+LAST_PART = 0.25
+"""Share of the periods at the end on which a policy must hold as well: a model that decays is worst there."""
+AFFORDABLE = 0.4
+"""A policy that retrains at most this share of the reference's times is preferred to a better one that does not."""
+WORTH_ITS_COST = 0.01
+"""A policy with more trainings is preferred if its metric is certainly better, and by more than this share."""
+REFERENCE = WEEKLY
 _NO_SKILL = {"roc_auc": 0.5}
 _LEAST_PERIODS = 6
 
@@ -37,6 +47,8 @@ class Candidate:
     trainings: int
     """Trainings after the first one."""
     seconds: float
+    retrained_at: Sequence[datetime] = ()
+    """When these trainings took place, to count those of a part of the replay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,27 +107,19 @@ def recommend(candidates: Sequence[Candidate], metric: str, *, greater_is_better
             "No period of the replay has labels to measure a policy by.",
             help="Replay a longer time, or use a longer period with --every.",
         )
-    begins = sorted({one.begin for candidate in measured for one in candidate.periods})
-    cut = round(len(begins) * FIRST_PART)
-    whole = _choose(measured, metric, greater_is_better)
-    chosen = whole
+    begins = _begins(measured)
+    chosen = _choose(measured, metric, greater_is_better)
     check: HeldOutCheck | None = None
     if len(begins) >= _LEAST_PERIODS:
-        first = [_part(one, begins[:cut]) for one in measured]
-        rest = [_part(one, begins[cut:]) for one in measured]
+        cut = round(len(begins) * FIRST_PART)
+        first, rest = ([_part(one, part) for one in measured] for part in (begins[:cut], begins[cut:]))
         if all(mean_metric(one.periods) is not None for one in (*first, *rest)):
-            chosen = _choose(measured, metric, greater_is_better, parts=(first, rest))
-            check = _checked(_choose(first, metric, greater_is_better), rest, greater_is_better)
-    never = next((one for one in measured if not one.trainings), None)
-    indistinguishable = never is not None and not any(
-        paired_loss(never.periods, one.periods, greater_is_better=greater_is_better).low > 0
-        for one in measured
-        if one is not never
-    )
+            check = _checked(_choose(first, metric, greater_is_better), rest, metric, greater_is_better)
+    indistinguishable = _is_never_as_good(measured, greater_is_better)
     by_name = {one.name: one for one in measured}
     why = _explain(chosen, by_name, metric, check, indistinguishable=indistinguishable)
     return Recommendation(
-        name=chosen.name, why=why, choice=chosen, check=check, best=whole.best, indistinguishable=indistinguishable
+        name=chosen.name, why=why, choice=chosen, check=check, best=chosen.best, indistinguishable=indistinguishable
     )
 
 
@@ -126,43 +130,119 @@ def kept_share(value: float, best: float, metric: str, *, greater_is_better: boo
     return best / value if value > 0 else 1.0
 
 
-def _part(one: Candidate, begins: Sequence[object]) -> Candidate:
+def _begins(candidates: Sequence[Candidate]) -> list[datetime]:
+    return sorted({one.begin for candidate in candidates for one in candidate.periods})
+
+
+def _part(one: Candidate, begins: Sequence[datetime]) -> Candidate:
+    """The candidate on some consecutive periods, with the trainings of their time."""
     wanted = set(begins)
     periods = [period for period in one.periods if period.begin in wanted]
-    return Candidate(name=one.name, periods=periods, trainings=one.trainings, seconds=one.seconds)
+    trainings = one.trainings
+    if one.retrained_at and periods:
+        # The training at the end of the last period serves the next one.
+        trainings = sum(periods[0].begin < at < periods[-1].end for at in one.retrained_at)
+    return Candidate(
+        name=one.name, periods=periods, trainings=trainings, seconds=one.seconds, retrained_at=one.retrained_at
+    )
 
 
-def _choose(
+def _parts(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The parts of the replay on which a policy must hold: both sides of the cut, and the end."""
+    begins = _begins(candidates)
+    if len(begins) < _LEAST_PERIODS:
+        return []
+    cut, end = round(len(begins) * FIRST_PART), max(2, round(len(begins) * LAST_PART))
+    parts = [[_part(one, part) for one in candidates] for part in (begins[:cut], begins[cut:], begins[-end:])]
+    return [part for part in parts if all(mean_metric(one.periods) is not None for one in part)]
+
+
+def _never(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The policy that never retrains, or one that did not."""
+    unchanged = [one for one in candidates if not one.trainings]
+    return min(unchanged, key=lambda one: one.name != NEVER, default=None)
+
+
+def _is_never_as_good(candidates: Sequence[Candidate], greater_is_better: bool) -> bool:
+    """Whether no policy is certainly better than never retraining; the intervals allow for the number of policies."""
+    never = _never(candidates)
+    others = [one for one in candidates if one is not never]
+    if never is None or not others:
+        return never is not None
+    return not any(
+        paired_loss(never.periods, one.periods, greater_is_better=greater_is_better, level=1 - 0.05 / len(others)).low
+        > 0
+        for one in others
+    )
+
+
+def _choose(candidates: Sequence[Candidate], metric: str, greater_is_better: bool) -> Choice:
+    """Choose on the periods of these candidates alone."""
+    sign = 1 if greater_is_better else -1
+    means = {one.name: mean_metric(one.periods) or 0.0 for one in candidates}
+    best = max(candidates, key=lambda one: (sign * means[one.name], -one.trainings))
+    never = _never(candidates)
+    if never is not None and _is_never_as_good(candidates, greater_is_better):
+        return _choice(never, best, metric, greater_is_better)
+    reference = next((one for one in candidates if one.name == REFERENCE), best)
+    affordable = [one for one in candidates if one.trainings <= max(1, AFFORDABLE * reference.trainings)]
+    parts = _parts(candidates)
+    for pool, against in (
+        (affordable, max(affordable, key=lambda one: sign * means[one.name], default=best)),
+        (affordable, reference),
+        (candidates, best),
+    ):
+        # A policy that is affordable must also hold against weekly retraining, whatever the other affordable ones do.
+        rivals = {against.name, reference.name}
+        fitting = [
+            one
+            for one in pool
+            if all(_holds(one.name, rival, candidates, parts, metric, greater_is_better) for rival in rivals)
+        ]
+        if fitting:
+            return _choice(_worth_most(fitting, means, greater_is_better), best, metric, greater_is_better)
+    return _choice(best, best, metric, greater_is_better)
+
+
+def _holds(
+    name: str,
+    rival: str,
     candidates: Sequence[Candidate],
+    parts: Sequence[Sequence[Candidate]],
     metric: str,
     greater_is_better: bool,
-    parts: tuple[Sequence[Candidate], ...] = (),
-) -> Choice:
-    means = {one.name: mean_metric(one.periods) or 0.0 for one in candidates}
+) -> bool:
+    """Whether a policy keeps enough of another one's metric, on all periods and on each part of them."""
+    for part in (candidates, *parts):
+        by_name = {one.name: one for one in part}
+        mine, other = (mean_metric(by_name[one].periods) or 0.0 for one in (name, rival))
+        if kept_share(mine, other, metric, greater_is_better=greater_is_better) < KEEP:
+            return False
+    by_name = {one.name: one for one in candidates}
+    loss = paired_loss(by_name[name].periods, by_name[rival].periods, greater_is_better=greater_is_better)
+    skill = abs((mean_metric(by_name[rival].periods) or 0.0) - _NO_SKILL.get(metric, 0.0))
+    return _shrunk(loss) <= MATERIAL * skill
+
+
+def _worth_most(fitting: Sequence[Candidate], means: dict[str, float], greater_is_better: bool) -> Candidate:
+    """The cheapest policy, or one with more trainings that are worth their cost."""
     sign = 1 if greater_is_better else -1
-    best = max(candidates, key=lambda one: (sign * means[one.name], -one.trainings))
-    skill = abs(means[best.name] - _NO_SKILL.get(metric, 0.0))
-    fitting = []
-    for one in candidates:
-        loss = paired_loss(one.periods, best.periods, greater_is_better=greater_is_better)
-        kept = kept_share(means[one.name], means[best.name], metric, greater_is_better=greater_is_better)
-        holds = kept >= KEEP and _shrunk(loss) <= MATERIAL * skill
-        if holds and all(_keeps(one.name, part, metric, greater_is_better) for part in parts):
-            fitting.append((one.trainings, one.seconds, one, loss, kept))
-    if not fitting:
-        zero = Loss(value=0.0, low=0.0, high=0.0)
-        return Choice(name=best.name, best=best.name, kept=1.0, loss=zero)
-    fewest = min(trainings for trainings, *_ in fitting)
-    # Among policies with about as few trainings, the better metric wins.
-    near = [item for item in fitting if item[0] <= fewest + 1]
-    _, _, one, loss, kept = max(near, key=lambda item: (sign * means[item[2].name], -item[0]))
+    ordered = sorted(fitting, key=lambda one: (one.trainings, one.name != NEVER))
+    chosen = ordered[0]
+    for one in ordered[1:]:
+        gain = sign * (means[one.name] - means[chosen.name])
+        # Among policies with about as few trainings, any certain gain counts.
+        least = 0.0 if one.trainings <= chosen.trainings + 1 else WORTH_ITS_COST * abs(means[chosen.name])
+        if gain > least and paired_loss(chosen.periods, one.periods, greater_is_better=greater_is_better).low > 0:
+            chosen = one
+    return chosen
+
+
+def _choice(one: Candidate, best: Candidate, metric: str, greater_is_better: bool) -> Choice:
+    loss = paired_loss(one.periods, best.periods, greater_is_better=greater_is_better)
+    mine, other = mean_metric(one.periods) or 0.0, mean_metric(best.periods) or 0.0
+    kept = kept_share(mine, other, metric, greater_is_better=greater_is_better)
     return Choice(name=one.name, best=best.name, kept=kept, loss=loss)
-
-
-def _keeps(name: str, part: Sequence[Candidate], metric: str, greater_is_better: bool) -> bool:
-    means = {one.name: mean_metric(one.periods) or 0.0 for one in part}
-    best = max(means.values()) if greater_is_better else min(means.values())
-    return kept_share(means[name], best, metric, greater_is_better=greater_is_better) >= KEEP
 
 
 def _shrunk(loss: Loss) -> float:
@@ -176,11 +256,11 @@ def _shrunk(loss: Loss) -> float:
     return 0.0 if signal == 0.0 else loss.value * signal / (signal + error**2)
 
 
-def _checked(choice: Choice, rest: Sequence[Candidate], greater_is_better: bool) -> HeldOutCheck:
+def _checked(choice: Choice, rest: Sequence[Candidate], metric: str, greater_is_better: bool) -> HeldOutCheck:
     means = {one.name: mean_metric(one.periods) or 0.0 for one in rest}
     trainings = {one.name: one.trainings for one in rest}
-    reference = "weekly" if "weekly" in means else max(trainings, key=lambda name: trainings[name])
-    kept = kept_share(means[choice.name], means[reference], "", greater_is_better=greater_is_better)
+    reference = REFERENCE if REFERENCE in means else max(trainings, key=lambda name: trainings[name])
+    kept = kept_share(means[choice.name], means[reference], metric, greater_is_better=greater_is_better)
     periods = max(len(one.periods) for one in rest)
     return HeldOutCheck(name=choice.name, periods=periods, kept=kept, reference=reference, held=kept >= KEEP)
 
@@ -195,7 +275,7 @@ def _explain(
 ) -> str:
     one = candidates[choice.name]
     value = mean_metric(one.periods)
-    reference = candidates.get("weekly") or candidates[choice.best]
+    reference = candidates.get(REFERENCE) or candidates[choice.best]
     against = mean_metric(reference.periods)
     text = f"{metric} {value:.4g}"
     if reference.name != one.name and against is not None and value is not None:
@@ -207,9 +287,10 @@ def _explain(
     sentences = [f"{text}."]
     if choice.best != choice.name:
         best = candidates[choice.best]
+        verdict = "which is not material" if choice.kept >= KEEP else "which its trainings do not make up for"
         sentences.append(
             f"'{best.name}' was best with {mean_metric(best.periods):.4g} and {_times(best.trainings)}; the difference"
-            f" is {choice.loss.value:.3g} [{choice.loss.low:.3g}, {choice.loss.high:.3g}], which is not material."
+            f" is {choice.loss.value:.3g} [{choice.loss.low:.3g}, {choice.loss.high:.3g}], {verdict}."
         )
     if indistinguishable:
         sentences.append("No policy was certainly better than never retraining.")

@@ -74,7 +74,6 @@ class ReplayHistory:
         moment: datetime,
         *,
         window: timedelta | None = None,
-        half_life: timedelta | None = None,
         most: int | None = None,
     ) -> pl.DataFrame:
         """Return the rows whose event and label were known at a moment, with the user's columns.
@@ -82,7 +81,6 @@ class ReplayHistory:
         Args:
             moment: the present time of the replay.
             window: leave out rows whose event is older than this. Default: all rows.
-            half_life: keep a row of age `a` with the probability `2 ** (-a / half_life)`. Default: all rows.
             most: keep at most this many rows, drawn at random. Default: all rows.
         """
         import numpy as np
@@ -92,14 +90,9 @@ class ReplayHistory:
         mask = (self.events <= now) & (self.known <= now)
         if window is not None:
             mask &= self.events > micros(moment - window)
-        if half_life is not None:
-            ages = (now - self.events) / (half_life / timedelta(microseconds=1))
-            mask &= self.draws < 2.0 ** -ages.clip(0)
         found = int(mask.sum())
         if most is not None and found > most:
-            # Another draw than that of the half-life, which would keep the same old rows.
-            second = (self.draws * 4096) % 1.0
-            mask &= second <= np.partition(second[mask], most - 1)[most - 1]
+            mask &= self.draws <= np.partition(self.draws[mask], most - 1)[most - 1]
         return self.table.filter(pl.Series(mask)).select(self.names)
 
     def between(self, since: datetime, until: datetime) -> tuple[int, int]:

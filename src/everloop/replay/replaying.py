@@ -14,7 +14,7 @@ from everloop.loop.gates.package_gates import Latency
 from everloop.loop.triggers.trigger_declarations import OnDrift, OnPerformance
 from everloop.replay.hindsight import Judge, paired_loss
 from everloop.replay.loop_history import loop_history
-from everloop.replay.policies import DECLARED, HALF_LIVES, WINDOWS, Policy, named_policies, with_policy
+from everloop.replay.policies import DECLARED, HALF_LIVES, MONTHLY, WEEKLY, WINDOWS, Policy, named_policies, with_policy
 from everloop.replay.policy_processes import run_policies
 from everloop.replay.policy_run import PolicyJob, PolicyTrace, Schedule, replayed_rows
 from everloop.replay.recommendation import Candidate, Recommendation, recommend
@@ -296,6 +296,14 @@ def _policies(given: Sequence[str | Policy] | None, loop: Loop, from_loop: bool)
     found: list[Policy] = []
     for one in wanted:
         found += [one] if isinstance(one, Policy) else named_policies([one], declared)
+    # What the dataset declares holds for every policy that does not say otherwise.
+    data = loop.data
+    found = [
+        replace(one, window=data.window, half_life=data.half_life)
+        if one.window is None and one.half_life is None
+        else one
+        for one in found
+    ]
     if not found:
         raise UsageError("No policy is named.", help="For example: policies=['never', 'weekly']")
     names = [policy.name for policy in found]
@@ -340,6 +348,7 @@ def _judged(traces: list[PolicyTrace], judge: Judge, seed: int) -> tuple[list[Po
             name=trace.policy.name,
             periods=periods[trace.policy.name],
             trainings=len(trace.retrainings),
+            retrained_at=[one.at for one in trace.retrainings],
             seconds=sum(one.seconds for one in trace.trainings),
         )
         for trace in traces
@@ -385,22 +394,25 @@ def _judged(traces: list[PolicyTrace], judge: Judge, seed: int) -> tuple[list[Po
 def _other_windows(
     chosen: list[Policy], advice: Recommendation, schedule: Schedule, history: ReplayHistory
 ) -> list[Policy]:
-    """Variants of the recommended policy, or of the best one that retrains, that train on another part of the past."""
+    """Variants that train on another part of the past, of the recommended policy and of monthly retraining.
+
+    Monthly retraining is cheap, and the window that suits it shows how fast the past becomes useless.
+    """
     from everloop.stores.clock import moment_of
 
     by_name = {policy.name: policy for policy in chosen}
-    base = by_name[advice.name]
-    if not base.retrain:
-        base = by_name[advice.best]
-    if not base.retrain or base.window is not None or base.half_life is not None:
-        return []
+    bases = [by_name[name] for name in dict.fromkeys((advice.name, MONTHLY)) if name in by_name]
+    bases = [base for base in bases if base.retrain and base.name != WEEKLY] or [by_name[advice.best]]
     span = schedule.end - moment_of(int(history.events[0]))
     made = []
-    for text in WINDOWS:
-        # A window that is longer than the past changes nothing; one of a few periods leaves too few rows.
-        if 4 * schedule.every <= parse_duration(text) < span * 0.9:
-            made.append(replace(base, name=f"{base.name}-{text}", window=text))
-    for text in HALF_LIVES:
-        if parse_duration(text) < span:
-            made.append(replace(base, name=f"{base.name}-half-life-{text}", half_life=text))
+    for base in bases:
+        if not base.retrain or base.window is not None or base.half_life is not None:
+            continue
+        for text in WINDOWS:
+            # A window that is longer than the past changes nothing; one of a few periods leaves too few rows.
+            if 4 * schedule.every <= parse_duration(text) < span * 0.9:
+                made.append(replace(base, name=f"{base.name}-{text}", window=text))
+        for text in HALF_LIVES:
+            if parse_duration(text) < span:
+                made.append(replace(base, name=f"{base.name}-half-life-{text}", half_life=text))
     return [policy for policy in made if policy.name not in by_name]
