@@ -253,3 +253,31 @@ def test_the_room_is_callable_as_the_function():
     assert callable(everloop.replay)
     with pytest.raises(UsageError, match="target="):
         el.replay(stream())
+
+
+def test_labels_arrive_at_the_times_of_a_column_that_is_not_a_feature():
+    from everloop.replay.replaying import _plan_of_table
+
+    late = stream().with_columns(
+        pl.when(pl.col("z") < 1).then(pl.col("at") + pl.duration(hours=30)).alias("billed").cast(pl.String)
+    )
+    loop, history, schedule, delay, _ = _plan_of_table(
+        late, "amount", "at", None, [], None, "billed", START + 56 * DAY, None, 7 * DAY, None
+    )
+    assert set(loop.data.features) == {"x", "z"}
+    assert delay == "1d6h"
+    assert schedule.delay == timedelta(hours=30)
+    # A label without a time of arrival never arrives.
+    assert history.table[KNOWN].null_count() == late.filter(pl.col("z") >= 1).height
+    assert (history.table[KNOWN] - history.table["__replay_event"]).drop_nulls().unique().to_list() == [108_000_000_000]
+
+
+def test_months_are_means_of_the_periods_that_begin_in_them():
+    from everloop.replay.hindsight import PeriodMetric, months_of
+
+    def period(day, value):
+        begin = START + day * DAY
+        return PeriodMetric(begin=begin, end=begin + DAY, rows=9, labelled=9, value=value, low=None, high=None)
+
+    found = months_of([period(0, 1.0), period(26, 3.0), period(28, None), period(30, 7.0)])
+    assert found == {"2021-01": 2.0, "2021-02": 7.0}

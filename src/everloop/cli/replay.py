@@ -32,6 +32,10 @@ def replay(
     labels_after: Annotated[
         str | None, typer.Option(help="How long after its event a label arrives, such as 7d. Default: as declared.")
     ] = None,
+    labels_arrive: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="For a table: column with the time at which a row's label arrived."),
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="First day. Default: after a quarter of the history.")
     ] = None,
@@ -43,9 +47,11 @@ def replay(
             metavar="A,B,…", help="Policies to compare: never, weekly, monthly, drift, performance, declared."
         ),
     ] = None,
-    windows: Annotated[
-        bool, typer.Option("--windows/--no-windows", help="Also try training windows for the recommended policy.")
-    ] = True,
+    windows: Annotated[bool, typer.Option("--windows/--no-windows", help="Also try other training windows.")] = True,
+    watch_all: Annotated[
+        bool,
+        typer.Option("--watch-all", help="List incidents of all policies, also of those that ignore them. Slower."),
+    ] = False,
     rows: Annotated[int, typer.Option(min=100, help="At most this many rows per period, sampled.")] = 20_000,
     training_rows: Annotated[
         int, typer.Option(min=100, help="At most this many rows per training, sampled.")
@@ -83,6 +89,7 @@ def replay(
         "every": every,
         "policies": names,
         "windows": windows,
+        "watch_all": watch_all,
         "rows_per_period": rows,
         "training_rows": training_rows,
         "seed": seed,
@@ -90,7 +97,13 @@ def replay(
         "progress": _Progress(),
     }
     if target is None and time is None:
-        unused = {"--key": key, "--exclude": exclude, "--metric": metric, "How to read a table": reading}
+        unused = {
+            "--key": key,
+            "--exclude": exclude,
+            "--metric": metric,
+            "--labels-arrive": labels_arrive,
+            "How to read a table": reading,
+        }
         if option := next((name for name, value in unused.items() if value), None):
             raise UsageError(f"{option} needs --target and --time.", help="Name them, or leave it out.")
         from everloop.loop import load_project
@@ -115,6 +128,7 @@ def replay(
                 key=key,
                 exclude=[name.strip() for name in (exclude or "").split(",") if name.strip()],
                 metric=metric,
+                labels_arrive=labels_arrive,
                 title=Path(source).name,
                 **options,
             )
@@ -161,7 +175,7 @@ def _write(path: Path, result: ReplayResult) -> None:
 
 
 def _draw(result: ReplayResult, html: Path | None, suggest: bool) -> None:
-    from everloop.replay.replay_page import policy_rows
+    from everloop.replay.replay_page import MONTHS_NOTE, month_rows, policy_rows
 
     out = console()
     out.print(
@@ -172,6 +186,9 @@ def _draw(result: ReplayResult, html: Path | None, suggest: bool) -> None:
     )
     columns, rows = policy_rows(result)
     table("Policies", columns, rows, empty="No policy.")
+    columns, rows = month_rows(result)
+    if len(rows) > 1:
+        table(f"By month. {MONTHS_NOTE}", columns, rows, empty="")
     for one in result.policies:
         if one.error is not None:
             out.print(f"'{one.policy.name}' ended early: {one.error}", markup=False, soft_wrap=True)

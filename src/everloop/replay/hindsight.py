@@ -127,11 +127,19 @@ class Judge:
         low, high = (bound if math.isfinite(bound) else None for bound in (measured.low, measured.high))
         return measured.value, low, high, labelled
 
-    def judge_incident(self, trace: PolicyTrace, incident: Incident) -> JudgedDisturbance:
-        """Compare the live metric during an incident with the one before it.
+    def judge_incident(
+        self, trace: PolicyTrace, incident: Incident, retrained: PolicyTrace | None = None
+    ) -> JudgedDisturbance:
+        """Compare the live metric during an incident with the one before it, and with that of a retrained model.
 
-        The incident was needed if the metric during it was worse than before by more than its interval. Before means as
-        many periods as the incident lasted, at least four; without any, the metric on the rows held out from training.
+        The incident was needed if the metric during it was worse than before by more than its interval, or if the
+        policy that retrains most often was better at that time by more than this interval. Before means as many
+        periods as the incident lasted, at least four; without any, the metric on the rows held out from training.
+
+        Args:
+            trace: the policy that had the incident.
+            incident: the incident.
+            retrained: the policy that retrains most often, if it is another one.
         """
         begin, end = incident.began_at, incident.seen_at
         during, low, high, _ = self.measure(trace, *self.history.between(begin, end))
@@ -148,8 +156,12 @@ class Judge:
         greater = self.metric.greater_is_better
         worse = high < before if greater else low > before
         as_good = during >= before if greater else during <= before
-        verdict: Verdict = "needed" if worse else "not needed" if as_good else "unclear"
+        possible = None if retrained is None else self.measure(retrained, *self.history.between(begin, end))[0]
+        gained = possible is not None and (possible > high if greater else possible < low)
+        verdict: Verdict = "needed" if worse or gained else "not needed" if as_good else "unclear"
         why = f"{self.metric.name} {during:.4g} [{low:.4g}, {high:.4g}] during it, {before:.4g} on {basis}"
+        if gained and retrained is not None:
+            why += f"; '{retrained.policy.name}', which had retrained, had {possible:.4g}"
         return JudgedDisturbance(incident=incident, verdict=verdict, before=before, during=during, why=why)
 
 
@@ -157,6 +169,15 @@ def mean_metric(periods: Sequence[PeriodMetric]) -> float | None:
     """Return the mean of the periods' metrics; None if no period has one."""
     values = [one.value for one in periods if one.value is not None]
     return sum(values) / len(values) if values else None
+
+
+def months_of(periods: Sequence[PeriodMetric]) -> dict[str, float]:
+    """Return the mean of the periods' metrics for each calendar month in which they begin, such as `2013-04`."""
+    values: dict[str, list[float]] = {}
+    for one in periods:
+        if one.value is not None:
+            values.setdefault(f"{one.begin:%Y-%m}", []).append(one.value)
+    return {month: sum(found) / len(found) for month, found in sorted(values.items())}
 
 
 def paired_loss(

@@ -154,6 +154,8 @@ def build_history(
     labelled = table[target].is_not_null()
     if table.schema[target].is_float():
         labelled &= table[target].is_not_nan().fill_null(value=False)
+    # A label without a time of arrival never arrives.
+    labelled &= known.is_not_null()
     # A label cannot be known before its event.
     known = pl.select(pl.when(labelled).then(pl.max_horizontal(known, event))).to_series()
     entity = pl.int_range(table.height, eager=True).cast(pl.String)

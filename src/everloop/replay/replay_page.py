@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from everloop.replay.replay_result import PolicyOutcome, ReplayResult
 
 WIDTH, HEIGHT = 1000, 260
+MONTHS_NOTE = "Mean of the periods that begin in a month. Policies that retrain: difference from never retraining."
 _COLOURS = ("#2f6db0", "#c0602a", "#2c7a4b", "#8a4fa3", "#b27a12", "#5d6a76", "#b3392b", "#2a8c94", "#7a6a2f")
 _STYLE = """
 .scroll{overflow-x:auto}
@@ -57,6 +58,7 @@ def _page(result: ReplayResult) -> Iterator[str]:
     yield from _table(result)
     yield f"<h2>Live {html_text(result.metric)} by period</h2>"
     yield from _chart(result)
+    yield from _months(result)
     yield from _incidents(result)
     yield from _trainings(result)
     if result.suggestion:
@@ -66,6 +68,35 @@ def _page(result: ReplayResult) -> Iterator[str]:
         yield from (f"<li>{html_text(text)}</li>" for text in result.remarks)
         yield "</ul>"
     yield "</main></body></html>"
+
+
+def _months(result: ReplayResult) -> Iterator[str]:
+    """A table of the live metric by month; long replays only, since the chart shows few periods well enough."""
+    columns, rows = month_rows(result)
+    if len(rows) < 2:
+        return
+    yield f'<h2>By month</h2><p class="faint">{html_text(MONTHS_NOTE)}</p><div class="scroll"><table><thead><tr>'
+    yield "".join(f"<th>{html_text(name)}</th>" for name in columns) + "</tr></thead><tbody>"
+    for row in rows:
+        yield "<tr>" + "".join(f"<td>{html_text(text)}</td>" for text in row) + "</tr>"
+    yield "</tbody></table></div>"
+
+
+def month_rows(result: ReplayResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the names of the columns and one row of texts for each month: `never`, and how others differ from it."""
+    shown = [one for one in result.policies if one.months]
+    basis = next((one for one in shown if not one.policy.retrain), None)
+    rows = []
+    for month in sorted({month for one in shown for month in one.months}):
+        row = [month]
+        for one in shown:
+            value, before = one.months.get(month), None if basis is None else basis.months.get(month)
+            if value is None:
+                row.append("-")
+            else:
+                row.append(f"{value:.4g}" if one is basis or before is None else f"{value - before:+.3g}")
+        rows.append(tuple(row))
+    return ("month", *(one.policy.name for one in shown)), rows
 
 
 def policy_rows(result: ReplayResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from everloop.replay.hindsight import mean_metric
+from everloop.replay.hindsight import mean_metric, months_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -49,6 +49,11 @@ class PolicyOutcome:
         """Mean of the periods' metrics."""
         return mean_metric(self.periods)
 
+    @property
+    def months(self) -> dict[str, float]:
+        """Mean of the periods' metrics for each month in which they begin, such as `2013-04`."""
+        return months_of(self.periods)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         policy = self.policy
@@ -58,6 +63,7 @@ class PolicyOutcome:
             "half_life": policy.half_life,
             "trains_on": policy.memory,
             "metric": self.mean,
+            "months": self.months,
             "periods": [
                 {
                     "from": one.begin.isoformat(),

@@ -21,7 +21,7 @@ from everloop.replay.recommendation import Candidate, Recommendation, recommend
 from everloop.replay.replay_history import ReplayHistory, build_history, thin
 from everloop.replay.replay_result import PolicyOutcome, ReplayResult
 from everloop.replay.replay_store import scratch_folder
-from everloop.replay.table_loop import read_times, table_loop
+from everloop.replay.table_loop import as_times, read_times, table_loop
 from everloop.stores.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -52,11 +52,13 @@ def replay(
     key: str | None = None,
     exclude: Sequence[str] = (),
     labels_after: str | None = None,
+    labels_arrive: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
     every: str = "1w",
     policies: Sequence[str | Policy] | None = None,
     windows: bool = True,
+    watch_all: bool = False,
     metric: str | None = None,
     rows_per_period: int = ROWS_PER_PERIOD,
     training_rows: int = TRAINING_ROWS,
@@ -80,12 +82,16 @@ def replay(
         exclude: for a table: columns that a model must not use.
         labels_after: how long after its event a row's label arrives, such as `"7d"`. Default: as the loop declares;
             at once for a table.
+        labels_arrive: for a table: column with the time at which each row's label arrived, instead of `labels_after`.
+            A label without such a time never arrives.
         start: time of the first training. Default: after a quarter of the history.
         end: end of the last period. Default: the end of the history.
         every: length of a period, and the time between two looks at the loop.
         policies: names, such as `"weekly"`, or policies of your own. Default: `never`, `weekly`, `monthly`, `drift`,
             `performance`, and for a loop `declared`.
-        windows: also replay the recommended policy with other training windows.
+        windows: also replay the recommended policy and `monthly` with other training windows.
+        watch_all: let every policy run all watches, so that incidents are listed for those that do not react to them as
+            well. This takes longer.
         metric: for a table: the metric to compare by. Default: the first of its task, such as `rmse`.
         rows_per_period: at most this many rows of each period are replayed, chosen by a hash.
         training_rows: at most this many rows are trained on at a time.
@@ -109,11 +115,16 @@ def replay(
         if value < LEAST_PAST:
             raise UsageError(f"{name}={value} is too few.", help=f"Use at least {LEAST_PAST}.")
     if isinstance(source, Loop):
+        if labels_arrive is not None:
+            raise UsageError(
+                f"labels_arrive='{labels_arrive}' is for a table, but this is the loop '{source.name}'.",
+                help="Use labels_after=.",
+            )
         plan = _plan_of_loop(source, labels_after, start, end, span)
     else:
         if target is None or time is None:
             raise UsageError("A table needs target= and time=.", help="For example: target='cnt', time='dteday'")
-        plan = _plan_of_table(source, target, time, key, exclude, labels_after, start, end, span, metric)
+        plan = _plan_of_table(source, target, time, key, exclude, labels_after, labels_arrive, start, end, span, metric)
     loop, history, schedule, delay, remarks = plan
     if not isinstance(source, Loop) and isinstance(loop.train, AutoTrain):
         loop = replace(loop, train=replace(loop.train, seed=seed))
@@ -133,7 +144,7 @@ def replay(
             jobs = [
                 PolicyJob(
                     policy=policy,
-                    loop=_replayed(with_policy(loop, policy, delay), policy),
+                    loop=_replayed(with_policy(loop, policy, delay), policy, watch_all=watch_all),
                     history=history,
                     schedule=schedule,
                     home=folder / policy.name,
@@ -198,6 +209,7 @@ def _plan_of_table(
     key: str | None,
     exclude: Sequence[str],
     labels_after: str | None,
+    labels_arrive: str | None,
     start: datetime | None,
     end: datetime | None,
     span: timedelta,
@@ -210,18 +222,37 @@ def _plan_of_table(
     table = source.collect() if isinstance(source, pl.LazyFrame) else pl.DataFrame(source)
     if target not in table.columns:
         raise DataError(f"The table has no column '{target}' for --target.", help=nearest(target, table.columns))
+    if labels_after is not None and labels_arrive is not None:
+        raise UsageError("Both labels_after and labels_arrive are given.", help="Use one of them.")
     delay = parse_duration(labels_after) if labels_after else timedelta(0)
     timed = read_times(table, time)
-    rough = build_history(timed, target=target, time=time, key=key, labels_after=delay)
+    if labels_arrive is not None:
+        timed = as_times(timed, labels_arrive, "--labels-arrive")
+    rough = build_history(timed, target=target, time=time, key=key, labels_after=delay, arrival=labels_arrive)
+    if labels_arrive is not None:
+        delay = _usual_delay(rough)
     schedule = _schedule(rough, start, end, span, delay)
     made = table_loop(
-        timed, target=target, time=time, key=key, exclude=exclude, labels_after=delay,
+        timed, target=target, time=time, key=key, exclude=exclude, labels_after=delay, arrival=labels_arrive,
         start=schedule.start, every=span, metric=metric,
     )  # fmt: skip
     data = made.loop.data
-    history = build_history(made.table, target=data.target, time=str(data.time), key=key, labels_after=delay)
+    history = build_history(
+        made.table, target=data.target, time=str(data.time), key=key, labels_after=delay, arrival=labels_arrive
+    )
     light = "Each training is one LightGBM model with default settings, so that the replay is quick and repeatable."
     return made.loop, history, schedule, format_duration(delay) if delay else "0s", [*made.remarks, light]
+
+
+def _usual_delay(history: ReplayHistory) -> timedelta:
+    """The time after which nine of ten labels that arrive have arrived, in whole minutes."""
+    import numpy as np
+
+    arrived = history.known < 2**62
+    if not arrived.any():
+        raise DataError("No label has a time of arrival.", help="Name another column with --labels-arrive.")
+    delays = history.known[arrived] - history.events[arrived]
+    return timedelta(minutes=float(np.ceil(np.quantile(delays, 0.9) / 60e6)))
 
 
 def _plan_of_loop(
@@ -313,8 +344,10 @@ def _policies(given: Sequence[str | Policy] | None, loop: Loop, from_loop: bool)
     return found
 
 
-def _replayed(loop: Loop, policy: Policy) -> Loop:
+def _replayed(loop: Loop, policy: Policy, *, watch_all: bool) -> Loop:
     """The loop with the history's rows as its data, and only the watches that a decision of the policy reads."""
+    if watch_all:
+        return replace(loop, data=replace(loop.data, source=replayed_rows, name=loop.data.name or loop.name))
     needed: list[Watch] = []
     for part in loop.watch:
         if isinstance(part, Drift):
@@ -363,7 +396,9 @@ def _judged(traces: list[PolicyTrace], judge: Judge, seed: int) -> tuple[list[Po
         except EmptySampleError:
             advice = None
     outcomes = []
+    often = max(traces, key=lambda trace: len(trace.retrainings), default=None)
     for trace in traces:
+        retrained = often if often is not trace and often is not None and often.retrainings else None
         mine = periods[trace.policy.name]
         regret = None
         if best is not None and any(one.value is not None for one in mine):
@@ -378,7 +413,7 @@ def _judged(traces: list[PolicyTrace], judge: Judge, seed: int) -> tuple[list[Po
                 promotions=sum(one.state == "completed" and one.previous is not None for one in trace.releases),
                 rollbacks=sum(one.state == "rolled_back" for one in trace.releases),
                 rejections=sum(one.state == "rejected" for one in trace.releases),
-                incidents=[judge.judge_incident(trace, one) for one in trace.incidents],
+                incidents=[judge.judge_incident(trace, one, retrained) for one in trace.incidents],
                 watched=trace.watched,
                 seconds=trace.seconds,
                 training_seconds=sum(one.seconds for one in trace.trainings),

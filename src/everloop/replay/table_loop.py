@@ -43,23 +43,7 @@ def read_times(table: pl.DataFrame, time: str) -> pl.DataFrame:
     """
     import polars as pl
 
-    from everloop.data.table_inputs import nearest
-    from everloop.loop.new_project.disguised_columns import find_date
-
-    if time not in table.columns:
-        raise DataError(f"The table has no column '{time}' for --time.", help=nearest(time, table.columns))
-    kind = table.schema[time]
-    if kind == pl.String:
-        conversion = find_date(table[time])
-        if conversion is not None:
-            table = table.with_columns(conversion.expression)
-    elif kind.is_integer():
-        table = table.with_columns(_from_epoch(table[time]))
-    if not (table.schema[time] == pl.Date or isinstance(table.schema[time], pl.Datetime)):
-        raise DataError(
-            f"The column '{time}' holds values of type {kind}, not dates or times.",
-            help="Name a column with dates or times: --time COLUMN",
-        )
+    table = as_times(table, time, "--time")
     missing = table[time].null_count()
     if missing:
         if missing > table.height / 2:
@@ -67,6 +51,39 @@ def read_times(table: pl.DataFrame, time: str) -> pl.DataFrame:
                 f"{missing:,} of {table.height:,} rows have no time in '{time}'.", help="Use another column."
             )
         table = table.filter(pl.col(time).is_not_null())
+    return table
+
+
+def as_times(table: pl.DataFrame, column: str, option: str) -> pl.DataFrame:
+    """Return the table with a column of texts or numbers as dates or times; missing ones stay missing.
+
+    Args:
+        table: the table.
+        column: the column to convert.
+        option: the option that named it, for errors.
+
+    Raises:
+        DataError: the column is missing or cannot be read as times.
+    """
+    import polars as pl
+
+    from everloop.data.table_inputs import nearest
+    from everloop.loop.new_project.disguised_columns import find_date
+
+    if column not in table.columns:
+        raise DataError(f"The table has no column '{column}' for {option}.", help=nearest(column, table.columns))
+    kind = table.schema[column]
+    if kind == pl.String:
+        conversion = find_date(table[column])
+        if conversion is not None:
+            table = table.with_columns(conversion.expression)
+    elif kind.is_integer():
+        table = table.with_columns(_from_epoch(table[column]))
+    if not (table.schema[column] == pl.Date or isinstance(table.schema[column], pl.Datetime)):
+        raise DataError(
+            f"The column '{column}' holds values of type {kind}, not dates or times.",
+            help=f"Name a column with dates or times: {option} COLUMN",
+        )
     return table
 
 
@@ -81,8 +98,11 @@ def table_loop(
     start: datetime,
     every: timedelta,
     metric: str | None,
+    arrival: str | None = None,
 ) -> TableLoop:
     """Decide from the rows before `start` how the table is learned from.
+
+    The column `arrival`, with the time at which a label arrived, is kept but is not a feature.
 
     Raises:
         DataError: nothing can be learned from these rows.
@@ -101,7 +121,8 @@ def table_loop(
         if name not in table.columns:
             raise UsageError(f"The table has no column '{name}' to exclude.", help=nearest(name, table.columns))
     moments = table.select(as_utc(time, table.schema[time])).to_series()
-    past = table.filter(moments < start).drop([name for name in exclude if name not in (target, time, key)])
+    hidden = [name for name in exclude if name not in (target, time, key)] + ([arrival] if arrival is not None else [])
+    past = table.filter(moments < start).drop(list(dict.fromkeys(hidden)))
     inspection = inspect_table(past, target, time=time, key=key)
     goal = find_goal(inspection)
     metric = metric or metrics_of(goal.task)[0]
@@ -169,7 +190,7 @@ def table_loop(
             Performance(metric, labels_after=delay, window=format_duration(every)),
         ],
     )
-    names = [name for name in converted.columns if name in {target, time, key, *features}]
+    names = [name for name in converted.columns if name in {target, time, key, arrival, *features}]
     return TableLoop(loop=loop, table=converted.select(names), remarks=tuple(remarks))
 
 
