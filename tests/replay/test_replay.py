@@ -1,5 +1,6 @@
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -281,3 +282,13 @@ def test_months_are_means_of_the_periods_that_begin_in_them():
 
     found = months_of([period(0, 1.0), period(26, 3.0), period(28, None), period(30, 7.0)])
     assert found == {"2021-01": 2.0, "2021-02": 7.0}
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "replay.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    exec(compile(example, "docs/replay.md", "exec"), {})  # noqa: S102 - our own page
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("own rmse ")
+    assert "'2024-04'" in lines[1]

@@ -1,16 +1,20 @@
 """Replay several policies, each in a process of its own, as many at once as there are cores.
 
-A policy's result does not depend on where it runs: its store, its clock and its seed are its own.
+A policy's result does not depend on where it runs: its store, its clock and its seed are its own. A process that dies,
+or whose training hangs where Python cannot interrupt it, costs the policy that it replays, and no other one.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from everloop.replay.policy_run import PolicyJob, PolicyTrace, run_policy
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 _WAIT_S = 0.5
 _LAST_WAIT_S = 10.0
+NATIVE_GRACE_S = 30.0
+"""A training that cannot be interrupted is stopped with its process this long after its limit."""
 
 
 def run_policies(
@@ -66,59 +72,132 @@ def _in_processes(
     project: Path | None,
     progress: Callable[[str, int], None],
 ) -> tuple[list[PolicyTrace], bool]:
-    import cloudpickle
     import polars as pl
 
     rows = folder / "history.arrow"
     history = jobs[0].history
     history.table.write_ipc(rows, compat_level=pl.CompatLevel.oldest())
-    context = get_context("spawn")
-    ticks = context.SimpleQueue()
-    traces: dict[str, PolicyTrace] = {}
+    workers = _Workers(min(processes, len(jobs)), rows, project, progress)
     interrupted = False
-    futures: dict[Future[bytes], PolicyJob] = {}
-    pool = ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=context, initializer=_begin, initargs=(os.getpid(), ticks)
-    )
     try:
-        for job in jobs:
-            # Steps and watches of the user are pickled by value or by their module, which the process imports first.
-            light = replace(
-                job, history=ReplayHistory(history.table.head(0), history.target, history.time, history.key)
-            )
-            futures[
-                pool.submit(_work, cloudpickle.dumps(light), str(rows), None if project is None else str(project))
-            ] = job
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
-            while not ticks.empty():
-                progress(*ticks.get())
-            for future in done:
-                traces[futures[future].policy.name] = _trace_of(future, futures[future])
-        pool.shutdown()
+        workers.run(jobs)
     except KeyboardInterrupt:
         interrupted = True
         # Ctrl-C reaches the processes as well. They end their policies and send what is known so far.
-        pool.shutdown(wait=False, cancel_futures=True)
-        done, _ = wait([future for future in futures if not future.cancelled()], timeout=_LAST_WAIT_S)
-        for future in done:
-            if not future.cancelled():
-                traces.setdefault(futures[future].policy.name, _trace_of(future, futures[future]))
+        workers.end()
     return [
-        traces.get(job.policy.name) or PolicyTrace(policy=job.policy, error="interrupted") for job in jobs
+        workers.traces.get(job.policy.name) or PolicyTrace(policy=job.policy, error="interrupted") for job in jobs
     ], interrupted
 
 
-def _trace_of(future: Future[bytes], job: PolicyJob) -> PolicyTrace:
-    """The trace that a process has sent; one with an error if the process died."""
-    import cloudpickle
+class _Workers:
+    """Processes that replay one policy after the other. A process that dies is replaced.
 
-    try:
-        trace: PolicyTrace = cloudpickle.loads(future.result())
-    except BrokenProcessPool:
-        return PolicyTrace(policy=job.policy, error="its process died, perhaps for lack of memory")
-    return trace
+    Attributes:
+        traces: what is known of each policy by its name.
+    """
+
+    def __init__(self, count: int, rows: Path, project: Path | None, progress: Callable[[str, int], None]) -> None:
+        self.traces: dict[str, PolicyTrace] = {}
+        self._rows = str(rows)
+        self._project = None if project is None else str(project)
+        self._progress = progress
+        self._context = get_context("spawn")
+        self._messages = self._context.SimpleQueue()
+        self._idle = [self._start() for _ in range(count)]
+        self._busy: dict[Future[bytes], tuple[PolicyJob, ProcessPoolExecutor]] = {}
+        self._training: dict[str, tuple[int, float]] = {}
+        self._stopped: set[str] = set()
+
+    def run(self, jobs: Sequence[PolicyJob]) -> None:
+        """Replay every job; returns when all have ended."""
+        waiting = list(jobs)
+        while waiting or self._busy:
+            while waiting and self._idle:
+                self._submit(waiting.pop(0), self._idle.pop())
+            done, _ = wait(self._busy, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
+            self._read_messages()
+            self._stop_hanging()
+            for future in done:
+                job, process = self._busy.pop(future)
+                self.traces[job.policy.name] = self._trace_of(future, job)
+                self._training.pop(job.policy.name, None)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    process.shutdown(wait=False)
+                    process = self._start()
+                self._idle.append(process)
+        for process in self._idle:
+            process.shutdown()
+
+    def end(self) -> None:
+        """Take what the processes send after an interruption, and end them."""
+        busy = dict(self._busy)
+        for process in (*self._idle, *(process for _, process in busy.values())):
+            process.shutdown(wait=False, cancel_futures=True)
+        done, late = wait([future for future in busy if not future.cancelled()], timeout=_LAST_WAIT_S)
+        for future in done:
+            if not future.cancelled():
+                job = busy[future][0]
+                self.traces.setdefault(job.policy.name, self._trace_of(future, job))
+        self._read_messages()
+        for future in late:
+            name = busy[future][0].policy.name
+            if name in self._training:
+                # It is in a training that Python cannot interrupt.
+                _kill(self._training[name][0])
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1, mp_context=self._context, initializer=_begin, initargs=(os.getpid(), self._messages)
+        )
+
+    def _submit(self, job: PolicyJob, process: ProcessPoolExecutor) -> None:
+        import cloudpickle
+
+        history = job.history
+        # Steps and watches of the user are pickled by value or by their module, which the process imports first.
+        light = replace(job, history=ReplayHistory(history.table.head(0), history.target, history.time, history.key))
+        self._busy[process.submit(_work, cloudpickle.dumps(light), self._rows, self._project)] = (job, process)
+
+    def _read_messages(self) -> None:
+        while not self._messages.empty():
+            policy, tick, process = self._messages.get()
+            if process is None:
+                self._training.pop(policy, None)
+                if tick is not None:
+                    self._progress(policy, tick)
+            else:
+                self._training[policy] = (process, monotonic())
+
+    def _stop_hanging(self) -> None:
+        """Kill processes whose training exceeds its limit by far: a signal reaches Python, but not native code."""
+        for job, _ in self._busy.values():
+            process, since = self._training.get(job.policy.name, (0, 0.0))
+            if process and monotonic() - since > job.training_limit_s + NATIVE_GRACE_S:
+                self._stopped.add(job.policy.name)
+                del self._training[job.policy.name]
+                _kill(process)
+
+    def _trace_of(self, future: Future[bytes], job: PolicyJob) -> PolicyTrace:
+        """The trace that a process has sent; one with an error if the process died."""
+        import cloudpickle
+
+        try:
+            trace: PolicyTrace = cloudpickle.loads(future.result())
+        except BrokenProcessPool:
+            error = "its process died, perhaps for lack of memory"
+            if job.policy.name in self._stopped:
+                error = (
+                    f"a training took longer than {job.training_limit_s:g} s in code that Python cannot interrupt, so"
+                    " its process was stopped"
+                )
+            return PolicyTrace(policy=job.policy, error=error)
+        return trace
+
+
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 _queue: Any = None
@@ -154,5 +233,10 @@ def _work(packed: bytes, rows: str, project: str | None) -> bytes:
     job: PolicyJob = cloudpickle.loads(packed)
     empty = job.history
     history = ReplayHistory(pl.read_ipc(rows), empty.target, empty.time, empty.key)
-    trace = run_policy(replace(job, history=history), lambda policy, tick: _queue.put((policy, tick)))
+    name = job.policy.name
+    trace = run_policy(
+        replace(job, history=history),
+        lambda policy, tick: _queue.put((policy, tick, None)),
+        training=lambda begins: _queue.put((name, None, os.getpid() if begins else None)),
+    )
     return bytes(cloudpickle.dumps(trace))

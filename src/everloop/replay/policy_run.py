@@ -162,7 +162,11 @@ class PolicyJob:
     """Called after every tick with the store and its time, for tests that look for rows of the future."""
 
 
-def run_policy(job: PolicyJob, progress: Callable[[str, int], None] = lambda _policy, _tick: None) -> PolicyTrace:
+def run_policy(
+    job: PolicyJob,
+    progress: Callable[[str, int], None] = lambda _policy, _tick: None,
+    training: Callable[[bool], None] = lambda _begins: None,
+) -> PolicyTrace:
     """Replay one policy from the first to the last tick.
 
     A failed training is an outcome, not the end. If the replay is interrupted or a part of the loop fails, the trace
@@ -171,6 +175,7 @@ def run_policy(job: PolicyJob, progress: Callable[[str, int], None] = lambda _po
     Args:
         job: the policy, its loop, and the history.
         progress: called with the policy's name and the number of each finished tick.
+        training: called with True before a training, and with False after it.
     """
     began = perf_counter()
     trace = PolicyTrace(policy=job.policy, classes=job.classes)
@@ -184,7 +189,7 @@ def run_policy(job: PolicyJob, progress: Callable[[str, int], None] = lambda _po
     try:
         with _project_folder(job.home), replay_store(job.home, f"replay-{job.policy.name}"[:100], clock) as store:
             traffic = Traffic(store, job.loop.serve.name, job.history, job.classes)
-            running = _PolicyRun(job, store, clock, traffic, trace, job.loop.serve.name)
+            running = _PolicyRun(job, store, clock, traffic, trace, job.loop.serve.name, training)
             try:
                 running.run(progress)
             except KeyboardInterrupt:
@@ -206,6 +211,7 @@ class _PolicyRun:
     traffic: Traffic
     trace: PolicyTrace
     endpoint: str
+    training: Callable[[bool], None]
 
     def run(self, progress: Callable[[str, int], None]) -> None:
         schedule = self.job.schedule
@@ -299,6 +305,7 @@ class _PolicyRun:
         }
         began = perf_counter()
         candidate: str | None = None
+        self.training(True)
         try:
             with _time_limit(self.job.training_limit_s) as stopped:
                 loop_run = run_loop(self.job.loop, self.store, trigger=trigger, params=params)
@@ -312,6 +319,8 @@ class _PolicyRun:
             state = release.state if release is not None else "skipped"
             why = release.decisions[-1].reason if release is not None and release.decisions else "no new data"
             candidate = loop_run.version.key if loop_run.version is not None else None
+        finally:
+            self.training(False)
         now = self.clock.now()
         outcome = TrainingOutcome(
             at=now, trigger=trigger, state=state, seconds=perf_counter() - began, why=why, candidate=candidate
