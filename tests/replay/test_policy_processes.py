@@ -21,7 +21,7 @@ START = datetime(2021, 1, 4, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def jobs(folder, names, train):
+def jobs(folder, names, train, limit_s=600.0):
     rows = 60 * 24
     frame = pl.DataFrame(
         {
@@ -39,7 +39,12 @@ def jobs(folder, names, train):
     schedule = Schedule(start=START + 28 * DAY, end=START + 42 * DAY, every=7 * DAY)
     return [
         PolicyJob(
-            policy=Policy(name), loop=loop, history=history, schedule=schedule, home=folder / name, training_limit_s=15.0
+            policy=Policy(name),
+            loop=loop,
+            history=history,
+            schedule=schedule,
+            home=folder / name,
+            training_limit_s=limit_s,
         )
         for name in names
     ]
@@ -62,7 +67,7 @@ def test_a_training_that_hangs_in_native_code_costs_only_its_own_policy(tmp_path
     def broken(train: pl.DataFrame) -> object:
         raise ValueError("no disk in the drive")
 
-    given = [*jobs(tmp_path, ["hangs"], deaf), *jobs(tmp_path, ["fails", "fails-too"], broken)]
+    given = [*jobs(tmp_path, ["hangs"], deaf, limit_s=15.0), *jobs(tmp_path, ["fails", "fails-too"], broken)]
     began = time.monotonic()
     traces, interrupted = run_policies(given, tmp_path, processes=2)
     assert time.monotonic() - began < 400

@@ -235,7 +235,8 @@ def test_bad_arguments_are_refused_by_name(options, error, named):
 
 def test_policies_have_names_and_readable_declarations():
     drift, own = named_policies(["drift"], ())[0], Policy("own", [el.OnNewData()], window="90d")
-    assert drift.suggested_lines() == ["retrain=[el.OnDrift(cooldown='2w', at_least='alarm')],"]
+    assert drift.suggested_lines() == ["retrain=[el.OnDrift()],"]
+    assert Policy("slow", [el.OnDrift(cooldown="8w")]).suggested_lines() == ["retrain=[el.OnDrift(cooldown='8w')],"]
     assert own.suggested_lines()[1] == "# in el.Dataset(...): window='90d',"
     assert own.memory == "the last 90d"
     with pytest.raises(UsageError, match="window"):

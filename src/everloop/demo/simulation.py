@@ -18,6 +18,7 @@ from everloop.loop import Loop, load_project, reconcile, run_loop
 from everloop.loop.releases.rollout import champion_of
 from everloop.prediction_log import add_labels
 from everloop.records import EndpointRecord, Run
+from everloop.replay.replay_history import ENTITY, build_history
 from everloop.serving import EndpointProcess
 from everloop.stores import SharedClock, Store, open_store
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from everloop.loop import Due, LoopRun, Reconciliation
     from everloop.pipeline import Listener
 
+LATE_MINUTES = 15
 SHARE = 0.3
 """Share of the flights for which a passenger sends a request: about 75,000 requests from April to December."""
 BATCH = 200
@@ -131,20 +133,26 @@ class Simulation:
                         continue
                     if day == 1 and number > 1:
                         # Windows close on Monday. A day later, the labels of their last flights have arrived.
-                        self._tick(world, clock, morning, endpoint)
+                        self._tick(passengers, clock, morning, endpoint)
                     self._send_requests(passengers, clock, morning, client)
             land_week(world, self.folder, self.until)
             # A run that is due after this tick is left to `everloop up`.
-            self._tick(world, clock, self.until + DAY, endpoint, last=True)
+            self._tick(passengers, clock, self.until + DAY, endpoint, last=True)
 
     def _tick(
-        self, world: FlightWorld, clock: SharedClock, moment: datetime, endpoint: EndpointProcess, *, last: bool = False
+        self,
+        passengers: _Passengers,
+        clock: SharedClock,
+        moment: datetime,
+        endpoint: EndpointProcess,
+        *,
+        last: bool = False,
     ) -> None:
         """Add the labels that have arrived by `moment`, reconcile the loop, and run it if a run is due."""
         if self.store.now() > moment:
             return
         clock.set(moment)
-        labels = _labels(requested_flights(world.flights), moment - WEEK, moment)
+        labels = passengers.labels(moment - WEEK, moment)
         if labels.height:
             add_labels(self.store, self.endpoint, labels)
         reconciliation = reconcile(self.loop, self.store)
@@ -184,31 +192,53 @@ class _Batch:
 
 
 class _Passengers:
-    """Passengers who send a request an hour before departure, with the project's features as of that time."""
+    """Passengers who send a request an hour before departure, with the project's features as of that time.
+
+    They are a history as in a replay: a request has its time, and its label arrives when the flight has landed.
+    """
 
     def __init__(self, world: FlightWorld, folder: Path) -> None:
         import polars as pl
 
         project = _features_module(folder)
         flights = requested_flights(world.flights.filter(pl.col("departs_at") >= OPENS))
-        table: pl.DataFrame = project.features(flights, world.weather, world.planes, world.airports)
-        self.table = table.with_columns((pl.col("departs_at") - pl.duration(hours=1)).alias("requested_at")).sort(
-            "requested_at", "flight_id"
+        features: pl.DataFrame = project.features(flights, world.weather, world.planes, world.airports)
+        self.sent = [name for name in features.columns if name not in ("flight_id", "departs_at")]
+        # Cancelled flights have no delay, so their label never arrives.
+        landed = flights.select("flight_id", "landed_at", (pl.col("arr_delay") >= LATE_MINUTES).alias("late"))
+        table = (
+            features.with_columns((pl.col("departs_at") - pl.duration(hours=1)).alias("requested_at"))
+            .join(landed, on="flight_id", how="left", maintain_order="left")
+            .sort("requested_at", "flight_id")
         )
+        self.history = build_history(table, target="late", time="requested_at", key="flight_id", arrival="landed_at")
 
     def batches(self, since: datetime, until: datetime) -> list[_Batch]:
         """Return the requests in [since, until) in batches, in the order of their time."""
         import msgspec
-        import polars as pl
 
-        day = self.table.filter(pl.col("requested_at") >= since, pl.col("requested_at") < until)
+        first, last = self.history.between(since, until)
         batches = []
-        for part in day.iter_slices(BATCH):
-            rows = part.drop("flight_id", "departs_at", "requested_at").to_dicts()
+        for part in self.history.table.slice(first, last - first).iter_slices(BATCH):
+            rows = part.select(self.sent).to_dicts()
             body = {"rows": rows, "keys": part["flight_id"].to_list(), "event_at": part["requested_at"].to_list()}
             latest = part["requested_at"][-1]
             batches.append(_Batch(msgspec.json.encode(body), latest, part.height))
         return batches
+
+    def labels(self, since: datetime, until: datetime) -> pl.DataFrame:
+        """Return the labels of the flights that landed in (since, until], as `add_labels` takes them."""
+        import polars as pl
+
+        landed_at = pl.col("landed_at")
+        found = self.history.labels_between(since, until).select(ENTITY, "late")
+        known = self.history.table.select(ENTITY, landed_at)
+        return found.join(known, on=ENTITY, maintain_order="left").select(
+            pl.col(ENTITY).alias("entity"),
+            pl.col("late").alias("value"),
+            landed_at.alias("event_at"),
+            landed_at.alias("arrived_at"),
+        )
 
 
 def requested_flights(flights: pl.DataFrame) -> pl.DataFrame:
@@ -216,20 +246,6 @@ def requested_flights(flights: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
     return flights.filter(pl.col("flight_id").hash(seed=2013) % 1000 < int(SHARE * 1000))
-
-
-def _labels(flights: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
-    """Return the labels of the flights that landed in (since, until]. Cancelled flights have no label."""
-    import polars as pl
-
-    return flights.filter(
-        pl.col("arr_delay").is_not_null(), pl.col("landed_at") > since, pl.col("landed_at") <= until
-    ).select(
-        pl.col("flight_id").alias("entity"),
-        (pl.col("arr_delay") >= 15).alias("value"),
-        pl.col("landed_at").alias("event_at"),
-        pl.col("landed_at").alias("arrived_at"),
-    )
 
 
 def _features_module(folder: Path) -> Any:

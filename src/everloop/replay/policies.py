@@ -128,8 +128,8 @@ def _code(trigger: Trigger) -> str:
 
 
 def _arguments(trigger: Any) -> str:
-    """Return the arguments of a trigger that are set, as they are written in a declaration."""
+    """Return the arguments of a trigger that differ from their defaults, as they are written in a declaration."""
     if not is_dataclass(trigger):
         return ""
-    values = ((field.name, getattr(trigger, field.name)) for field in fields(trigger) if field.init)
-    return ", ".join(f"{name}={value!r}" for name, value in values if value is not None)
+    values = ((field, getattr(trigger, field.name)) for field in fields(trigger) if field.init)
+    return ", ".join(f"{field.name}={value!r}" for field, value in values if value != field.default)

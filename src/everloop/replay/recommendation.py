@@ -164,16 +164,23 @@ def _never(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _is_never_as_good(candidates: Sequence[Candidate], greater_is_better: bool) -> bool:
-    """Whether no policy is certainly better than never retraining; the intervals allow for the number of policies."""
+    """Whether no policy is certainly better than never retraining, on all periods or on a part of them.
+
+    A change that comes late is certain only on the part after it. The intervals allow for the number of comparisons.
+    """
     never = _never(candidates)
     others = [one for one in candidates if one is not never]
     if never is None or not others:
         return never is not None
-    return not any(
-        paired_loss(never.periods, one.periods, greater_is_better=greater_is_better, level=1 - 0.05 / len(others)).low
-        > 0
-        for one in others
-    )
+    looks = [list(candidates), *_parts(candidates)]
+    level = 1 - 0.05 / (len(others) * len(looks))
+    for part in looks:
+        periods = {one.name: one.periods for one in part}
+        for one in others:
+            loss = paired_loss(periods[never.name], periods[one.name], greater_is_better=greater_is_better, level=level)
+            if loss.low > 0:
+                return False
+    return True
 
 
 def _choose(candidates: Sequence[Candidate], metric: str, greater_is_better: bool) -> Choice:
