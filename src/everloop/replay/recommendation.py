@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 KEEP = 0.98
 """A recommended policy keeps at least this share of the best policy's live metric."""
+RESERVE = 0.005
+"""A policy is chosen only if it keeps this much more on the whole replay, because the future may suit it less."""
 MATERIAL = 0.05
 """A loss below this share of the best policy's skill is not material."""
 FIRST_PART = 0.6
@@ -220,10 +222,10 @@ def _holds(
     greater_is_better: bool,
 ) -> bool:
     """Whether a policy keeps enough of another one's metric, on all periods and on each part of them."""
-    for part in (candidates, *parts):
+    for least, part in ((KEEP + RESERVE, candidates), *((KEEP, part) for part in parts)):
         by_name = {one.name: one for one in part}
         mine, other = (mean_metric(by_name[one].periods) or 0.0 for one in (name, rival))
-        if kept_share(mine, other, metric, greater_is_better=greater_is_better) < KEEP:
+        if kept_share(mine, other, metric, greater_is_better=greater_is_better) < least:
             return False
     by_name = {one.name: one for one in candidates}
     loss = paired_loss(by_name[name].periods, by_name[rival].periods, greater_is_better=greater_is_better)
