@@ -7,12 +7,14 @@ import { Boundary, Empty, Head } from "./components/basics";
 import { Icon, Logo } from "./components/icons";
 import { useTheme } from "./components/theme";
 import { useZone, zoneName } from "./format";
+import { ArtifactPage } from "./pages/artifact_page";
 import { ComparePage } from "./pages/compare_page";
 import { DataPage, SnapshotPage } from "./pages/data_page";
 import { EndpointPage, EndpointsPage } from "./pages/endpoints_page";
 import { HOME_KINDS, LoopPage } from "./pages/loop_page";
 import { ModelPage, ModelsPage, VersionPage } from "./pages/models_page";
 import { IncidentPage, MonitorPage } from "./pages/monitor_page";
+import { ReplayPage, ReplaysPage } from "./pages/replay_page";
 import { RunPage } from "./pages/run_page";
 import { RunsPage } from "./pages/runs_page";
 import { SettingsPage } from "./pages/settings_page";
@@ -26,6 +28,7 @@ const PAGES: { name: string; title: string; key: string }[] = [
   { name: "models", title: "Models", key: "m" },
   { name: "endpoints", title: "Endpoints", key: "e" },
   { name: "monitor", title: "Monitor", key: "o" },
+  { name: "replay", title: "Replay", key: "y" },
   { name: "traces", title: "Traces", key: "t" },
   { name: "settings", title: "Settings", key: "s" },
 ];
@@ -43,7 +46,7 @@ export function App() {
       <a className="visually-hidden" href="#main-content" onClick={(event) => { event.preventDefault(); document.getElementById("main-content")?.focus(); }}>
         Skip to the content
       </a>
-      <Navigation current={first === "compare" ? "runs" : first} help={() => help.current?.showModal()} />
+      <Navigation current={first === "compare" || first === "artifacts" ? "runs" : first} help={() => help.current?.showModal()} />
       <main className="main" id="main-content" tabIndex={-1}>
         <Connection />
         <Boundary at={route.raw}>{page(first, second, third)}</Boundary>
@@ -69,6 +72,10 @@ function page(first: string, second: string | undefined, third: string | undefin
       return second ? <EndpointPage name={second} /> : <EndpointsPage />;
     case "monitor":
       return second ? <IncidentPage id={second} /> : <MonitorPage />;
+    case "replay":
+      return second ? <ReplayPage id={second} /> : <ReplaysPage />;
+    case "artifacts":
+      return second ? <ArtifactPage id={second} /> : <RunsPage />;
     case "traces":
       return <TracesPage />;
     case "settings":

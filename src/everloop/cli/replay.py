@@ -75,10 +75,13 @@ def replay(
     watches, trainings, gates and rollouts are the real ones. The result compares live metrics and costs, and
     recommends a policy.
 
-    With --target and --time, DATA is a table and no project is needed.
+    With --target and --time, DATA is a table and no project is needed. The result for a loop is kept in the project's
+    store, and the web page shows it.
     """
     from everloop.replay import replay as run_replay
+    from everloop.replay.replay_records import keep_replay
 
+    kept: str | None = None
     names = [name.strip() for name in policies.split(",") if name.strip()] if policies is not None else None
     if policies is not None and not names:
         raise UsageError("--policies names no policy.", help="For example: --policies never,weekly,drift")
@@ -106,11 +109,14 @@ def replay(
         }
         if option := next((name for name, value in unused.items() if value), None):
             raise UsageError(f"{option} needs --target and --time.", help="Name them, or leave it out.")
+        from everloop.cli.loop import store_of
         from everloop.loop import load_project
 
         found = load_project(project)
         loop = found.loop(source)
         result = run_replay(loop, project=found.folder, title=loop.name, **options)
+        with store_of(found.folder, None) as store:
+            kept = keep_replay(store, result).id
     else:
         if source is None or target is None or time is None:
             missing = "DATA" if source is None else "--target" if target is None else "--time"
@@ -134,8 +140,9 @@ def replay(
             )
     if html is not None:
         _write(html, result)
-    shown = {**result.to_json(), **({"html": str(html)} if html is not None else {})}
-    emit(shown, json, lambda: _draw(result, html, suggest))
+    more = {"html": str(html) if html is not None else None, "replay": kept}
+    shown = {**result.to_json(), **{name: value for name, value in more.items() if value is not None}}
+    emit(shown, json, lambda: _draw(result, html, suggest, kept))
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -174,7 +181,7 @@ def _write(path: Path, result: ReplayResult) -> None:
         raise UsageError(f"'{path}' cannot be written: {error}.", help="Choose another file with --html.") from error
 
 
-def _draw(result: ReplayResult, html: Path | None, suggest: bool) -> None:
+def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | None) -> None:
     from everloop.replay.replay_page import MONTHS_NOTE, month_rows, policy_rows
 
     out = console()
@@ -207,3 +214,5 @@ def _draw(result: ReplayResult, html: Path | None, suggest: bool) -> None:
             out.print("The lines for loop.py: add --suggest", markup=False)
     if html is not None:
         out.print(f"Report: {html}", markup=False)
+    if kept is not None:
+        out.print("Kept. On the web page of everloop up, it is under Replay.", markup=False)

@@ -2,6 +2,7 @@
 import type { UseQueryResult } from "@tanstack/react-query";
 import { Component, useEffect, useRef, useState, type ReactNode } from "react";
 import { ApiError } from "../api/client";
+import { useMay, type Role } from "./access";
 import { time, useZone, words, zoneName } from "../format";
 
 export function Head({ title, sub, crumbs, children }: { title: ReactNode; sub?: ReactNode; crumbs?: ReactNode; children?: ReactNode }) {
@@ -121,7 +122,10 @@ export function Confirm(props: {
   danger?: boolean;
   primary?: boolean;
   required?: boolean;
+  /** The role that it needs. Who has less does not see it. */
+  role: Role;
 }) {
+  const may = useMay(props.role);
   const dialog = useRef<HTMLDialogElement>(null);
   const [reason, setReason] = useState("");
   const [busy, setBusy] = useState(false);
@@ -139,6 +143,7 @@ export function Confirm(props: {
       setBusy(false);
     }
   };
+  if (!may) return null;
   return (
     <>
       <button type="button" className={`button ${props.danger ? "danger" : ""} ${props.primary ? "primary" : ""}`} onClick={() => dialog.current?.showModal()}>

@@ -5,6 +5,7 @@ import type { ComparedRuns, Curve, RunColumns } from "../api/schema";
 import type { Series } from "../charts/align";
 import { LineChart, colour } from "../charts/line_chart";
 import { ParallelCoordinates } from "../charts/parallel_coordinates";
+import { importances } from "../charts/rank_correlation";
 import { Card, Command, Empty, Head, Loaded, useTitle } from "../components/basics";
 import { count, number, text } from "../format";
 import { go, href, useRoute } from "../router";
@@ -87,6 +88,50 @@ function Overlay({ curves, runs, label }: { curves: Curve[]; runs: string[]; lab
   return <LineChart series={series} label={`${label} of ${series.length} runs by step`} />;
 }
 
+function ParameterImportance({ compared }: { compared: ComparedRuns }) {
+  const metrics = Object.keys(compared.groups?.["metrics"] ?? {});
+  const [chosen, choose] = useState("");
+  const metric = metrics.includes(chosen) ? chosen : (metrics[0] ?? "");
+  const found = useMemo(() => importances(compared, metric).slice(0, 12), [compared, metric]);
+  return (
+    <Card
+      title="Which parameters go with a metric"
+      side={
+        metrics.length > 0 && (
+          <label className="row small">
+            Metric
+            <select className="input" style={{ width: "auto" }} value={metric} onChange={(event) => choose(event.target.value)}>
+              {metrics.map((name) => (
+                <option key={name}>{name}</option>
+              ))}
+            </select>
+          </label>
+        )
+      }
+    >
+      {found.length === 0 ? (
+        <Empty title="No numeric parameter differs together with a metric">At least four runs must have both.</Empty>
+      ) : (
+        <>
+          <p className="soft small">Spearman's rank correlation: how strongly the order of runs by the parameter agrees with their order by the metric. It is not proof of a cause, and it misses what only parameters together do.</p>
+          <div className="importance">
+            {found.map((one) => (
+              <div key={one.name} style={{ display: "contents" }}>
+                <span>{one.name}</span>
+                <span className="bar" aria-hidden="true">
+                  <i style={{ width: `${Math.abs(one.correlation) * 100}%`, background: one.correlation < 0 ? "var(--s2)" : "var(--s1)" }} />
+                </span>
+                <span className="number">{one.correlation < 0 ? "−" : "+"}{Math.abs(one.correlation).toFixed(2)}</span>
+                <span className="soft small">{count(one.runs)} runs</span>
+              </div>
+            ))}
+          </div>
+        </>
+      )}
+    </Card>
+  );
+}
+
 function Differences({ compared }: { compared: ComparedRuns }) {
   const [all, setAll] = useState(false);
   const { runs } = compared;
@@ -99,6 +144,7 @@ function Differences({ compared }: { compared: ComparedRuns }) {
           <ParallelCoordinates compared={compared} />
         </Card>
       )}
+      {runs.length > 3 && <ParameterImportance compared={compared} />}
       <Card title="What differs" side={runs.length > shown.length && <button type="button" className="button" onClick={() => setAll(true)}>Show all {count(runs.length)} runs</button>}>
         <div className="scroll">
           <table>

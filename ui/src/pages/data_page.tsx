@@ -1,5 +1,6 @@
 // Data: datasets and feature views, and one snapshot with its columns, contract and the versions trained on it.
-import { useApi } from "../api/client";
+import { useState } from "react";
+import { url, useApi } from "../api/client";
 import type { DataPage as Data, SnapshotDetail } from "../api/schema";
 import { Card, Command, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
 import { bytes, count, number, text } from "../format";
@@ -149,6 +150,7 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
             </table>
           </div>
         </Card>
+        <Diff key={key} after={key} others={detail.others.map((one) => `${one.dataset}@${one.version}`).filter((one) => one !== key)} />
         <div className="stack c4">
           <Card title="Trained on it">
             {detail.versions.length === 0 ? <Empty title="No version yet" /> : detail.versions.map((version) => <div key={version.id}><VersionLink name={`${version.model}@${version.version}`} /></div>)}
@@ -182,6 +184,93 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
         </div>
       </div>
     </>
+  );
+}
+
+type Shift = { distance: number; kind: string; before: number | null; after: number | null };
+type Changes = {
+  before: string;
+  after: string;
+  rows_before: number;
+  rows_after: number;
+  rows_added: number;
+  rows_removed: number;
+  rows_changed: number;
+  columns_added: string[];
+  columns_removed: string[];
+  columns_retyped: Record<string, [string, string]>;
+  values_changed: Record<string, number>;
+  shifts: Record<string, Shift>;
+};
+
+/** What has changed since another snapshot. It reads both tables, so it is done only when asked for. */
+function Diff({ after, others }: { after: string; others: string[] }) {
+  const [before, choose] = useState("");
+  const found = useApi<Changes>(before ? url("views/snapshot-diff", { before, after }) : null);
+  if (others.length === 0) return null;
+  return (
+    <Card
+      title="Compare with another snapshot"
+      span="c12"
+      side={
+        <label className="row small">
+          Snapshot
+          <select className="input" style={{ width: "auto" }} value={before} onChange={(event) => choose(event.target.value)}>
+            <option value="">Choose…</option>
+            {others.map((one) => (
+              <option key={one}>{one}</option>
+            ))}
+          </select>
+        </label>
+      }
+    >
+      {before ? <Loaded of={found}>{(changes) => <ChangesOf changes={changes} />}</Loaded> : <p className="soft">Choose a snapshot to see which rows, columns and distributions have changed since. Both tables are read for it.</p>}
+    </Card>
+  );
+}
+
+function ChangesOf({ changes }: { changes: Changes }) {
+  const shifts = Object.entries(changes.shifts).sort((one, other) => other[1].distance - one[1].distance);
+  return (
+    <div className="stack">
+      <p>
+        <b>{count(changes.rows_added)}</b> rows added, <b>{count(changes.rows_removed)}</b> removed, <b>{count(changes.rows_changed)}</b> changed: from {count(changes.rows_before)} to {count(changes.rows_after)}.
+      </p>
+      {changes.columns_added.length > 0 && <p>New columns: {changes.columns_added.slice(0, 50).join(", ")}</p>}
+      {changes.columns_removed.length > 0 && <p>Columns that are gone: {changes.columns_removed.slice(0, 50).join(", ")}</p>}
+      {Object.entries(changes.columns_retyped).map(([name, [from, to]]) => (
+        <p key={name}>
+          {name}: from {from} to {to}
+        </p>
+      ))}
+      {shifts.length > 0 && (
+        <div className="scroll">
+          <table>
+            <thead>
+              <tr>
+                <th>Distribution of</th>
+                <th className="number">Distance</th>
+                <th>Measured by</th>
+                <th className="number">Mean before</th>
+                <th className="number">Mean after</th>
+              </tr>
+            </thead>
+            <tbody>
+              {shifts.slice(0, 100).map(([name, one]) => (
+                <tr key={name}>
+                  <td>{name}</td>
+                  <td className="number">{number(one.distance)}</td>
+                  <td>{one.kind === "ks" ? "Kolmogorov-Smirnov" : one.kind}</td>
+                  <td className="number">{number(one.before)}</td>
+                  <td className="number">{number(one.after)}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+      <Command>{`everloop data diff ${shell(changes.before)} ${shell(changes.after)}`}</Command>
+    </div>
   );
 }
 

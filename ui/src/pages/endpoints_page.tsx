@@ -112,7 +112,7 @@ function Detail({ detail }: { detail: EndpointDetail }) {
           Monitor
         </a>
         {detail.releases.length > 0 && (
-          <Confirm label="Roll back" danger required title={`Roll back '${endpoint.name}'?`} explain="A rollout in progress ends, and the champion gets all the traffic. Without one, the previous champion takes over again." command={(reason) => `everloop release rollback ${shell(endpoint.name)} --reason ${shell(reason || "…")}`} act={(reason) => rollback.mutateAsync({ reason })} />
+          <Confirm role="approver" label="Roll back" danger required title={`Roll back '${endpoint.name}'?`} explain="A rollout in progress ends, and the champion gets all the traffic. Without one, the previous champion takes over again." command={(reason) => `everloop release rollback ${shell(endpoint.name)} --reason ${shell(reason || "…")}`} act={(reason) => rollback.mutateAsync({ reason })} />
         )}
       </Head>
       <div className="grid">

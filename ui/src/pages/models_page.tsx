@@ -168,7 +168,7 @@ function Requests({ requests }: { requests: ModelDetail["requests"] }) {
           {one.reason && <p>{one.reason}</p>}
           <div className="row">
             {(["approve", "reject"] as const).map((verb) => (
-              <Confirm key={verb} label={verb === "approve" ? "Approve" : "Reject"} primary={verb === "approve"} danger={verb === "reject"} title={`${verb === "approve" ? "Approve" : "Reject"} ${one.version} as ${one.alias}?`} explain="Your vote and your reason are kept in the history of the version." command={(reason) => `everloop approvals ${verb} ${one.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => decide.mutateAsync({ id: one.id, verb, reason })} />
+              <Confirm key={verb} role="approver" label={verb === "approve" ? "Approve" : "Reject"} primary={verb === "approve"} danger={verb === "reject"} title={`${verb === "approve" ? "Approve" : "Reject"} ${one.version} as ${one.alias}?`} explain="Your vote and your reason are kept in the history of the version." command={(reason) => `everloop approvals ${verb} ${one.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => decide.mutateAsync({ id: one.id, verb, reason })} />
             ))}
           </div>
         </div>

@@ -1,12 +1,13 @@
 // Monitoring: incidents, the heat map of features by time, and one incident with what is behind it.
 import { useMemo } from "react";
 import { url, useAction, useApi } from "../api/client";
-import type { EndpointRecord, Finding, HeatMap as HeatMapData, Incident, IncidentDetail } from "../api/schema";
+import type { Distribution, EndpointRecord, Finding, HeatMap as HeatMapData, Incident, IncidentDetail } from "../api/schema";
 import { HeatMap } from "../charts/heat_map";
 import type { Series } from "../charts/align";
+import { ShareBars } from "../charts/share_bars";
 import { LineChart } from "../charts/line_chart";
 import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
-import { number, words } from "../format";
+import { count, number, words } from "../format";
 import { go, href, useRoute } from "../router";
 import { VersionLink } from "./models_page";
 
@@ -127,7 +128,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
       >
         {!CLOSED.has(incident.state) &&
           ACTIONS.filter((one) => !(one.verb === "acknowledge" && incident.state === "acknowledged")).map((one) => (
-            <Confirm key={one.verb} label={one.label} primary={one.primary ?? false} title={`${one.label}?`} explain={one.explain} command={(reason) => `everloop monitor ${one.command} ${incident.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => act.mutateAsync({ verb: one.verb, reason })} />
+            <Confirm key={one.verb} role="editor" label={one.label} primary={one.primary ?? false} title={`${one.label}?`} explain={one.explain} command={(reason) => `everloop monitor ${one.command} ${incident.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => act.mutateAsync({ verb: one.verb, reason })} />
           ))}
       </Head>
       <div className="grid">
@@ -149,6 +150,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
             ))}
           </ul>
         </Card>
+        {incident.kind === "drift" && <Distributions id={incident.id} />}
         <Subjects findings={detail.findings} />
         <Card title="Findings" span="c12">
           <div className="scroll">
@@ -178,6 +180,49 @@ function Detail({ detail }: { detail: IncidentDetail }) {
         </Card>
       </div>
     </>
+  );
+}
+
+function Distributions({ id }: { id: string }) {
+  const found = useApi<Distribution[]>(`views/incidents/${encodeURIComponent(id)}/distributions`);
+  return (
+    <Card
+      title="Distributions"
+      span="c12"
+      side={
+        <span className="legend" style={{ margin: 0 }}>
+          <span>
+            <i style={{ background: "var(--faint)" }} />
+            training data
+          </span>
+          <span>
+            <i style={{ background: "var(--s2)" }} />
+            last unusual window
+          </span>
+        </span>
+      }
+    >
+      <Loaded of={found}>
+        {(all) =>
+          all.length === 0 ? (
+            <Empty title="There is no distribution to compare">How features move together has none, and a version without a baseline has no reference.</Empty>
+          ) : (
+            <div className="grid">
+              {all.map((one) => (
+                <div className="c4" key={one.subject}>
+                  <h3>{one.subject}</h3>
+                  <p className="soft small">
+                    {count(one.rows)} rows from <Time at={one.since} />
+                  </p>
+                  <ShareBars cells={one.cells} reference={one.reference} window={one.window} label={`${one.subject}: shares of rows in the training data and in the window`} />
+                  {(one.left_out ?? 0) > 0 && <p className="soft small">{count(one.left_out)} rarer values are not shown.</p>}
+                </div>
+              ))}
+            </div>
+          )
+        }
+      </Loaded>
+    </Card>
   );
 }
 

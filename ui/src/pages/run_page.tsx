@@ -164,7 +164,9 @@ function Artifacts({ artifacts }: { artifacts: Artifact[] }) {
         <tbody>
           {artifacts.map((artifact) => (
             <tr key={artifact.id}>
-              <td>{artifact.name}</td>
+              <td>
+                <a href={href(["artifacts", artifact.id])}>{artifact.name}</a>
+              </td>
               <td>{artifact.step ?? "–"}</td>
               <td>
                 <span className="tag">{artifact.type}</span>

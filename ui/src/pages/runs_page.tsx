@@ -3,10 +3,10 @@ import { useInfiniteQuery } from "@tanstack/react-query";
 import { useVirtualizer } from "@tanstack/react-virtual";
 import { useEffect, useMemo, useRef, useState } from "react";
 import { request, url, useApi } from "../api/client";
-import type { RunColumns, RunTable } from "../api/schema";
-import { Badge, Command, Empty, Head, Problem, shell, Time, useTitle } from "../components/basics";
+import type { RunColumns, RunGroups, RunTable } from "../api/schema";
+import { Badge, Command, Empty, Head, Loaded, Problem, shell, Time, useTitle } from "../components/basics";
 import { FilterInput } from "../components/filter_input";
-import { count, duration, text } from "../format";
+import { count, duration, number, text } from "../format";
 import { go, href, useRoute } from "../router";
 
 const PAGE = 200;
@@ -28,7 +28,7 @@ export function RunsPage() {
   }, [query, names.data]);
   const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
   const show = (changes: Record<string, string | undefined>) =>
-    go(href("runs", { filter, order: order === "-started_at" ? undefined : order, columns: query.get("columns") ?? undefined, ...changes } as Record<string, string | undefined>), true);
+    go(href("runs", { filter, order: order === "-started_at" ? undefined : order, columns: query.get("columns") ?? undefined, group: query.get("group") ?? undefined, ...changes } as Record<string, string | undefined>), true);
 
   const found = useInfiniteQuery<RunTable, Error>({
     queryKey: ["run", "table", filter, order, extra.join(",")],
@@ -55,12 +55,14 @@ export function RunsPage() {
             Compare {picked.size} runs
           </a>
         )}
+        <GroupBy known={names.data} by={query.get("group") ?? ""} choose={(next) => show({ group: next || undefined })} />
         <Columns known={names.data} chosen={extra} choose={(next) => show({ columns: next.join(",") || "," })} />
       </Head>
       <div className="row" style={{ marginBottom: "0.8rem" }}>
         <FilterInput value={filter} names={names.data} error={found.error} apply={(next) => show({ filter: next || undefined })} />
         <Command>{`everloop runs ls${filter ? ` ${shell(filter)}` : ""}`}</Command>
       </div>
+      {query.get("group") && <Groups by={query.get("group") as string} metric={extra.find((name) => name.startsWith("metrics.")) ?? null} filter={filter} take={(condition) => show({ filter: filter ? `(${filter}) and ${condition}` : condition, group: undefined })} />}
       {found.error && rows.length === 0 ? (
         <Problem error={found.error} />
       ) : found.isSuccess && rows.length === 0 ? (
@@ -152,6 +154,74 @@ function Cell({ name, row }: { name: string; row: Row }) {
   if (name === "started_at") return <Time at={value as string} />;
   if (name === "seconds") return <>{duration(value as number | null)}</>;
   return <>{text(value)}</>;
+}
+
+function GroupBy({ known, by, choose }: { known: RunColumns | undefined; by: string; choose: (next: string) => void }) {
+  const names = useMemo(() => ["state", "name", "loop", "trigger", ...(known?.params ?? []).slice(0, 500).map((name) => column("params", name)), ...(known?.tags ?? []).slice(0, 200).map((name) => column("tags", name))], [known]);
+  return (
+    <label className="row small">
+      Group by
+      <select className="input" style={{ width: "auto", maxWidth: "12rem" }} value={by} onChange={(event) => choose(event.target.value)}>
+        <option value="">nothing</option>
+        {by && !names.includes(by) && <option>{by}</option>}
+        {names.map((name) => (
+          <option key={name}>{name}</option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+function Groups({ by, metric, filter, take }: { by: string; metric: string | null; filter: string; take: (condition: string) => void }) {
+  const found = useApi<RunGroups>(url("views/run-groups", { by, metric: metric ?? undefined, filter }), ["run"], { keep: true });
+  return (
+    <section className="card" style={{ marginBottom: "0.8rem" }} aria-label={`Runs by ${by}`}>
+      <Loaded of={found}>
+        {(data) => (
+          <>
+            <div className="scroll" tabIndex={0} role="region" aria-label="Groups" style={{ maxHeight: "18rem", overflowY: "auto" }}>
+              <table>
+                <thead>
+                  <tr>
+                    <th>{by}</th>
+                    <th className="number">Runs</th>
+                    <th className="number">Least {metric?.replace("metrics.", "")}</th>
+                    <th className="number">Mean</th>
+                    <th className="number">Greatest</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  {data.groups.map((one) => (
+                    <tr key={one.value ?? ""}>
+                      <td>
+                        {one.filter ? (
+                          <button type="button" className="link" onClick={() => take(one.filter)}>
+                            {one.value ?? "none"}
+                          </button>
+                        ) : (
+                          (one.value ?? "none")
+                        )}
+                      </td>
+                      <td className="number">{count(one.runs)}</td>
+                      <td className="number">{number(one.least)}</td>
+                      <td className="number">{number(one.mean)}</td>
+                      <td className="number">{number(one.greatest)}</td>
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </div>
+            {(data.read < data.total || data.left_out > 0) && (
+              <p className="soft small">
+                {data.read < data.total && `The newest ${count(data.read)} of ${count(data.total)} runs are grouped. `}
+                {data.left_out > 0 && `${count(data.left_out)} more groups are not listed.`}
+              </p>
+            )}
+          </>
+        )}
+      </Loaded>
+    </section>
+  );
 }
 
 function Columns({ known, chosen, choose }: { known: RunColumns | undefined; chosen: string[]; choose: (next: string[]) => void }) {

@@ -11,7 +11,13 @@ GET /api/v1/views/endpoints/NAME, …/endpoints/NAME/heat-map
 GET /api/v1/views/incidents, …/incidents/ID     ?endpoint=
 POST /api/v1/incidents/ID/acknowledge | mute | unmute | accept | resolve      {reason?, until?}
 POST /api/v1/endpoints/NAME/rollback            {reason}
+GET /api/v1/views/incidents/ID/distributions    the features behind an incident: reference and window
+GET /api/v1/views/run-groups                    ?by=params.lr&metric=metrics.auc&filter=
 GET /api/v1/views/data, …/snapshots/REF
+GET /api/v1/views/snapshot-diff                 ?before=REF&after=REF; what `everloop data diff` prints
+GET /api/v1/views/replays, …/replays/ID
+GET /api/v1/views/artifacts/ID                  a preview by type
+GET /api/v1/artifacts/ID/content                the bytes, in a sandbox: see `views/artifact_views.py`
 """
 
 from __future__ import annotations
@@ -21,14 +27,24 @@ from datetime import datetime
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import get, post
+from litestar import Response, get, post
 
 from everloop.errors import UsageError
 from everloop.records import Incident, Release
 from everloop.server.api.registry_routes import Why
 from everloop.server.error_responses import json_response
 from everloop.server.request_context import NEEDS, ApiRequest, JsonBody, store_of
-from everloop.server.views import data_views, endpoint_views, incident_views, registry_views, run_views
+from everloop.server.views import (
+    artifact_views,
+    data_views,
+    distribution_views,
+    endpoint_views,
+    incident_views,
+    registry_views,
+    replay_views,
+    run_groups,
+    run_views,
+)
 from everloop.server.views.loop_view import Overview, read_overview
 
 _READS = {NEEDS: "viewer"}
@@ -66,8 +82,15 @@ def routes() -> list[Any]:
         incident,
         change_incident,
         roll_back_endpoint,
+        distributions,
+        grouped_runs,
         data,
         snapshot,
+        snapshot_diff,
+        replays,
+        replay,
+        artifact,
+        artifact_content,
     ]
 
 
@@ -208,6 +231,60 @@ def snapshot(request: ApiRequest) -> data_views.SnapshotDetail:
     """Return a snapshot, such as `flights@3`, with its contract and the versions trained on it."""
     found = data_views.read_snapshot(store_of(request), request.path_params["ref"])
     return cast("data_views.SnapshotDetail", json_response(found))
+
+
+@get("/api/v1/views/incidents/{id:str}/distributions", sync_to_thread=True, opt=_READS)
+def distributions(request: ApiRequest) -> list[distribution_views.Distribution]:
+    """Return the distributions of an incident's features, in the reference and in their last window."""
+    found = distribution_views.read_distributions(store_of(request), request.path_params["id"])
+    return cast("list[distribution_views.Distribution]", json_response(found))
+
+
+@get("/api/v1/views/run-groups", sync_to_thread=True, opt=_READS)
+def grouped_runs(request: ApiRequest) -> run_groups.RunGroups:
+    """Group runs by a column."""
+    query = request.query_params
+    found = run_groups.group_runs(
+        store_of(request), query.get("by", ""), query.get("metric") or None, query.get("filter", "")
+    )
+    return cast("run_groups.RunGroups", json_response(found))
+
+
+@get("/api/v1/views/snapshot-diff", sync_to_thread=True, opt=_READS)
+def snapshot_diff(request: ApiRequest) -> dict[str, Any]:
+    """Return what has changed between two snapshots of a dataset."""
+    query = request.query_params
+    found = data_views.read_diff(store_of(request), query.get("before", ""), query.get("after", ""))
+    return cast("dict[str, Any]", json_response(found))
+
+
+@get("/api/v1/views/replays", sync_to_thread=True, opt=_READS)
+def replays(request: ApiRequest) -> list[replay_views.ReplaySummary]:
+    """List the replays that were kept, newest first."""
+    return cast("list[replay_views.ReplaySummary]", json_response(replay_views.list_replays(store_of(request))))
+
+
+@get("/api/v1/views/replays/{id:str}", sync_to_thread=True, opt=_READS)
+def replay(request: ApiRequest) -> replay_views.ReplayDetail:
+    """Return one replay."""
+    found = replay_views.read_replay(store_of(request), request.path_params["id"])
+    return cast("replay_views.ReplayDetail", json_response(found))
+
+
+@get("/api/v1/views/artifacts/{id:str}", sync_to_thread=True, opt=_READS)
+def artifact(request: ApiRequest) -> artifact_views.ArtifactPreview:
+    """Return a preview of an artifact."""
+    found = artifact_views.read_artifact(store_of(request), request.path_params["id"])
+    return cast("artifact_views.ArtifactPreview", json_response(found))
+
+
+@get("/api/v1/artifacts/{id:str}/content", sync_to_thread=True, opt=_READS, media_type="application/octet-stream")
+def artifact_content(request: ApiRequest) -> Response[bytes]:
+    """Return the bytes of an artifact. A browser gives them an origin of their own, without scripts."""
+    data, media, name = artifact_views.read_content(store_of(request), request.path_params["id"])
+    shown = "inline" if media.startswith(("image/", "text/", "application/json")) else "attachment"
+    headers = {**artifact_views.HEADERS, "content-disposition": f'{shown}; filename="{name}"'}
+    return Response(data, media_type=media, headers=headers)
 
 
 def _list(request: ApiRequest, name: str) -> list[str]:

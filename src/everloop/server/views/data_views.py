@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from everloop.errors import UsageError
 from everloop.records import Contract, FeatureViewRecord, ModelVersion, Snapshot
 
 if TYPE_CHECKING:
+    from everloop.data.snapshots.snapshot_diff import SnapshotDiff
     from everloop.stores import Store
 
 _MOST = 2000
@@ -43,6 +45,25 @@ class SnapshotDetail:
     others: list[Snapshot]
     contract: Contract | None
     versions: list[ModelVersion]
+
+
+def read_diff(store: Store, before: str, after: str) -> SnapshotDiff:
+    """Return what has changed from one snapshot to another. It reads the rows of both.
+
+    Raises:
+        NotFoundError: there is no such snapshot.
+        UsageError: the snapshots belong to different datasets.
+    """
+    from everloop.data.snapshots.snapshot_diff import diff_snapshots
+    from everloop.data.snapshots.snapshots import get_snapshot
+
+    one, two = get_snapshot(before, store), get_snapshot(after, store)
+    if one.dataset != two.dataset:
+        raise UsageError(
+            f"'{one.key}' and '{two.key}' are snapshots of different datasets.",
+            help=f"Choose another snapshot of '{two.dataset}'.",
+        )
+    return diff_snapshots(one, two, store)
 
 
 def read_data(store: Store) -> DataPage:
