@@ -1,0 +1,337 @@
+"""The web page in a browser: every page and action, hostile content, both themes, a phone, and a server that goes away."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from everloop.records import Artifact, Incident, Release, Run
+from everloop.server.access import UserStore
+from everloop.stores import open_store
+from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, UI, Served, Watched, free_port, watch
+
+AXE = UI / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@pytest.fixture
+def store(home):
+    with open_store(home, project="p", actor="user:operator") as opened:
+        yield opened
+
+
+def visit(page: Any, server: Served, path: str) -> None:
+    page.goto(f"{server.url}/#/{path}")
+    page.wait_for_selector("h1")
+    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+
+
+def addresses(store: Any) -> list[str]:
+    """Return an address of every kind of page."""
+    hostile = next(run for run in store.records.find(Run, limit=100) if run.name == HOSTILE)
+    trained = [run.id for run in store.records.find(Run, ("name", "=", "train"), limit=100)]
+    artifacts = store.records.find(Artifact, ("run", "=", hostile.id))
+    replay = store.records.find(Artifact, ("name", "=", "replay"))[0]
+    return [
+        "loop", "runs", "runs?group=params.depth", f"runs/{hostile.id}", f"runs/{trained[0]}",
+        f"compare?runs={','.join(trained)}", "data", "data/flights%402", "models", "models/delays", "models/delays/2",
+        "endpoints", "endpoints/delays", "monitor", f"monitor/{store.records.find(Incident)[0].id}",
+        "replay", f"replay/{replay.id}", "traces", "settings", "nowhere", *(f"artifacts/{one.id}" for one in artifacts),
+    ]  # fmt: skip
+
+
+def test_every_page_is_drawn_without_a_complaint_and_passes_axe(served, watched, store):
+    if not AXE.is_file():
+        pytest.skip("axe-core is not installed; run: cd ui && npm ci")
+    found: list[str] = []
+    for theme in ("light", "dark"):
+        watched.page.emulate_media(color_scheme=theme)
+        for path in addresses(store):
+            visit(watched.page, served, path)
+            # A dev tool's script is let in beside the policy, which stays in force for the page itself.
+            watched.page.evaluate(AXE.read_text())
+            result = watched.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+            found += [
+                f"{theme} {path}: {one['id']}: {one['nodes'][0]['html'][:200]}"
+                for one in result["violations"]
+                if one["impact"] in ("serious", "critical")
+            ]
+    assert found == []
+    assert watched.unexpected() == []
+
+
+def test_an_address_reproduces_a_filtered_and_sorted_table(served, watched):
+    page = watched.page
+    visit(page, served, "runs")
+    page.keyboard.press("/")
+    page.keyboard.type("metrics.auc > 0.55")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=4 runs match")
+    page.get_by_role("button", name="Sort by metrics.auc").first.click()
+    page.wait_for_function("() => location.hash.includes('order=-metrics.auc')")
+    address = page.url
+    fresh = page.context.new_page()
+    fresh.goto(address)
+    fresh.wait_for_selector("text=4 runs match")
+    assert fresh.get_by_role("combobox", name="Filter runs").input_value() == "metrics.auc > 0.55"
+    assert fresh.locator("[aria-sort=descending]").inner_text().startswith("auc")
+    assert watched.unexpected() == []
+
+
+def test_a_wrong_filter_says_why(served, watched):
+    visit(watched.page, served, "runs?filter=metrics.auc+%3E+%3E")
+    assert "In the filter at character" in watched.page.get_by_role("alert").inner_text()
+
+
+def test_columns_are_chosen_among_ten_thousand(served, watched):
+    page = watched.page
+    visit(page, served, "runs")
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_label("Search columns").fill("param_09999")
+    page.get_by_label("params.param_09999").check()
+    page.wait_for_selector("[role=columnheader] >> text=param_09999")
+    assert "9,999" in page.locator(".tr", has_text="wide").inner_text()
+
+
+def test_runs_are_compared_with_curves_and_correlations(served, watched):
+    page = watched.page
+    visit(page, served, "runs?filter=name+%3D+'train'")
+    boxes = page.get_by_label("Choose train for comparison")
+    for number in range(5):
+        boxes.nth(number).check()
+    page.get_by_role("link", name="Compare 5 runs").click()
+    page.wait_for_selector("text=Which parameters go with a metric")
+    page.get_by_label("Metric").last.select_option("auc")
+    assert "+1.00" in page.locator(".importance").inner_text()
+    assert page.locator("canvas").count() >= 2
+
+
+def test_a_group_becomes_a_filter(served, watched):
+    page = watched.page
+    visit(page, served, "runs")
+    page.get_by_label("Group by").select_option("params.depth")
+    groups = page.get_by_role("region", name="Groups")
+    groups.get_by_role("button", name="3", exact=True).click()
+    page.wait_for_selector("text=1 run match")
+    assert page.get_by_role("combobox", name="Filter runs").input_value() == "params.depth = 3"
+
+
+def test_hostile_names_and_numbers_stay_text(served, watched, store):
+    page = watched.page
+    hostile = next(run for run in store.records.find(Run, limit=100) if run.name == HOSTILE)
+    visit(page, served, f"runs/{hostile.id}")
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert RIGHT_TO_LEFT in page.locator("main").inner_text()
+    assert "∞" in page.locator("main").inner_text()
+    assert page.locator("main img").count() == 0
+    assert watched.unexpected() == []
+
+
+def test_artifacts_are_shown_and_nothing_in_them_runs(served, watched, store):
+    page = watched.page
+    found = {one.name: one.id for one in store.records.find(Artifact, limit=100)}
+    visit(page, served, f"artifacts/{found['report.html']}")
+    assert "alert(1)" in page.locator("pre").inner_text()
+    response = page.request.get(f"{served.url}/api/v1/artifacts/{found['report.html']}/content")
+    assert response.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{served.url}/api/v1/artifacts/{found['report.html']}/content")
+    assert page.locator("h1").inner_text() == "report"
+    assert not [one for one in asked if one.endswith("/api/v1/runs")]
+    visit(page, served, f"artifacts/{found['plot.svg']}")
+    page.wait_for_function("() => document.querySelector('img.picture')?.naturalWidth === 40")
+    visit(page, served, f"artifacts/{found['table']}")
+    assert "2 of 2 rows" in page.locator("main").inner_text()
+    assert HOSTILE in page.locator("thead").inner_text()
+    visit(page, served, f"artifacts/{found['settings']}")
+    assert '"b": null' in page.locator("pre").inner_text()
+    visit(page, served, f"artifacts/{found['pickled']}")
+    assert "never loaded" in page.locator("main").inner_text()
+    assert [one for one in watched.complaints if "dialog" in one] == []
+
+
+def test_snapshots_are_compared_on_demand(served, watched):
+    page = watched.page
+    visit(page, served, "data/flights%402")
+    page.get_by_label("Snapshot").select_option("flights@1")
+    page.wait_for_selector("text=rows added")
+    assert "1 rows added, 0 removed" in page.locator("main").inner_text()
+    assert "everloop data diff flights@1 flights@2" in page.locator("main").inner_text()
+
+
+def test_an_incident_is_acknowledged_with_a_reason_and_another_tab_follows(served, watched, store):
+    page = watched.page
+    (incident,) = store.records.find(Incident)
+    other = watch(page.context.new_page())
+    visit(other.page, served, f"monitor/{incident.id}")
+    visit(page, served, f"monitor/{incident.id}")
+    page.get_by_role("button", name="Acknowledge").click()
+    dialog = page.get_by_role("dialog", name="Acknowledge?")
+    dialog.get_by_label("Reason").fill("a new supplier")
+    assert f"everloop monitor ack {incident.id} --reason 'a new supplier'" in dialog.inner_text()
+    dialog.get_by_role("button", name="Acknowledge").click()
+    dialog.wait_for(state="hidden")
+    after = store.records.get(Incident, incident.id)
+    assert (after.state, after.history[-1].text) == ("acknowledged", "a new supplier")
+    # The other tab heard of it, and offers it no more.
+    other.page.wait_for_selector("text=acknowledged, alarm")
+    assert other.page.get_by_role("button", name="Acknowledge").count() == 0
+    assert watched.unexpected() + other.unexpected() == []
+
+
+def test_an_action_that_another_tab_has_made_impossible_says_so(served, watched, store):
+    from everloop.monitoring.incidents.incident_actions import resolve
+
+    page = watched.page
+    now = store.now()
+    fresh = store.new(
+        Incident, endpoint="delays", kind="quality", severity="notice", title="late", began_at=now, seen_at=now
+    )
+    store.records.put(fresh, verb="opened")
+    visit(page, served, f"monitor/{fresh.id}")
+    page.get_by_role("button", name="Mute").click()
+    dialog = page.get_by_role("dialog", name="Mute?")
+    # The stream would close the dialog with its page, so the other tab is faster than the news of it.
+    page.route("**/api/v1/stream", lambda route: route.abort())
+    page.route("**/views/incidents/**", lambda route: route.abort())
+    resolve(store, fresh.id, "by another tab")
+    dialog.get_by_role("button", name="Mute").click()
+    dialog.get_by_role("alert").wait_for()
+    assert "resolved" in dialog.get_by_role("alert").inner_text()
+    assert store.records.get(Incident, fresh.id).state == "resolved"
+
+
+def test_a_request_is_tried_and_its_failure_explained(served, watched):
+    page = watched.page
+    visit(page, served, "endpoints/delays")
+    page.get_by_label("x float").fill("3")
+    page.get_by_role("button", name="Predict").click()
+    alert = page.locator("form").get_by_role("alert")
+    alert.wait_for()
+    assert "delays" in alert.inner_text()
+
+
+def test_an_endpoint_is_rolled_back(served, watched, store):
+    page = watched.page
+    visit(page, served, "endpoints/delays")
+    page.get_by_role("button", name="Roll back").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("worse for one carrier")
+    dialog.get_by_role("button", name="Roll back").click()
+    dialog.wait_for(state="hidden")
+    (release,) = store.records.find(Release)
+    assert (release.state, release.decisions[-1].reason) == ("rolled_back", "worse for one carrier")
+
+
+def test_a_replay_shows_policies_side_by_side(served, watched):
+    page = watched.page
+    visit(page, served, "replay")
+    page.get_by_role("link", name="delays", exact=True).click()
+    page.wait_for_selector("text=Recommended: weekly")
+    table = page.get_by_role("region", name="Policies").inner_text()
+    assert "0.2000 [0.1000, 0.3000]" in table
+    assert page.locator("canvas").count() == 1
+
+
+def test_keys_and_theme(served, watched):
+    page = watched.page
+    visit(page, served, "loop")
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="Keys").wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.keyboard.press("m")
+    page.wait_for_function("() => location.hash === '#/models'")
+    page.get_by_role("button", name="Dark").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.reload()
+    page.wait_for_selector("h1")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_phone_needs_no_scrolling_to_the_side(served, watched, store):
+    page = watched.page
+    page.set_viewport_size({"width": 400, "height": 800})
+    wide = []
+    for path in addresses(store):
+        visit(page, served, path)
+        if page.evaluate("document.documentElement.scrollWidth") > 400:
+            wide.append(path)
+    assert wide == []
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_role("link", name="Settings").click()
+    page.wait_for_function("() => location.hash === '#/settings'")
+
+
+def test_a_server_that_stops_and_returns_is_noticed(home, browser, store):
+    server = Served(home, free_port())
+    server.start()
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        visit(page, server, "runs")
+        server.stop()
+        page.wait_for_selector("text=The server does not answer", timeout=20_000)
+        assert page.locator(".tr", has_text="nothing logged").count() == 1
+        server.start()
+        page.wait_for_selector(".banner", state="detached", timeout=40_000)
+    finally:
+        context.close()
+        server.stop()
+
+
+def test_a_viewer_sees_no_action_and_an_expired_login_is_explained(home, browser, store):
+    users = UserStore(store)
+    if not users.has_users():
+        users.add_user("root", {"*": "admin"}, "a long password of root")
+        users.add_user("vera", {"p": "viewer"}, "a long password of vera")
+    server = Served(home, free_port(), auth=True)
+    server.start()
+    incident = next(one for one in store.records.find(Incident) if one.kind == "drift")
+    credentials = {"root": "a long password of root", "vera": "a long password of vera"}
+    shown = {}
+    try:
+        for name, password in credentials.items():
+            context = browser.new_context(http_credentials={"username": name, "password": password})
+            page = context.new_page()
+            visit(page, server, f"monitor/{incident.id}")
+            page.wait_for_load_state("load")
+            page.wait_for_timeout(500)
+            shown[name] = page.get_by_role("button", name="Resolve").count()
+            if name == "vera":
+                visit(page, server, "settings")
+                assert page.get_by_role("heading", name="Users").count() == 0
+                status = page.evaluate(
+                    "async (id) => (await fetch(`api/v1/incidents/${id}/resolve`, {method: 'POST', body: '{}',"
+                    " headers: {'content-type': 'application/json'}})).status",
+                    incident.id,
+                )
+                assert status == 403
+                refusal = json.dumps({"error": {"message": "This needs a login."}})
+                page.route("**/views/models", lambda route, body=refusal: route.fulfill(status=401, body=body))
+                visit(page, server, "models")
+                assert "Your login has expired" in page.get_by_role("alert").inner_text()
+            context.close()
+    finally:
+        server.stop()
+    assert shown == {"root": 1, "vera": 0}
+
+
+def test_an_empty_store_says_how_to_begin(tmp_path, browser, built_page):
+    with open_store(tmp_path / "home", project="p"):
+        pass
+    server = Served(tmp_path / "home", free_port())
+    server.start()
+    context = browser.new_context()
+    try:
+        found: Watched = watch(context.new_page())
+        for path in ("loop", "runs", "data", "models", "endpoints", "monitor", "replay", "traces"):
+            visit(found.page, server, path)
+            assert found.page.locator(".empty").count() >= 1, path
+        assert found.unexpected() == []
+    finally:
+        context.close()
+        server.stop()
