@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import need
 
-from everloop.records import EndpointRecord, Finding, Incident, ModelVersion, Release, Decision, Route
+from everloop.records import Decision, EndpointRecord, Finding, Incident, ModelVersion, Release, Route
 from everloop.registry import set_alias
 from everloop.server.web_page import FOLDER
 from everloop.stores import open_store
 from everloop.tracking import start_run
-from tests.conftest import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +173,7 @@ def furnish(store: Store) -> None:
     from everloop.data.snapshots.snapshots import take_snapshot
 
     for number in range(6):
-        params = {"lr": 10.0 ** -number, "depth": number}
+        params = {"lr": 10.0**-number, "depth": number}
         with start_run("train", store=store, loop="delays", params=params, trigger="first") as run:
             run.log_params({"lr": 10.0**-number})
             for step in range(40):

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, UI, Served, Watched, free_port, watch
 
 from everloop.records import Artifact, Incident, Release, Run
 from everloop.server.access import UserStore
 from everloop.stores import open_store
-from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, UI, Served, Watched, free_port, watch
 
 AXE = UI / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -49,15 +49,16 @@ def test_every_page_is_drawn_without_a_complaint_and_passes_axe(served, watched,
         watched.page.emulate_media(color_scheme=theme)
         for path in addresses(store):
             visit(watched.page, served, path)
-            # A dev tool's script is let in beside the policy, which stays in force for the page itself.
-            watched.page.evaluate(AXE.read_text())
+            if not watched.page.evaluate("() => 'axe' in window"):
+                # The debugger's scripts are let in beside the policy, which stays in force for the page itself.
+                watched.page.evaluate(AXE.read_text())
             result = watched.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
             found += [
                 f"{theme} {path}: {one['id']}: {one['nodes'][0]['html'][:200]}"
                 for one in result["violations"]
                 if one["impact"] in ("serious", "critical")
             ]
-    assert found == []
+    assert not found, "\n".join(found)
     assert watched.unexpected() == []
 
 
@@ -68,7 +69,7 @@ def test_an_address_reproduces_a_filtered_and_sorted_table(served, watched):
     page.keyboard.type("metrics.auc > 0.55")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=4 runs match")
-    page.get_by_role("button", name="Sort by metrics.auc").first.click()
+    page.get_by_title("Sort by metrics.auc").click()
     page.wait_for_function("() => location.hash.includes('order=-metrics.auc')")
     address = page.url
     fresh = page.context.new_page()
@@ -102,9 +103,9 @@ def test_runs_are_compared_with_curves_and_correlations(served, watched):
         boxes.nth(number).check()
     page.get_by_role("link", name="Compare 5 runs").click()
     page.wait_for_selector("text=Which parameters go with a metric")
+    page.wait_for_function("() => document.querySelectorAll('canvas').length >= 2")
     page.get_by_label("Metric").last.select_option("auc")
     assert "+1.00" in page.locator(".importance").inner_text()
-    assert page.locator("canvas").count() >= 2
 
 
 def test_a_group_becomes_a_filter(served, watched):
@@ -123,7 +124,7 @@ def test_hostile_names_and_numbers_stay_text(served, watched, store):
     visit(page, served, f"runs/{hostile.id}")
     assert page.locator("h1").inner_text() == HOSTILE
     assert RIGHT_TO_LEFT in page.locator("main").inner_text()
-    assert "∞" in page.locator("main").inner_text()
+    assert "not finite" in page.locator("main").inner_text()
     assert page.locator("main img").count() == 0
     assert watched.unexpected() == []
 
@@ -172,7 +173,7 @@ def test_an_incident_is_acknowledged_with_a_reason_and_another_tab_follows(serve
     dialog = page.get_by_role("dialog", name="Acknowledge?")
     dialog.get_by_label("Reason").fill("a new supplier")
     assert f"everloop monitor ack {incident.id} --reason 'a new supplier'" in dialog.inner_text()
-    dialog.get_by_role("button", name="Acknowledge").click()
+    dialog.get_by_role("button", name="Acknowledge", exact=True).click()
     dialog.wait_for(state="hidden")
     after = store.records.get(Incident, incident.id)
     assert (after.state, after.history[-1].text) == ("acknowledged", "a new supplier")
@@ -198,7 +199,7 @@ def test_an_action_that_another_tab_has_made_impossible_says_so(served, watched,
     page.route("**/api/v1/stream", lambda route: route.abort())
     page.route("**/views/incidents/**", lambda route: route.abort())
     resolve(store, fresh.id, "by another tab")
-    dialog.get_by_role("button", name="Mute").click()
+    dialog.get_by_role("button", name="Mute", exact=True).click()
     dialog.get_by_role("alert").wait_for()
     assert "resolved" in dialog.get_by_role("alert").inner_text()
     assert store.records.get(Incident, fresh.id).state == "resolved"
@@ -208,7 +209,7 @@ def test_a_request_is_tried_and_its_failure_explained(served, watched):
     page = watched.page
     visit(page, served, "endpoints/delays")
     page.get_by_label("x float").fill("3")
-    page.get_by_role("button", name="Predict").click()
+    page.get_by_role("button", name="Predict", exact=True).click()
     alert = page.locator("form").get_by_role("alert")
     alert.wait_for()
     assert "delays" in alert.inner_text()
@@ -219,8 +220,8 @@ def test_an_endpoint_is_rolled_back(served, watched, store):
     visit(page, served, "endpoints/delays")
     page.get_by_role("button", name="Roll back").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_label("Reason").fill("worse for one carrier")
-    dialog.get_by_role("button", name="Roll back").click()
+    dialog.get_by_role("textbox", name="Reason").fill("worse for one carrier")
+    dialog.get_by_role("button", name="Roll back", exact=True).click()
     dialog.wait_for(state="hidden")
     (release,) = store.records.find(Release)
     assert (release.state, release.decisions[-1].reason) == ("rolled_back", "worse for one carrier")
@@ -292,6 +293,7 @@ def test_a_viewer_sees_no_action_and_an_expired_login_is_explained(home, browser
     server.start()
     incident = next(one for one in store.records.find(Incident) if one.kind == "drift")
     credentials = {"root": "a long password of root", "vera": "a long password of vera"}
+    refusal = json.dumps({"error": {"message": "This needs a login."}})
     shown = {}
     try:
         for name, password in credentials.items():
@@ -310,8 +312,7 @@ def test_a_viewer_sees_no_action_and_an_expired_login_is_explained(home, browser
                     incident.id,
                 )
                 assert status == 403
-                refusal = json.dumps({"error": {"message": "This needs a login."}})
-                page.route("**/views/models", lambda route, body=refusal: route.fulfill(status=401, body=body))
+                page.route("**/views/models", lambda route: route.fulfill(status=401, body=refusal))
                 visit(page, server, "models")
                 assert "Your login has expired" in page.get_by_role("alert").inner_text()
             context.close()

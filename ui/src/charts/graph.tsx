@@ -12,7 +12,7 @@ export function Graph({ nodes, label }: { nodes: GraphNode[]; label: string }) {
   const drawn = useMemo(() => layout(nodes.slice(0, MOST)), [nodes]);
   return (
     <div className="scroll">
-      <svg className="graph" viewBox={`0 0 ${drawn.width} ${drawn.height}`} style={{ display: "block", width: "100%", maxWidth: drawn.width, minWidth: drawn.width * 0.55, height: "auto" }} role="img" aria-label={label}>
+      <svg className="graph" viewBox={`0 0 ${drawn.width} ${drawn.height}`} style={{ display: "block", width: "100%", maxWidth: drawn.width, minWidth: drawn.width * 0.55, height: "auto" }} role="group" aria-label={label}>
         <defs>
           <marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
             <path d="M0 0L8 4L0 8z" fill="var(--faint)" />

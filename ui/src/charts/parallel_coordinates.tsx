@@ -38,7 +38,7 @@ export function ParallelCoordinates({ compared }: { compared: ComparedRuns }) {
   const share = (axis: Axis, value: number) => (value - axis.low) / (axis.high - axis.low);
   const y = (axis: Axis, value: number) => HEIGHT - 34 - share(axis, value) * (HEIGHT - 74);
   return (
-    <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} width="100%" role="img" aria-label={`${compared.runs.length} runs on ${axes.length} axes`}>
+    <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} width="100%" role="group" aria-label={`${compared.runs.length} runs on ${axes.length} axes`}>
       {compared.runs.map((run, index) => {
         const points = axes.map((axis, at) => ({ axis, at, value: axis.values[index] })).filter((one) => one.value !== null && one.value !== undefined);
         const path = points.map((one, at) => `${at === 0 ? "M" : "L"}${x(one.at)} ${y(one.axis, one.value as number)}`).join("");

@@ -17,8 +17,9 @@ export function ComparePage() {
   const { query } = useRoute();
   const runs = (query.get("runs") ?? "").split(",").filter(Boolean);
   const names = useApi<RunColumns>("views/run-columns", ["run"]);
-  const keys = query.get("keys")?.split(",").filter(Boolean) ?? (names.data?.metrics ?? []).slice(0, 2);
   const found = useApi<ComparedRuns>(runs.length > 1 ? url("views/compare", { runs: runs.join(",") }) : null, ["run"]);
+  const logged = useMemo(() => new Set(found.data?.runs.flatMap((run) => Object.keys(run.metrics ?? {})) ?? []), [found.data]);
+  const keys = query.get("keys")?.split(",").filter(Boolean) ?? (names.data?.metrics ?? []).filter((name) => logged.has(name)).slice(0, 2);
   const chosen = (next: string[]) => go(href("compare", { runs: runs.join(","), keys: next.join(",") }), true);
   if (runs.length < 2)
     return (
@@ -43,7 +44,7 @@ export function ComparePage() {
               Metric
               <select className="input" style={{ width: "auto" }} value="" onChange={(event) => event.target.value && chosen([...new Set([...keys, event.target.value])])}>
                 <option value="">Add…</option>
-                {(names.data?.metrics ?? []).filter((name) => !keys.includes(name)).map((name) => <option key={name}>{name}</option>)}
+                {(names.data?.metrics ?? []).filter((name) => logged.has(name) && !keys.includes(name)).map((name) => <option key={name}>{name}</option>)}
               </select>
             </label>
           }

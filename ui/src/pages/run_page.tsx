@@ -138,7 +138,7 @@ function Values({ values, none, numbers }: { values: Record<string, unknown>; no
           {entries.slice(0, 2000).map(([name, value]) => (
             <tr key={name}>
               <td>{name}</td>
-              <td className={numbers ? "number" : ""}>{numbers ? number(value) : text(value)}</td>
+              <td className={numbers ? "number" : ""}>{numbers ? (value === null ? <span className="soft">not finite</span> : number(value)) : text(value)}</td>
             </tr>
           ))}
         </tbody>

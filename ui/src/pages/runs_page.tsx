@@ -93,8 +93,8 @@ function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (ne
     if (more && !loading && last >= rows.length - 30) more();
   }, [last, rows.length, more, loading]);
   return (
-    <div className="runs" role="table" aria-label="Runs" aria-rowcount={rows.length}>
-      <div className="viewport" ref={viewport} tabIndex={0} style={{ gridRow: "1 / span 2" }}>
+    <div className="runs">
+      <div className="viewport" ref={viewport} tabIndex={0} role="table" aria-label="Runs" aria-rowcount={props.more ? -1 : rows.length} style={{ gridRow: "1 / span 2" }}>
         <div style={{ minWidth: minimum }}>
           <div className="tr th" role="row" style={{ gridTemplateColumns: template }}>
             <span role="columnheader" aria-label="Chosen for comparison" />
