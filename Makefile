@@ -71,7 +71,9 @@ lint: env
 	$(BIN)/lint-imports --no-cache
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# The page is checked only where Node is installed.
 check: lint test-all
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) page-check; else echo "Node was not found: the web page is not checked."; fi
 
 # Rewrites the command reference from the commands themselves.
 docs: env

@@ -1,4 +1,4 @@
-"""The web page in a browser: every page and action, hostile content, both themes, a phone, and a server that goes away."""
+"""The web page in a browser: pages, actions, hostile content, themes, a phone, and a server that goes away."""
 
 from __future__ import annotations
 
