@@ -7,10 +7,15 @@ import pytest
 from everloop.errors import NotFoundError, UsageError
 from everloop.records import EndpointRecord, Incident, ModelVersion, Release, Route, Run
 from everloop.registry import set_alias
+from everloop.server.views.artifact_views import read_artifact, read_content
+from everloop.server.views.data_views import read_diff
+from everloop.server.views.distribution_views import read_distributions
 from everloop.server.views.endpoint_views import read_endpoint, read_heat_map
 from everloop.server.views.incident_views import read_incident
 from everloop.server.views.loop_view import STAGES, read_overview
 from everloop.server.views.registry_views import list_models, read_model, read_version
+from everloop.server.views.replay_views import list_replays, read_replay
+from everloop.server.views.run_groups import group_runs
 from everloop.server.views.run_views import compare, read_curves, read_run, read_run_table
 from everloop.tracking import start_run
 
@@ -162,3 +167,73 @@ def test_an_incident_offers_the_commands_that_are_possible_now(store, filled):
 def test_a_lost_run_is_shown_as_such(store, filled):
     store.records.put(store.new(Run, name="x", loop="x", started_at=store.now(), state="lost"))
     assert any(one.title == "The last run of x was lost: its process died" for one in read_overview(store).attention)
+
+
+def test_runs_are_grouped_and_each_group_has_a_filter_that_finds_it(store):
+    values = [0.1, 0.1, 'it\'s "so" \\', True, None]
+    for number, value in enumerate(values):
+        with start_run("run", store=store, params={} if value is None else {"p": value}) as run:
+            run.log({"auc": float(number) if number != 1 else float("nan")})
+    found = group_runs(store, "params.p", "metrics.auc")
+    assert (found.read, found.total, found.left_out) == (5, 5, 0)
+    assert [(one.value, one.runs, one.measured) for one in found.groups][0] == ("0.1", 2, 1)
+    for group in found.groups:
+        assert read_run_table(store, group.filter, ["-started_at"], [], 10, None).total == group.runs, group
+    with pytest.raises(UsageError):
+        group_runs(store, "", None)
+
+
+def test_artifacts_are_previewed_by_their_bytes_and_pickles_are_not_loaded(store):
+    import polars as pl
+
+    with start_run("r", store=store) as run:
+        cases = {
+            run.log_artifact("a.png", b"\x89PNG\r\n\x1a\nrest").id: ("image", "image/png"),
+            # Bytes decide: what is declared as a picture and is not one is not sent as one.
+            run.log_artifact("b.png", b"<html><script>", meta={"media": "image/png"}).id: (
+                "html",
+                "text/html; charset=utf-8",
+            ),
+            run.log_artifact("c.svg", b"<?xml version='1.0'?><svg onload='x'/>").id: ("image", "image/svg+xml"),
+            run.log_text("d", "caf\u00e9").id: ("text", "text/plain; charset=utf-8"),
+            run.log_json("e", {"a": 1}).id: ("json", "application/json"),
+            run.log_artifact("f", b"\0\1").id: ("none", "application/octet-stream"),
+            run.log_model(object, "g").id: ("none", "application/octet-stream"),
+        }
+        table = run.log_table("t", pl.DataFrame({"x": [1.5, float("nan"), None]}))
+        quoted = run.log_artifact('a"\r\nset-cookie: x', b"text")
+    for ref, expected in cases.items():
+        preview = read_artifact(store, ref)
+        assert (preview.shows, preview.media) == expected
+    rows = read_artifact(store, table.id).table
+    assert rows is not None
+    assert (rows.rows, rows.total_rows) == ([["1.5"], ["nan"], [None]], 3)
+    assert read_content(store, quoted.id)[2] == "a___set-cookie__x"
+    with pytest.raises(NotFoundError):
+        read_artifact(store, "gone")
+
+
+def test_snapshots_of_different_datasets_are_not_compared(store):
+    import polars as pl
+
+    from everloop.data.snapshots.snapshots import take_snapshot
+
+    one = take_snapshot(pl.DataFrame({"x": [1, 2]}), "a", store)
+    two = take_snapshot(pl.DataFrame({"x": [1, 2, 3]}), "a", store)
+    other = take_snapshot(pl.DataFrame({"x": [1]}), "b", store)
+    assert read_diff(store, one.key, two.key).rows_added == 1
+    with pytest.raises(UsageError, match="different datasets"):
+        read_diff(store, one.key, other.key)
+
+
+def test_only_kept_replays_are_listed_and_an_incident_without_a_baseline_has_no_distributions(store, filled):
+    with start_run("replay", store=store) as run:
+        run.log_text("replay", "a text of that name")
+        kept = run.log_artifact("replay", {"policies": {}}, meta={"shows": "json", "title": "t", "policies": 0})
+        other = run.log_json("other", {})
+    assert [(one.id, one.title) for one in list_replays(store)] == [(kept.id, "t")]
+    assert read_replay(store, kept.id).result == {"policies": {}}
+    with pytest.raises(NotFoundError, match="not a replay"):
+        read_replay(store, other.id)
+    (incident,) = store.records.find(Incident)
+    assert read_distributions(store, incident.id) == []
