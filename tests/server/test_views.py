@@ -176,7 +176,7 @@ def test_runs_are_grouped_and_each_group_has_a_filter_that_finds_it(store):
             run.log({"auc": float(number) if number != 1 else float("nan")})
     found = group_runs(store, "params.p", "metrics.auc")
     assert (found.read, found.total, found.left_out) == (5, 5, 0)
-    assert [(one.value, one.runs, one.measured) for one in found.groups][0] == ("0.1", 2, 1)
+    assert (found.groups[0].value, found.groups[0].runs, found.groups[0].measured) == ("0.1", 2, 1)
     for group in found.groups:
         assert read_run_table(store, group.filter, ["-started_at"], [], 10, None).total == group.runs, group
     with pytest.raises(UsageError):

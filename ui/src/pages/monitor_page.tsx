@@ -231,7 +231,8 @@ const MOST_SUBJECTS = 6;
 function Subjects({ findings }: { findings: Finding[] }) {
   const subjects = useMemo(() => {
     const found = new Map<string, Finding[]>();
-    for (const one of findings) if (one.value !== null && one.value !== undefined) found.set(one.subject, [...(found.get(one.subject) ?? []), one]);
+    // How two features move together has no distance that could be drawn.
+    for (const one of findings) if (!one.subject.includes(" × ") && one.value !== null && one.value !== undefined) found.set(one.subject, [...(found.get(one.subject) ?? []), one]);
     return [...found].filter(([, rows]) => rows.length > 1).slice(0, MOST_SUBJECTS);
   }, [findings]);
   if (subjects.length === 0) return null;
