@@ -28,7 +28,10 @@ _SHOWN = 12
 def run(
     target: Annotated[
         str | None,
-        typer.Argument(help="Step to stop after (STEP or LOOP.STEP), or the LOOP to run. Default: the whole loop."),
+        typer.Argument(
+            help="Step to stop after (STEP or LOOP.STEP), or the LOOP to run; or the file of a compiled Kubeflow "
+            "pipeline (.yaml), which runs here as processes. Default: the whole loop."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -58,6 +61,11 @@ def run(
 
     The exit code is 11 if a gate rejects the candidate.
     """
+    if target is not None and target.lower().endswith((".yaml", ".yml")):
+        from everloop.cli.pipeline_files import run_pipeline_file
+
+        run_pipeline_file(target, _params(set_ or []), on=on, force=force or (), explain=explain, home=home, json=json)
+        return
     from everloop.loop import explain_run, load_project, run_loop
     from everloop.pipeline.executors.executor_choice import check_executor
 

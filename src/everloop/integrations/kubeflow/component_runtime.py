@@ -1,7 +1,7 @@
 """Runs one lightweight Python component in a process of its own: `python -m …component_runtime ORDER.json`.
 
-The order holds the component's source file, the name of its function and its executor input. The component's results are
-written to the output file that the executor input names. Needs the standard library only, and no kfp.
+The order holds the component's source file, the name of its function and its executor input. The component's results
+are written to the output file that the executor input names. Needs the standard library only, and no kfp.
 Source of the protocol: kubeflow/pipelines, kfp/dsl/executor.py.
 """
 

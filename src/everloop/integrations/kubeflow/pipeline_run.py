@@ -1,4 +1,4 @@
-"""Runs a compiled pipeline of Kubeflow here: its DAGs, loops, conditions and exit handlers, with records in the store."""
+"""Runs a compiled pipeline of Kubeflow here: DAGs, loops, conditions and exit handlers, with records in the store."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def run_pipeline(
 
 
 class PipelineExecution:
-    """One run of a pipeline's tasks. Each DAG runs its ready tasks in threads; processes are limited for all together."""
+    """One run of a pipeline's tasks. Each DAG runs its ready tasks in threads; all share the limit of processes."""
 
     def __init__(self, spec: PipelineSpec, recorder: TaskRecorder, settings: TaskSettings) -> None:
         self.spec = spec

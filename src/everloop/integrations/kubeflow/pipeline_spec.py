@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Spec = dict[str, Any]
 """A message of the format as a dict, with the names that its JSON form has."""
 
-_SUFFIXES = (".yaml", ".yml", ".json")
-
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
@@ -46,11 +44,6 @@ class PipelineSpec:
     def parameters(self) -> dict[str, Spec]:
         """Name to definition of the parameters that a run can set."""
         return input_parameters(self.root)
-
-
-def names_pipeline_file(text: str) -> bool:
-    """Whether a command's target is the path of a file, not the name of a loop or step."""
-    return text.lower().endswith(_SUFFIXES)
 
 
 def read_pipeline(path: Path | str) -> PipelineSpec:
