@@ -13,6 +13,7 @@ import typer
 from everloop import __version__
 from everloop.cli import (
     ci,
+    compile as compilation,
     data,
     demo,
     endpoints,
@@ -110,6 +111,7 @@ app.add_typer(ci.app, name="ci")
 app.add_typer(predictions.app, name="predictions")
 app.add_typer(predictions.labels_app, name="labels")
 app.add_typer(trust.app, name="trust")
+app.add_typer(compilation.app, name="compile")
 app.add_typer(server.users, name="users")
 app.add_typer(server.tokens, name="tokens")
 app.add_typer(webhooks.app, name="webhooks")

@@ -64,7 +64,9 @@ def run(
     if target is not None and target.lower().endswith((".yaml", ".yml")):
         from everloop.cli.pipeline_files import run_pipeline_file
 
-        run_pipeline_file(target, _params(set_ or []), on=on, force=force or (), explain=explain, home=home, json=json)
+        run_pipeline_file(
+            target, parse_params(set_ or []), on=on, force=force or (), explain=explain, home=home, json=json
+        )
         return
     from everloop.loop import explain_run, load_project, run_loop
     from everloop.pipeline.executors.executor_choice import check_executor
@@ -74,7 +76,7 @@ def run(
     loaded = load_project(project)
     loop, step = _aim(loaded.loops, target)
     with store_of(loaded.folder, home) as store:
-        params = _params(set_ or [])
+        params = parse_params(set_ or [])
         if explain:
             planned = explain_run(loop, store, target=step, params=params, force=force or ())
             plan = {"loop": loop.name, "steps": [_planned_json(one) for one in planned]}
@@ -221,7 +223,7 @@ def _aim(loops: dict[str, Loop], target: str | None) -> tuple[Loop, str | None]:
     raise NotFoundError(f"There is no loop or step '{target}'.", help=f"There are: {', '.join([*loops, *steps])}")
 
 
-def _params(pairs: list[str]) -> dict[str, Any]:
+def parse_params(pairs: list[str]) -> dict[str, Any]:
     """Parse `NAME=VALUE` pairs. A value that is not valid JSON is taken as text."""
     import msgspec
 

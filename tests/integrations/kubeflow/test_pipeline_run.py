@@ -68,7 +68,7 @@ def test_equal_tasks_come_from_the_cache_and_others_run(store):
 
 @pytest.mark.parametrize("params", [{"y": 1}, {"x": "many"}, {"x": 1.5}])
 def test_parameters_that_do_not_fit_are_refused_before_anything_runs(store, params):
-    with pytest.raises(UsageError, match="'x'|'y'"):
+    with pytest.raises(UsageError, match=r"'x'|'y'"):
         run_pipeline(parse_pipeline(two_doublings()), store, params=params)
     assert store.records.find(Run) == []
 
@@ -111,7 +111,7 @@ def test_a_loop_collects_its_outputs_in_order(store):
 
 @pytest.mark.parametrize("items", ["5", "not json", '["a"]'])
 def test_a_loop_over_something_else_fails_with_the_reason(store, items):
-    with pytest.raises(StepError, match="list|integer"):
+    with pytest.raises(StepError, match=r"list|integer"):
         run_pipeline(parse_pipeline(loop_over(items)), store)
 
 

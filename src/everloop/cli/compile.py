@@ -1,0 +1,53 @@
+"""`everloop compile`: the loop as a pipeline of another engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everloop.cli.output import AsJson, Home, ProjectFolder, console, emit
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Compile the loop for other engines.")
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def kfp(
+    loop: Annotated[
+        str | None, typer.Argument(metavar="[LOOP]", help="Loop to compile. Default: the project's only one.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("loop.yaml"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Parameter of a step: NAME=VALUE or STEP.NAME=VALUE; repeatable."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Image of the components: with everloop, kfp and your packages. Default: everloop:VERSION."),
+    ] = None,
+    project: ProjectFolder = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Compile a loop to a Kubeflow pipeline (IR YAML), for kfp.Client, kfp.local and `everloop run`."""
+    from everloop.cli.loop import parse_params, store_of
+    from everloop.integrations.kubeflow.pipeline_compilation import compile_pipeline
+    from everloop.loop import load_project
+
+    target = output.absolute()
+    loaded = load_project(project)
+    with store_of(loaded.folder, home) as store:
+        text = compile_pipeline(
+            loaded.loop(loop), store, params=parse_params(set_ or []), image=image, folder=loaded.folder
+        )
+    draft = target.with_name(f".{target.name}.draft")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(target)
+    emit({"path": str(target)}, json, lambda: console().print(f"Wrote {target}", markup=False, soft_wrap=True))
