@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         load_watch as load_watch,
         materialize as materialize,
     )
+    from everloop.integrations.kubeflow.pipeline_compilation import compile as compile
     from everloop.pipeline import (
         Graph as Graph,
         progress as progress,
@@ -138,6 +139,7 @@ __getattr__, __dir__, _names = lazy_exports(
         ],
         "replay": ["Policy", "replay"],
         "registry": ["load_model", "save_model"],
+        "integrations.kubeflow.pipeline_compilation": ["compile"],
         "pipeline": ["Graph", "progress", "run_graph", "step", "trace"],
         "stores": ["open_store"],
         "tracking": ["autolog", "compare_runs", "current_run", "read_history", "search_runs", "start_run"],

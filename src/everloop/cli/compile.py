@@ -37,17 +37,12 @@ def kfp(
 ) -> None:
     """Compile a loop to a Kubeflow pipeline (IR YAML), for kfp.Client, kfp.local and `everloop run`."""
     from everloop.cli.loop import parse_params, store_of
-    from everloop.integrations.kubeflow.pipeline_compilation import compile_pipeline
+    from everloop.integrations.kubeflow.pipeline_compilation import compile
     from everloop.loop import load_project
 
     target = output.absolute()
+    params = parse_params(set_ or [])
     loaded = load_project(project)
     with store_of(loaded.folder, home) as store:
-        text = compile_pipeline(
-            loaded.loop(loop), store, params=parse_params(set_ or []), image=image, folder=loaded.folder
-        )
-    draft = target.with_name(f".{target.name}.draft")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(target)
+        compile(loaded.loop(loop), target, store=store, params=params, image=image, folder=loaded.folder)
     emit({"path": str(target)}, json, lambda: console().print(f"Wrote {target}", markup=False, soft_wrap=True))

@@ -85,6 +85,43 @@ def compile_pipeline(
     return f"# Compiled by everloop {VERSION} from '{plan.name}'.\n{written}"
 
 
+def compile(  # noqa: A001 - the word for it, as in el.compile
+    what: Loop | Graph,
+    output: Path | str,
+    *,
+    to: str = "kfp",
+    store: Store | None = None,
+    params: Mapping[str, Json] | None = None,
+    image: str | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Compile a loop or a graph for another engine, and write the file. Returns its path.
+
+    Args:
+        to: the engine; `kfp` is Kubeflow Pipelines.
+        store: keeps code and parameters, and receives the records of later runs. Default: the nearest store.
+
+    Raises:
+        UsageError: an unknown engine, or anything that `compile_pipeline` raises.
+    """
+    if to != "kfp":
+        raise UsageError(f"There is no engine '{to}' to compile for.", help="Use to='kfp'.")
+    if store is None:
+        from everloop.stores import shared_store
+
+        store = shared_store()
+    text = compile_pipeline(what, store, params=params, image=image, folder=folder)
+    target = Path(output).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
 def _order(store: Store, digest: str, folder: Path | None) -> RunOrder:
     local = local_parts(store.urls)
     urls = {part: str(getattr(store.urls, part)) for part in PARTS} if len(local) < len(PARTS) else {}
