@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         read as read,
         transformer as transformer,
     )
+    from everloop.integrations.kubeflow.pipeline_compilation import compile as compile  # noqa: A004
     from everloop.loop import (
         AtLeast as AtLeast,
         BetterThan as BetterThan,
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
         load_watch as load_watch,
         materialize as materialize,
     )
-    from everloop.integrations.kubeflow.pipeline_compilation import compile as compile
     from everloop.pipeline import (
         Graph as Graph,
         progress as progress,

@@ -37,7 +37,7 @@ def kfp(
 ) -> None:
     """Compile a loop to a Kubeflow pipeline (IR YAML), for kfp.Client, kfp.local and `everloop run`."""
     from everloop.cli.loop import parse_params, store_of
-    from everloop.integrations.kubeflow.pipeline_compilation import compile
+    from everloop.integrations.kubeflow.pipeline_compilation import compile  # noqa: A004
     from everloop.loop import load_project
 
     target = output.absolute()

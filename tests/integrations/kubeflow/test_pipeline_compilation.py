@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from everloop.errors import UsageError
-from everloop.integrations.kubeflow.pipeline_compilation import compile, compile_pipeline
+from everloop.integrations.kubeflow.pipeline_compilation import compile, compile_pipeline  # noqa: A004
 from everloop.integrations.kubeflow.pipeline_run import run_pipeline
 from everloop.integrations.kubeflow.pipeline_spec import read_pipeline
 from everloop.pipeline import Graph, run_graph, step

@@ -98,7 +98,9 @@ class ComponentCall:
         if path is None:
             raise RuntimeError("The component's source holds no embedded files.")
         cls = typing.get_args(annotation)[0]
-        artifact = cls() if isinstance(cls, type) and issubclass(cls, dsl.Artifact) else dsl.Artifact()
+        artifact = (
+            cls() if isinstance(cls, type) and issubclass(cls, dsl.ComponentArtifact) else dsl.ComponentArtifact()
+        )
         artifact.uri = str(path)
         return artifact
 
@@ -119,10 +121,10 @@ class ComponentCall:
 
     def _take(self, name: str, annotation: Any, value: Any) -> None:
         if name in self.made:
-            if isinstance(value, dsl.Artifact):
+            if isinstance(value, dsl.ComponentArtifact):
                 value.name = value.name or self.made[name].name
                 self.made[name] = value
-            elif isinstance(value, list) and all(isinstance(one, dsl.Artifact) for one in value):
+            elif isinstance(value, list) and all(isinstance(one, dsl.ComponentArtifact) for one in value):
                 raise RuntimeError(f"'{name}': a component cannot return a list of artifacts.")
             else:
                 Path(self.made[name].path).write_text(value if isinstance(value, str) else json.dumps(value))
@@ -200,9 +202,9 @@ def _item_class(annotation: Any) -> Any:
 def _artifact(found: dict[str, Any], name: str, declared: Any) -> Any:
     title = (found.get("type") or {}).get("schemaTitle", "")
     cls: Any = dsl.ARTIFACT_CLASSES.get(title)
-    if cls is None or cls is dsl.Artifact:
+    if cls is None or cls is dsl.ComponentArtifact:
         # A custom type of the component's own code may be built without arguments of another kind.
-        cls = declared if isinstance(declared, type) and hasattr(declared, "schema_title") else dsl.Artifact
+        cls = declared if isinstance(declared, type) and hasattr(declared, "schema_title") else dsl.ComponentArtifact
     artifact = cls(found.get("name", name), found.get("uri", ""), dict(found.get("metadata") or {}))
     if not hasattr(artifact, "path"):
         artifact.path = found.get("uri", "")

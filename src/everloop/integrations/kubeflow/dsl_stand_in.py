@@ -16,7 +16,7 @@ T = TypeVar("T")
 _PREFIXES = {"gs://": "/gcs/", "minio://": "/minio/", "s3://": "/s3/"}
 
 
-class Artifact:
+class ComponentArtifact:
     """A file or folder with metadata. `path` is where it is on this machine."""
 
     schema_title = "system.Artifact"
@@ -45,11 +45,11 @@ class Artifact:
         self.uri = path
 
 
-class Dataset(Artifact):
+class ComponentDataset(ComponentArtifact):
     schema_title = "system.Dataset"
 
 
-class Model(Artifact):
+class ComponentModel(ComponentArtifact):
     schema_title = "system.Model"
 
     @property
@@ -61,22 +61,22 @@ class Model(Artifact):
         self.metadata["framework"] = framework
 
 
-class HTML(Artifact):
+class HTML(ComponentArtifact):
     schema_title = "system.HTML"
 
 
-class Markdown(Artifact):
+class Markdown(ComponentArtifact):
     schema_title = "system.Markdown"
 
 
-class Metrics(Artifact):
+class ComponentMetrics(ComponentArtifact):
     schema_title = "system.Metrics"
 
     def log_metric(self, metric: str, value: float) -> None:
         self.metadata[metric] = value
 
 
-class ClassificationMetrics(Artifact):
+class ClassificationMetrics(ComponentArtifact):
     """Confidence metrics and a confusion matrix, as lists in the metadata."""
 
     schema_title = "system.ClassificationMetrics"
@@ -124,7 +124,7 @@ class ClassificationMetrics(Artifact):
         return self._categories().index(category)
 
 
-class SlicedClassificationMetrics(Artifact):
+class SlicedClassificationMetrics(ComponentArtifact):
     schema_title = "system.SlicedClassificationMetrics"
 
     def load_roc_readings(self, slice: str, readings: list[list[float]]) -> None:
@@ -231,7 +231,16 @@ PLACEHOLDERS = {
 
 ARTIFACT_CLASSES = {
     one.schema_title: one
-    for one in (Artifact, Dataset, Model, HTML, Markdown, Metrics, ClassificationMetrics, SlicedClassificationMetrics)
+    for one in (
+        ComponentArtifact,
+        ComponentDataset,
+        ComponentModel,
+        HTML,
+        Markdown,
+        ComponentMetrics,
+        ClassificationMetrics,
+        SlicedClassificationMetrics,
+    )
 }
 
 
@@ -247,14 +256,14 @@ def install(folder: str) -> None:
         return str(Path(folder) / suffix)
 
     kfp, dsl = types.ModuleType("kfp"), types.ModuleType("kfp.dsl")
-    public: dict[str, Any] = {one.__name__: one for one in ARTIFACT_CLASSES.values()}
+    public: dict[str, Any] = {title.removeprefix("system."): one for title, one in ARTIFACT_CLASSES.items()}
     public |= {one.__name__: one for one in (PipelineTaskFinalStatus, TaskConfig, InputPath, OutputPath)}
     public |= {"Input": Input, "Output": Output, "get_uri": get_uri, **PLACEHOLDERS}
     public["component"] = public["container_component"] = _undecorated
     vars(dsl).update(public, EmbeddedInput=EmbeddedInput, __all__=[*public], __path__=[])
     kfp_types, artifact_types = types.ModuleType("kfp.dsl.types"), types.ModuleType("kfp.dsl.types.artifact_types")
     vars(kfp_types).update(__path__=[], artifact_types=artifact_types)
-    vars(artifact_types).update({one.__name__: one for one in ARTIFACT_CLASSES.values()}, get_uri=get_uri)
+    vars(artifact_types).update({name: one for name, one in public.items() if name != "Input"}, get_uri=get_uri)
     vars(dsl)["types"] = kfp_types
     vars(kfp).update(dsl=dsl, __version__="0", __path__=[])
     for module in (kfp, dsl, kfp_types, artifact_types):
