@@ -1,6 +1,8 @@
 """A graph compiled for Kubeflow and run from its file gives the results and lineage of a run here."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,19 @@ def test_a_step_of_a_script_is_refused(store, monkeypatch):
 def test_an_unknown_engine_is_refused(store, tmp_path):
     with pytest.raises(UsageError, match="engine 'argo'"):
         compile(Graph("none"), tmp_path / "x.yaml", to="argo", store=store)
+
+
+@pytest.mark.slow
+def test_kfp_itself_loads_what_is_compiled(store, tmp_path, need):
+    python = Path(__file__).parents[3] / ".bench" / "kfp" / "bin" / "python"
+    if not python.exists():
+        need("kfp", "kfp in .bench/kfp", "see .ci/run")
+
+    @step
+    def lone() -> int:
+        return 1
+
+    path = compile(Graph.wire([lone], name="Lone one"), tmp_path / "lone.yaml", store=store)
+    code = "import sys; from kfp import components; print(components.load_component_from_file(sys.argv[1]).name)"
+    done = subprocess.run([python, "-W", "ignore", "-c", code, path], capture_output=True, text=True)
+    assert done.stdout.strip() == "lone-one", done.stderr
