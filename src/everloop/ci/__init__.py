@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         read_environments as read_environments,
     )
     from everloop.ci.desired_state import DesiredState as DesiredState, read_state as read_state
-    from everloop.ci.promotion import Promotion as Promotion, promote_package as promote_package
+    from everloop.ci.package_promotion import Promotion as Promotion, promote_package as promote_package
     from everloop.ci.state_apply import apply_plan as apply_plan
     from everloop.ci.state_plan import StateChange as StateChange, StatePlan as StatePlan, plan_state as plan_state
     from everloop.ci.workflow_files import workflow_text as workflow_text, write_workflow as write_workflow
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "checking": ["check_change"],
         "desired_state": ["DesiredState", "read_state"],
         "deployment_environments": ["DeploymentEnvironment", "read_environments"],
-        "promotion": ["Promotion", "promote_package"],
+        "package_promotion": ["Promotion", "promote_package"],
         "state_apply": ["apply_plan"],
         "state_plan": ["StateChange", "StatePlan", "plan_state"],
         "workflow_files": ["workflow_text", "write_workflow"],

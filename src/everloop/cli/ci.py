@@ -182,7 +182,7 @@ def promote(
     Approvals that the target requires are requested. Repeat the command when they are given.
     """
     from everloop.ci.deployment_environments import get_environment
-    from everloop.ci.promotion import promote_package
+    from everloop.ci.package_promotion import promote_package
     from everloop.errors import UsageError
     from everloop.loop.project import load_project
     from everloop.loop.project_folder import find_folder
