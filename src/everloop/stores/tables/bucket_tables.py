@@ -1,8 +1,9 @@
-"""What is asked of a bucket about Delta tables, with few requests: which exist, and whether one was created again."""
+"""Names and identities of Delta tables in a bucket, read with few requests."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from everloop.errors import CorruptionError, StoreError
 from everloop.stores.tables.table_digests import FOLDER, LOG
@@ -39,9 +40,12 @@ class BucketTables:
 
     def _client(self) -> ObjectStoreClient:
         if self._store is None:
-            from obstore.store import from_url
+            from obstore.store import LocalStore, from_url
 
-            self._store = from_url(self._root)
+            if self._root.startswith("file://"):
+                self._store = LocalStore(unquote(urlsplit(self._root).path), mkdir=True)
+            else:
+                self._store = from_url(self._root)
         return self._store
 
     def has_checkpoint(self, name: str) -> bool:
