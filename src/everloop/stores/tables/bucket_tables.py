@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 
     from obstore import ObjectMeta
     from obstore.store import ObjectStore as ObjectStoreClient
+
+
+def local_folder(root: str) -> Path | None:
+    """The folder that a path or a `file` URL names; None for other URLs."""
+    if root.startswith("file://"):
+        return Path(unquote(urlsplit(root).path))
+    return None if "://" in root else Path(root)
 
 
 class BucketTables:
@@ -42,10 +50,8 @@ class BucketTables:
         if self._store is None:
             from obstore.store import LocalStore, from_url
 
-            if self._root.startswith("file://"):
-                self._store = LocalStore(unquote(urlsplit(self._root).path), mkdir=True)
-            else:
-                self._store = from_url(self._root)
+            folder = local_folder(self._root)
+            self._store = from_url(self._root) if folder is None else LocalStore(folder, mkdir=True)
         return self._store
 
     def has_checkpoint(self, name: str) -> bool:

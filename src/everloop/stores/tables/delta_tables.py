@@ -25,7 +25,7 @@ from everloop.errors import (
 )
 from everloop.stores.full_disk import insufficient, is_full, writing
 from everloop.stores.objects.byte_stores import open_bytes
-from everloop.stores.tables.bucket_tables import BucketTables, unreadable_log
+from everloop.stores.tables.bucket_tables import BucketTables, local_folder, unreadable_log
 from everloop.stores.tables.table_changes import DeltaSnapshot, delta_commits
 from everloop.stores.tables.table_digests import TableFiles, active_files
 from everloop.stores.tables.table_permissions import close_new_files, make_table_folder
@@ -182,7 +182,8 @@ class Tables:
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of all tables whose names begin with `prefix`, sorted."""
-        found = _local_names(Path(self.root)) if "://" not in self.root else self._bucket.names()
+        folder = local_folder(self.root)
+        found = self._bucket.names() if folder is None else _local_names(folder)
         return sorted(name for name in found if name.startswith(prefix))
 
     def find(self, name: str) -> DeltaTable | None:
@@ -420,7 +421,9 @@ class Tables:
 
 def _local_names(root: Path) -> Iterator[str]:
     for log in root.glob("**/_delta_log"):
-        yield log.parent.relative_to(root).as_posix()
+        # A table that was dropped through its URL leaves empty folders.
+        if any(log.iterdir()):
+            yield log.parent.relative_to(root).as_posix()
 
 
 def _identity(uri: str) -> tuple[object, ...] | None:
