@@ -173,6 +173,18 @@ def test_a_policy_that_decays_at_the_end_is_not_recommended():
     assert found.name == "monthly"
 
 
+def test_a_loss_by_chance_on_a_few_periods_at_the_end_does_not_decide():
+    weekly = [343, 178, 211, 439, 656, 1077, 1402, 849, 430, 553, 489, 328, 187]
+    monthly = [351, 173, 219, 435, 650, 950, 1358, 997, 456, 518, 496, 346, 187]
+    never = [346, 199, 203, 447, 683, 909, 1274, 1235, 1226, 1128, 863, 409, 266]
+    found = recommend(
+        [candidate("never", never, 0), candidate("weekly", weekly, 60), candidate("monthly", monthly, 15)],
+        "rmse",
+        greater_is_better=False,
+    )
+    assert found.name == "monthly"
+
+
 def test_the_check_counts_the_trainings_of_its_part_alone():
     # Forty trainings in all, but three on the first part: cheap where the choice was made.
     at = [START + WEEK * number for number in (2, 8, 14, *range(24, 40))]

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 Verdict = Literal["needed", "not needed", "unclear"]
 REPLICATES = 2000
-LEAST_ROWS = 10
+LEAST_ROWS = 5
 """A period with fewer labelled rows has no metric of its own."""
+ENOUGH_ROWS = 30
+"""Periods with fewer rows are measured together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +82,17 @@ class Judge:
         self.schedule = schedule
         self.metric = get_metric(metric)
         self.labels = encode_target(history.table[history.target], task, classes)  # type: ignore[arg-type]
+        self.together = self._together()
+        """How many periods are measured together, because one has few rows."""
 
     def periods(self, trace: PolicyTrace) -> list[PeriodMetric]:
-        """Return the live metric of each period that the policy reached."""
+        """Return the live metric of each period that the policy reached, or of several periods together."""
         schedule = self.schedule
+        span = self.together * schedule.every
         found = []
-        for number in range(schedule.periods):
-            begin = schedule.start + number * schedule.every
-            end = min(begin + schedule.every, schedule.end)
+        for number in range(-(-schedule.periods // self.together)):
+            begin = schedule.start + number * span
+            end = min(begin + span, schedule.end)
             if trace.until is None or end > trace.until:
                 break
             first, last = self.history.between(begin, end)
@@ -98,6 +103,19 @@ class Judge:
                 )
             )
         return found
+
+    def _together(self) -> int:
+        """Return how many periods have about `ENOUGH_ROWS` rows, by the median of the periods."""
+        schedule = self.schedule
+        rows = []
+        for number in range(schedule.periods):
+            first, last = self.history.between(
+                schedule.start + number * schedule.every, schedule.start + (number + 1) * schedule.every
+            )
+            rows.append(last - first)
+        usual = max(1, sorted(rows)[len(rows) // 2]) if rows else 1
+        # A replay of a few periods is not cut into fewer than four parts.
+        return max(1, min(-(-ENOUGH_ROWS // usual), schedule.periods // 4))
 
     def measure(
         self, trace: PolicyTrace, first: int, last: int

@@ -38,6 +38,7 @@ WORTH_ITS_COST = 0.01
 REFERENCE = WEEKLY
 _NO_SKILL = {"roc_auc": 0.5}
 _LEAST_PERIODS = 6
+_NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,12 +226,22 @@ def _holds(
     for least, part in ((KEEP + RESERVE, candidates), *((KEEP, part) for part in parts)):
         by_name = {one.name: one for one in part}
         mine, other = (mean_metric(by_name[one].periods) or 0.0 for one in (name, rival))
-        if kept_share(mine, other, metric, greater_is_better=greater_is_better) < least:
+        if kept_share(mine, other, metric, greater_is_better=greater_is_better) >= least:
+            continue
+        if part is candidates or _exceeds_chance(by_name[name], by_name[rival], greater_is_better):
             return False
     by_name = {one.name: one for one in candidates}
     loss = paired_loss(by_name[name].periods, by_name[rival].periods, greater_is_better=greater_is_better)
     skill = abs((mean_metric(by_name[rival].periods) or 0.0) - _NO_SKILL.get(metric, 0.0))
     return _shrunk(loss) <= MATERIAL * skill
+
+
+def _exceeds_chance(one: Candidate, rival: Candidate, greater_is_better: bool) -> bool:
+    """Whether the loss on a part is more than its standard error. Of a few periods, it must be certain."""
+    loss = paired_loss(one.periods, rival.periods, greater_is_better=greater_is_better)
+    if len(one.periods) < _LEAST_PERIODS:
+        return loss.low > 0
+    return loss.value > (loss.high - loss.low) / (2 * _NORMAL_95)
 
 
 def _worth_most(fitting: Sequence[Candidate], means: dict[str, float], greater_is_better: bool) -> Candidate:

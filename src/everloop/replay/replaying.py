@@ -174,6 +174,8 @@ def replay(
             f"No policy could be replayed: {failed[0] if failed else problem}", help="See: everloop replay --help"
         )
     judge = Judge(history, schedule, first.metric, first.task, judge_classes)
+    if judge.together > 1:
+        remarks.append(f"A period has few rows, so the metric is measured over {judge.together} periods at a time.")
     outcomes, advice = _judged(traces, judge, seed)
     if windows and not interrupted and advice is not None:
         more = _other_windows(chosen, advice, schedule, history)
@@ -241,7 +243,13 @@ def _plan_of_table(
         made.table, target=data.target, time=str(data.time), key=key, labels_after=delay, arrival=labels_arrive
     )
     light = "Each training is one LightGBM model with default settings, so that the replay is quick and repeatable."
-    return made.loop, history, schedule, format_duration(delay) if delay else "0s", [*made.remarks, light]
+    remarks = [*made.remarks, light]
+    if made.loop.serve is not None and made.loop.serve.rollout is None:
+        remarks.append(
+            "A period has too few rows for a canary: a retrained model takes over unless it is clearly worse on the "
+            "rows held out."
+        )
+    return made.loop, history, schedule, format_duration(delay) if delay else "0s", remarks
 
 
 def _usual_delay(history: ReplayHistory) -> timedelta:

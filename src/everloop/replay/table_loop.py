@@ -5,7 +5,7 @@ Everything is decided on the rows before the replay begins, so nothing here depe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, UsageError
@@ -19,11 +19,35 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from everloop.loop import Gate, GateContext, GateOutcome
+
 NAME = "replay"
 LEAST_HELD_OUT = 100
 """Rows that a held-out part should have."""
+CANARY_ROWS = 1000
+"""With fewer rows in a period, a retrained model is not released through a canary."""
 _EPOCH_SECONDS = 1e8
 """Whole numbers above this are read as times since 1970: the unit is found by their size."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotClearlyWorse:
+    """Gate: fails a candidate that is certainly worse than the champion by more than `margin`, and passes others.
+
+    Args:
+        margin: the loss that is tolerated, in the unit of the metric.
+    """
+
+    margin: float
+
+    @property
+    def name(self) -> str:
+        return "not clearly worse than champion"
+
+    def check(self, context: GateContext) -> GateOutcome:
+        """Compare the two versions on the rows held out."""
+        outcome = NotWorseThan("champion", margin=self.margin).check(context)
+        return replace(outcome, outcome="pass") if outcome.outcome == "undecided" else outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +180,8 @@ def table_loop(
             pl.col(target).is_null() | pl.col(target).is_in(inspection.rows[target].unique().to_list())
         )
     delay = format_duration(labels_after) if labels_after else "0s"
+    margin = _margin(metric, inspection.rows[target], goal.task)
+    gates, rollout = _release(margin, _rows_per_period(moments, start, every), every)
     held_out = _held_out(inspection.rows.height, moments, start, every)
     loop = Loop(
         NAME,
@@ -175,16 +201,8 @@ def table_loop(
             budget_s=60,
             threads=1,
         ),
-        gates=[NotWorseThan("champion", margin=_margin(metric, inspection.rows[target], goal.task))],
-        serve=Endpoint(
-            NAME,
-            rollout=Canary(
-                steps=[50, 100],
-                least_labels=30,
-                patience=format_duration(every),
-                margin=_margin(metric, inspection.rows[target], goal.task),
-            ),
-        ),
+        gates=[gates],
+        serve=Endpoint(NAME, rollout=rollout),
         watch=[
             Drift(window=format_duration(every)),
             Performance(metric, labels_after=delay, window=format_duration(every)),
@@ -192,6 +210,28 @@ def table_loop(
     )
     names = [name for name in converted.columns if name in {target, time, key, arrival, *features}]
     return TableLoop(loop=loop, table=converted.select(names), remarks=tuple(remarks))
+
+
+def _release(margin: float, rows: float, every: timedelta) -> tuple[Gate, Canary | None]:
+    """Return how a retrained model replaces the one before, depending on the rows of a period.
+
+    With many rows a canary decides by live evidence. A sequential test of few rows would hardly ever decide, and the
+    first model would stay whatever the policy; then a candidate takes over unless it is clearly worse on the rows held
+    out.
+    """
+    if rows < CANARY_ROWS:
+        return NotClearlyWorse(margin=margin), None
+    canary = Canary(steps=[50, 100], least_labels=30, patience=format_duration(every), margin=margin)
+    return NotWorseThan("champion", margin=margin), canary
+
+
+def _rows_per_period(moments: pl.Series, start: datetime, every: timedelta) -> float:
+    last: Any = moments.max()
+    if last is None or last <= start:
+        return 0.0
+    rows = int((moments >= start).sum())
+    periods: float = (last - start) / every
+    return rows / max(1.0, periods)
 
 
 def _margin(metric: str, target: pl.Series, task: str) -> float:
