@@ -63,6 +63,6 @@ def test_one_row_a_day_is_enough_for_a_recommendation():
     assert any("periods at a time" in one for one in result.remarks)
     assert monthly.promotions > 0
     assert monthly.rollbacks == 0
-    # The relation has turned round, so the first model is wrong ever since.
-    assert mean_metric(monthly.periods) < 0.8 * mean_metric(never.periods)
+    # The relation has turned round; models that learn from all the past follow slowly.
+    assert mean_metric(monthly.periods) < 0.9 * mean_metric(never.periods)
     assert result.recommendation.name == "monthly"
