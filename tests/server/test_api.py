@@ -1,4 +1,4 @@
-"""The control plane: the API over real HTTP, requests that it refuses, and the status page in a real browser."""
+"""The control plane: the API over real HTTP, requests that it refuses, and the web page in a real browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data of the status page: incidents, ongoing ones first, also of a store that has none yet."""
+"""The data of the web page: incidents, ongoing ones first, also of a store that has none yet."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ def demo(
         "flight-delays"
     ),
     exit: Annotated[
-        bool, typer.Option("--exit", help="Exit after the final table instead of serving the API and status page.")
+        bool, typer.Option("--exit", help="Exit after the final table instead of serving the API and web page.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Port of the API and status page afterwards; 0 picks a free one.")] = PORT,
+    port: Annotated[int, typer.Option(help="Port of the API and web page afterwards; 0 picks a free one.")] = PORT,
     json: AsJson = False,
 ) -> None:
     """Simulate a year in a model's life, on real flights.
@@ -137,7 +137,7 @@ def _draw(outcome: YearOutcome, simulation: Simulation, seconds: float) -> None:
         (f"everloop monitor ls {endpoint} --all", "the incidents"),
         (f"everloop lineage {outcome.sample}", "one prediction, back to its model, data and code"),
         ("everloop replay --from 2013-04-01", "the same months with other policies: when should it retrain?"),
-        ("everloop up", "endpoint, API and status page"),
+        ("everloop up", "endpoint, API and web page"),
     ]
     width = max(len(command) for command, _ in lines)
     for command, what in lines:

@@ -106,7 +106,7 @@ def run(
 def up(
     project: ProjectFolder = None,
     port: Annotated[
-        int | None, typer.Option(help="Port of the API and status page; 0 picks a free one. Default: 8100.")
+        int | None, typer.Option(help="Port of the API and web page; 0 picks a free one. Default: 8100.")
     ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two checks of logs and triggers.")] = 10.0,
     host: Annotated[
@@ -157,7 +157,7 @@ def keep_up(
     host: str | None = None,
     runners: int = 1,
 ) -> None:
-    """Supervise the loop in the foreground. Print the URLs of the status page and the endpoints, and what happens."""
+    """Supervise the loop in the foreground. Print the URLs of the web page and the endpoints, and what happens."""
     import threading
 
     from everloop.loop.worker.event_sentences import event_sentences

@@ -87,7 +87,7 @@ def server(
     home: Home = None,
     json: AsJson = False,
 ) -> None:
-    """Serve the API and the status page until Ctrl-C or SIGTERM.
+    """Serve the API and the web page until Ctrl-C or SIGTERM.
 
     MLflow's clients can use the server as well.
 

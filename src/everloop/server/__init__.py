@@ -1,4 +1,4 @@
-"""Control plane: the HTTP API over the records, the status page, and the supervisor of a loop's processes."""
+"""Control plane: the HTTP API over the records, the web page, and the supervisor of a loop's processes."""
 
 from __future__ import annotations
 

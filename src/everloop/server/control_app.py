@@ -151,7 +151,7 @@ def health() -> dict[str, str]:
 
 
 def _front(options: ServerOptions) -> list[Any]:
-    """Return the routes of `/`: the status page, or MLflow's web page if it is configured."""
+    """Return the routes of `/`: the web page, or MLflow's web page if it is configured."""
     if options.mlflow_page is None:
         return [page]
     return list(plugins.load("server_page", "mlflow")(Path(options.mlflow_page)))

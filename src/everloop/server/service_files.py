@@ -79,7 +79,7 @@ def compose_file(folder: Path, target: Path, *, port: int = 8100) -> str:
     Args:
         folder: project folder, which becomes the build context.
         target: file that the text will be written to. The context is relative to it.
-        port: port of the status page and the API on the host.
+        port: port of the web page and the API on the host.
     """
     folder = folder.resolve()
     context = Path(os.path.relpath(folder, target.resolve().parent)).as_posix()

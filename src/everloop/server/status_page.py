@@ -1,4 +1,4 @@
-"""Data of the status page, read from the records with a few queries."""
+"""Data of the web page, read from the records with a few queries."""
 
 from __future__ import annotations
 

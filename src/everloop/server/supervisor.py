@@ -1,6 +1,6 @@
 """Supervisor of a running loop: serves the control plane, and starts endpoints and the user's code as child processes.
 
-this process     control plane: API and status page
+this process     control plane: API and web page
 ├── endpoint     one process for each endpoint that has a champion
 ├── reconciler   folds, watches, decides releases and requests runs; imports loop.py
 └── runner       takes requested runs, and starts a process for each, which imports loop.py
