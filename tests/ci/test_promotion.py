@@ -11,7 +11,8 @@ import pytest
 from everloop.ci import DeploymentEnvironment, promote_package, read_environments
 from everloop.ci.deployment_environments import get_environment
 from everloop.errors import ConflictError, CorruptionError, NotFoundError, ProjectError, TrustError
-from everloop.loop.releases.rollout import champion_of, promote
+from everloop.loop.releases.promotion import promote
+from everloop.loop.releases.rollout import champion_of
 from everloop.packages import build_package
 from everloop.records import Alias, EndpointRecord, ModelVersion, Package
 from everloop.registry import ApprovalError, approve, get_version, list_requests, load_model, register, set_policy

@@ -19,7 +19,7 @@ from everloop.tracking import start_run
 
 ESCAPE = "\x1b"
 VERBS = {
-    "Accept", "Acknowledge", "Cancel", "Pause", "Resume", "Take",
+    "Accept", "Acknowledge", "Cancel", "Compile", "Make", "Move", "Pause", "Resume", "Take", "Train",
     "Add", "Abort", "Advance", "Approve", "Archive", "Back", "Build", "Change", "Check",
     "Close", "Compare", "Create", "Delete",
     "Export", "Find", "Follow", "Get", "Import", "Infer", "Inspect", "Keep", "List", "Manage", "Monitor", "Package",

@@ -23,7 +23,7 @@ Prune = Annotated[
 
 def plan(
     file: StateFile = Path("everloop-state.toml"),
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan, for: everloop apply --plan")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan here. See: everloop apply")] = None,
     prune: Prune = False,
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Exit with 2 if there are changes.")

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
 from everloop.pipeline.executors.job_specs import local_parts
-from everloop.stores.leases import Leases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from everloop.stores import Store
-    from everloop.stores.leases import HeldLease
+    from everloop.stores.leases import HeldLease, Leases
 
 _log = logging.getLogger("everloop.pipeline")
 
@@ -30,6 +29,8 @@ class StepLocks:
     def __init__(self, store: Store) -> None:
         self._store = store
         shared = store.fork_parts is None and "records" not in local_parts(store.urls)
+        from everloop.stores.leases import Leases
+
         self._leases = Leases(store) if shared else None
         self._held: dict[str, HeldLease] = {}
         self._holders: dict[str, int] = {}
