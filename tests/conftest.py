@@ -238,3 +238,16 @@ def s3(_s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     ):
         monkeypatch.setenv(name, value)
     return _s3_url
+
+
+@pytest.fixture(autouse=True)
+def _project_modules():
+    """Forget the project modules that a test has registered for import, so that no other test imports them."""
+    from everloop.pipeline.code.project_modules import finder
+
+    files, folders = dict(finder._files), set(finder._folders)
+    yield
+    finder._files.clear()
+    finder._files.update(files)
+    finder._folders.clear()
+    finder._folders.update(folders)
