@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,13 @@ def _texts(value: object) -> list[str]:
     return [_text(one) for one in value] if isinstance(value, (list, tuple)) else [_text(value)]
 
 
+def _is_set(field: Field[Any], value: object) -> bool:
+    """Whether a field is shown: it is part of the declaration, and differs from its default."""
+    if not field.repr:
+        return False
+    return field.default is MISSING or getattr(value, field.name) != field.default
+
+
 def _text(value: object) -> str:
     """A declared part as text that is the same in every process."""
     from everloop.pipeline import Step
@@ -183,7 +190,7 @@ def _text(value: object) -> str:
     if isinstance(value, Step):
         return f"the step {value.name}"
     if is_dataclass(value) and not isinstance(value, type):
-        shown = (f"{one.name}={_text(getattr(value, one.name))}" for one in fields(value) if one.repr)
+        shown = (f"{one.name}={_text(getattr(value, one.name))}" for one in fields(value) if _is_set(one, value))
         return f"{type(value).__name__}({', '.join(shown)})"
     return _ADDRESS.sub("", repr(value))
 

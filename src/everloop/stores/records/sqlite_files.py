@@ -149,9 +149,14 @@ def _follows(
 
 
 def _later(data: bytes, number: int, complete: int, size: int, salts: tuple[int, int], order: str) -> bool:
-    """Whether one of the next frames correctly continues the checksum stored in the frame before it."""
-    for one in range(number + 1, min(complete, number + 4)):
+    """Whether a later frame ends a transaction and correctly continues the checksum stored in the frame before it.
+
+    A transaction that failed, for example because the disk was full, leaves frames behind, but none that ends it.
+    """
+    for one in range(number + 1, complete):
         at = _WAL_HEADER.size + one * size
+        if _FRAME_HEADER.unpack_from(data, at)[1] == 0:
+            continue
         before = _FRAME_HEADER.unpack_from(data, at - size)[4:6]
         if _follows(data, at, size, salts, before, order) is not None:
             return True

@@ -11,7 +11,6 @@ import threading
 import time
 from contextlib import suppress
 from datetime import UTC
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -41,6 +40,7 @@ from everloop.stores.verify_report import Checked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     import polars as pl
     from deltalake import DeltaTable
@@ -361,9 +361,10 @@ class Tables:
         """
         self._writable()
         uri = self._open(name).table_uri
-        if "://" not in self.root:
+        root = local_folder(self.root)
+        if root is not None:
             # The log goes first. Without it the folder is not a table, so readers never see a part of the table.
-            folder = Path(self.root) / name
+            folder = root / name
             with writing(folder):
                 shutil.rmtree(folder / "_delta_log")
                 shutil.rmtree(folder)
@@ -421,9 +422,7 @@ class Tables:
 
 def _local_names(root: Path) -> Iterator[str]:
     for log in root.glob("**/_delta_log"):
-        # A table that was dropped through its URL leaves empty folders.
-        if any(log.iterdir()):
-            yield log.parent.relative_to(root).as_posix()
+        yield log.parent.relative_to(root).as_posix()
 
 
 def _identity(uri: str) -> tuple[object, ...] | None:
