@@ -173,7 +173,7 @@ def keep_up(
 
     def announce() -> None:
         messages().print(
-            f"Status page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True
+            f"Web page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True
         )
         for name, url in supervisor.wait_for_endpoints().items():
             messages().print(
