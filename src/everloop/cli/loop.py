@@ -172,9 +172,7 @@ def keep_up(
     supervisor = Supervisor(store, folder, settings=settings, every_s=every, runners=runners, on_event=show)
 
     def announce() -> None:
-        messages().print(
-            f"Web page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True
-        )
+        messages().print(f"Web page and API: [bold]{supervisor.url}[/bold]  (Ctrl-C stops everything)", soft_wrap=True)
         for name, url in supervisor.wait_for_endpoints().items():
             messages().print(
                 f"Endpoint '{name}': POST [bold]{supervisor.address_of(name)}/predict[/bold]"
