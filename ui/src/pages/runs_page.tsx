@@ -70,7 +70,7 @@ export function RunsPage() {
           {filter ? <Empty title="No run matches this filter">Remove a condition, or look at all runs.</Empty> : <Empty title="No runs yet" command="everloop run">Runs of loops and tracked scripts appear here while they run.</Empty>}
         </div>
       ) : (
-        <Table rows={rows} columns={columns} order={order} sort={(next) => show({ order: next })} picked={picked} toggle={toggle} loading={found.isFetchingNextPage || found.isLoading} more={found.hasNextPage ? () => void found.fetchNextPage() : null} />
+        <Table rows={rows} columns={columns} order={order} sort={(next) => show({ order: next })} picked={picked} toggle={toggle} loading={found.isFetchingNextPage || found.isPending} more={found.hasNextPage ? () => void found.fetchNextPage() : null} />
       )}
     </>
   );
@@ -94,7 +94,7 @@ function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (ne
   }, [last, rows.length, more, loading]);
   return (
     <div className="runs">
-      <div className="viewport" ref={viewport} tabIndex={0} role="table" aria-label="Runs" aria-rowcount={props.more ? -1 : rows.length} style={{ gridRow: "1 / span 2" }}>
+      <div className="viewport" ref={viewport} tabIndex={0} role="table" aria-label="Runs" aria-busy={loading} aria-rowcount={props.more ? -1 : rows.length} style={{ gridRow: "1 / span 2" }}>
         <div style={{ minWidth: minimum }}>
           <div className="tr th" role="row" style={{ gridTemplateColumns: template }}>
             <span role="columnheader" aria-label="Chosen for comparison" />

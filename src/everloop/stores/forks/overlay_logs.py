@@ -160,9 +160,16 @@ class OverlayLogs(SqlRecords):
         if base is None:
             return
         if copy:
-            # They get this moment as the time of their arrival; when they really arrived cannot be read.
+            # They get this moment as the time of their arrival; when they really arrived cannot be read. Own points
+            # are written again behind them, to stay in the order of their arrival.
             for key in base.greatest_steps(series):
-                super().append_rows(series, [(key, *row[1:]) for row in base.read_columns(series, key)])
+                rows = [(key, *row[1:]) for row in self.read_columns(series, key)]
+                self.database.write(
+                    "DELETE FROM points WHERE metric IN"
+                    " (SELECT id FROM metrics WHERE project = ? AND series = ? AND key = ?)",
+                    (self.project, series, key),
+                )
+                super().append_rows(series, rows)
         self.database.write(
             "INSERT INTO hidden_series (project, series) VALUES (?, ?) ON CONFLICT DO NOTHING", (self.project, series)
         )

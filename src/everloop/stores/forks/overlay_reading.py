@@ -22,7 +22,7 @@ from everloop.stores.records.sql_records import SqlRecords
 from everloop.stores.records.sql_search import stored_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from datetime import datetime
 
     from everloop.records import Record
@@ -113,10 +113,13 @@ class OverlayReading(OverlayLogs):
         found = {record.id: record for record in self.get_many(kind, ids)}
         return [stored_values(found[one], paths) if one in found else {} for one in ids]
 
-    def search_names(self, kind: type[Record], field: str) -> list[str]:
-        names = set(super().search_names(kind, field))
+    def search_names(self, kind: type[Record], field: str, *, without: Collection[str] = ()) -> list[str]:
+        names = set(super().search_names(kind, field, without=without))
+        # The present remembers the names of records that have been moved or purged; the past forgets them.
+        remembers = self._moment is None and not without
         for view in self._views(kind_of(kind)):
-            names.update(view.records.search_names(kind, field))
+            left_out = () if remembers else {*without, *view.hidden}
+            names.update(view.records.search_names(kind, field, without=left_out))
         return sorted(names)
 
     def history(self, kind: type[R], ref: str) -> list[tuple[datetime, R]]:

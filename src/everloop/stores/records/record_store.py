@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from everloop.records import Event, Json, Point, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -152,8 +152,15 @@ class RecordStore(Protocol):
     ) -> list[dict[tuple[str, ...], Any]]:
         """The values of records at these paths, without reading whole records. Paths without a value are left out."""
 
-    def search_names(self, kind: type[Record], field: str) -> list[str]:
-        """All names that records have ever had in a dict field, such as the names of all metrics."""
+    def search_names(self, kind: type[Record], field: str, *, without: Collection[str] = ()) -> list[str]:
+        """All names that records have ever had in a dict field, such as the names of all metrics.
+
+        Args:
+            kind: the kind of records.
+            field: a field that holds a dict.
+            without: ids of records whose names are left out, unless others have them too. Such a search reads all
+                records of the kind.
+        """
 
     def update(self, *records: R, verb: str = "updated", data: Mapping[str, Json] | None = None) -> tuple[R, ...]:
         """Replace records, provided that none of them has changed since it was read.

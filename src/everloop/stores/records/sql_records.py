@@ -305,9 +305,10 @@ class SqlRecords(SqlSearch):
                 "v.body",
                 "v.written_at",
                 0,
-                f"CASE WHEN {replaced} THEN 0 ELSE 1 END,"
-                " CASE WHEN r.written_at <= ? THEN r.deleted_at ELSE v.until END",
-                (limit, limit, limit, limit),
+                f"CASE WHEN {replaced} THEN 0 ELSE 1 END, CASE WHEN r.written_at <= ? THEN r.deleted_at ELSE"
+                " (SELECT n.until FROM revisions n WHERE n.id = v.id AND n.written_at <= ?"
+                " ORDER BY n.number DESC LIMIT 1) END",
+                (limit, limit, limit, limit, limit),
             ),
         ):
             while rows := self.database.read(

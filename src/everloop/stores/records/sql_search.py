@@ -24,7 +24,7 @@ from everloop.stores.records.searchable import entries, is_searchable, path_numb
 from everloop.stores.records.sql_logs import SqlLogs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from everloop.records import Record
     from everloop.stores.records.condition_sql import Sql
@@ -122,9 +122,9 @@ class SqlSearch(SqlLogs):
                 found[identity][numbers[path]] = value_of(number, text, form)
         return [found[identity] for identity in ids]
 
-    def search_names(self, kind: type[Record], field: str) -> list[str]:
-        if self._moment is not None:
-            return self._past_names(kind, field)
+    def search_names(self, kind: type[Record], field: str, *, without: Collection[str] = ()) -> list[str]:
+        if self._moment is not None or without:
+            return self._read_names(kind, field, without)
         self._catch_up()
         rows = self.database.read(
             "SELECT name FROM searched_paths WHERE project = ? AND kind = ? AND field = ? ORDER BY name",
@@ -371,18 +371,19 @@ class SqlSearch(SqlLogs):
         hits = [hit for hit in hits if after is None or sort_value(hit, directions) > sort_value(after, directions)]
         return hits if limit is None else hits[: max(limit, 0)]
 
-    def _past_names(self, kind: type[Record], field: str) -> list[str]:
-        """The names that records had had by the moment of a view. The table of paths has no times."""
+    def _read_names(self, kind: type[Record], field: str, without: Collection[str]) -> list[str]:
+        """The names that records had had by the moment of a view. The table of paths has no times and no records."""
         name = kind_of(kind)
         if not is_searchable(name):
             return []
-        same = (self.project, name, self._moment)
+        same = (self.project, name, self._limit())
         rows = self.database.read(
-            "SELECT body FROM records WHERE project = ? AND kind = ? AND written_at <= ?"
-            " UNION ALL SELECT body FROM revisions WHERE project = ? AND kind = ? AND written_at <= ?",
+            "SELECT id, body FROM records WHERE project = ? AND kind = ? AND written_at <= ?"
+            " UNION ALL SELECT id, body FROM revisions WHERE project = ? AND kind = ? AND written_at <= ?",
             same * 2,
         )
-        paths = {path for (body,) in rows for path in entries(decode(kind, body))}
+        left_out = set(without)
+        paths = {path for identity, body in rows if identity not in left_out for path in entries(decode(kind, body))}
         return sorted("".join(path[1:]) for path in paths if path[0] == field)
 
     def _view(self, kind: str) -> Sql:
