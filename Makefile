@@ -3,6 +3,10 @@
 .POSIX:
 .PHONY: env demo page page-check test test-all test-lowest check lint docs site bench clean
 
+# uv compiles no bytecode at installation. Without this, each of the processes that the tests start would compile all that
+# it imports once more where the variable is set.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

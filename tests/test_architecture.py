@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,6 +16,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "everloop"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_trees() -> Iterator[None]:
+    yield
+    _parsed.cache_clear()
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def test_architecture_names_every_room_and_no_other():
@@ -96,7 +108,7 @@ def test_only_the_clock_reads_the_systems_time():
     for path in SOURCE.rglob("*.py"):
         if path.name == "clock.py" or "template" in path.parts or "project" in path.parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 asked = f"{node.value.id}.{node.attr}"
                 assert asked not in {"datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "date.today"}, path
@@ -106,14 +118,14 @@ def test_core_never_prints():
     for path in SOURCE.rglob("*.py"):
         if "cli" in path.relative_to(SOURCE).parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{path}:{node.lineno}"
 
 
 def _lazy_packages():
     for path in SOURCE.rglob("__init__.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _parsed(path)
         tables = [
             node.args[1]
             for node in ast.walk(tree)
@@ -149,7 +161,7 @@ def _import_graph() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, path in paths.items():
         found = graph.setdefault(module, set())
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.Import):
                 found.update(name.name for name in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -175,7 +187,7 @@ def test_no_circle_of_modules_hides_in_local_or_type_checking_imports():
 
 def test_no_class_has_grown_too_large():
     for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.ClassDef) and not any("Protocol" in ast.unparse(base) for base in node.bases):
                 methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
                 assert len(methods) <= 25 or "testing" in path.parts, f"{path}: {node.name} has {len(methods)} methods"
@@ -203,7 +215,7 @@ def test_no_two_modules_share_a_name():
 def test_no_two_public_classes_share_a_name():
     named: dict[str, list[str]] = {}
     for path in _modules():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in _parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 named.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
     assert {name: paths for name, paths in named.items() if len(paths) > 1} == {}

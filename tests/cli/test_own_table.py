@@ -126,6 +126,7 @@ def test_a_csv_with_blanks_an_id_and_a_date_and_then_a_column_added_and_one_drop
     assert "not used     customerID: the key" in shown
 
 
+@pytest.mark.slow
 def test_the_written_project_has_a_test_that_passes(everloop):
     churn(120).write_csv("churn.csv")
     everloop("init", "shop", "--data", "churn.csv", "--target", "Churn")

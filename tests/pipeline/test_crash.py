@@ -73,6 +73,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out.split()[-1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_taken_up_where_it_stood(script: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     log = tmp_path / "log"

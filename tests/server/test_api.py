@@ -147,6 +147,7 @@ def test_taken_port_is_named(tmp_path):
             Supervisor(store, None, settings=ServerSettings(port=port))
 
 
+@pytest.mark.slow
 def test_up_turns_serves_and_stops_clean(tmp_path):
     """`everloop up` on a new project: it starts the first run itself, serves, and Ctrl-C leaves no process running."""
     environment = {**os.environ, "EVERLOOP_KEYS": str(tmp_path / "keys"), "NO_COLOR": "1"}

@@ -213,6 +213,7 @@ def runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_resumed_by_the_same_command(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     path, output = tmp_path / "in.csv", tmp_path / "out.csv"

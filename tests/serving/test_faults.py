@@ -136,6 +136,7 @@ def test_a_worker_killed_under_load(store: Store, release: Any, route: Any, tmp_
     assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_more_and_fewer_workers_without_a_restart(store: Store, release: Any, route: Any, tmp_path: Path) -> None:
     route(release().key)
@@ -167,6 +168,7 @@ def metric(connection: http.client.HTTPConnection, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
 
 
+@pytest.mark.slow
 def test_changes_under_load(store: Store, release: Any, route: Any) -> None:
     """Swap, canary, rollback, one after the other: no request fails, each answer is its version's own."""
     one, two = release(), release(seed=1)
@@ -211,6 +213,7 @@ with open_store(sys.argv[1], create=False) as store:
 """
 
 
+@pytest.mark.slow
 def test_the_compactor_killed_again_and_again(store: Store, release: Any, route: Any) -> None:
     route(release().key)
     chance = random.Random(7)

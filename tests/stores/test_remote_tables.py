@@ -39,6 +39,7 @@ def values(tables: Tables, name: str) -> list[int]:
     return sorted(tables.scan(name).collect()["value"].to_list())
 
 
+@pytest.mark.slow
 def test_an_open_table_is_not_opened_again(proxy: S3Proxy, root: str, clock: ManualClock) -> None:
     tables = Tables(root, clock)
     for number in range(8):
@@ -67,6 +68,7 @@ def test_a_table_that_was_created_again_is_noticed(root: str, clock: ManualClock
     assert values(tables, "t") == [7]
 
 
+@pytest.mark.slow
 def test_names_are_found_without_listing_every_object(proxy: S3Proxy, root: str, clock: ManualClock) -> None:
     tables = Tables(root, clock)
     for name in ("predictions/a", "predictions/b", "labels/a", "plain"):

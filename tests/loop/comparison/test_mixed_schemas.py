@@ -145,6 +145,7 @@ def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rollin
         assert "would refuse such requests" in held.decisions[-1].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("if_undecided", "state"), [("hold", "rolling_out"), ("back", "rolled_back")])
 def test_without_evidence_a_candidate_is_held_or_goes_back(shop, rolling, if_undecided, state):
     store, clock, loop = rolling
@@ -162,6 +163,7 @@ def test_without_evidence_a_candidate_is_held_or_goes_back(shop, rolling, if_und
         assert held.decisions[-1].evidence["candidate_not_asked"] == 300
 
 
+@pytest.mark.slow
 def test_when_requests_have_the_new_inputs_the_candidate_takes_over(shop, rolling):
     store, clock, loop = rolling
     loop = replace(loop, serve=replace(loop.serve, rollout=replace(loop.serve.rollout, margin=1.0)))
