@@ -187,3 +187,15 @@ def test_digests_anywhere_in_a_value(value: object, count: int) -> None:
 def test_problems_are_dataclasses() -> None:
     first, second = (StoreProblem(kind="run", subject="x", message="y", **more) for more in ({}, {"repair": None}))
     assert first == second
+
+
+def test_a_text_of_a_user_that_looks_like_a_digest_refers_to_nothing(store: Store) -> None:
+    digest = f"sha256:{'a' * 64}"
+    run = store.new(
+        Run, name=digest, started_at=store.now(), state="finished", params={"image": [digest]}, tags={"image": digest}
+    )
+    store.records.put(run)
+    assert found(store) == []
+    artifact = store.new(Artifact, run=run.id, name="x", type="raw", digest=digest, size_bytes=1)
+    store.records.put(artifact)
+    assert found(store) == [("reference", artifact.id)]
