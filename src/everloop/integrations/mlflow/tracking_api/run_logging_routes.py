@@ -35,7 +35,7 @@ from everloop.integrations.mlflow.tracking_api.name_rules import (
     check_param,
     check_tag,
 )
-from everloop.integrations.mlflow.tracking_api.run_routes import NAME_TAG, active_run
+from everloop.integrations.mlflow.tracking_api.run_routes import NAME_TAG, active_run, run_parts
 from everloop.integrations.mlflow.tracking_api.serializers import param_text
 from everloop.records import Json, LoggedModel, Point, Run
 from everloop.tracking import series_of
@@ -51,7 +51,7 @@ def log_metric(context: HandlerContext) -> Mapping[str, Any]:
     check_metric(key)
     point = Point(key=key, value=value, step=step, at=_moment("timestamp", at_ms, key, value))
     run = active_run(context.store, name)
-    with context.store.records.transaction():
+    with context.store.records.transaction(*(() if model else run_parts(name))):
         if model:
             _log_to_models(context, run, [(model, point, fields)])
         _append(context, run, [point])
@@ -62,7 +62,7 @@ def log_metric(context: HandlerContext) -> Mapping[str, Any]:
 def log_param(context: HandlerContext) -> Mapping[str, Any]:
     name, key = context.fields.run_id(), context.fields.text("key")
     value = check_param(key, context.fields.text("value", required=False))
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = active_run(context.store, name)
         if key not in run.params:
             context.store.records.update(replace(run, params={**run.params, key: value}), verb="logged")
@@ -77,7 +77,7 @@ def log_param(context: HandlerContext) -> Mapping[str, Any]:
 def set_tag(context: HandlerContext) -> Mapping[str, Any]:
     name, key = context.fields.run_id(), context.fields.text("key")
     value = check_tag(key, context.fields.text("value", required=False))
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = active_run(context.store, name)
         changed = with_tags(run, {key: value})
         if changed != run:
@@ -87,7 +87,7 @@ def set_tag(context: HandlerContext) -> Mapping[str, Any]:
 
 def delete_tag(context: HandlerContext) -> Mapping[str, Any]:
     name, key = context.fields.run_id(), context.fields.text("key")
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = active_run(context.store, name)
         if key not in run.tags:
             raise not_found(f"No tag with name: {key} in run with id {name}")
@@ -117,14 +117,14 @@ def log_batch(context: HandlerContext) -> Mapping[str, Any]:
             f"Duplicate parameter keys have been submitted: {duplicates}. Please ensure the request contains only one"
             " param value per param key."
         )
-    with context.store.records.transaction():
+    measured = [
+        (str(item["model_id"]), point, Fields(item))
+        for item, point in zip(metrics, points, strict=True)
+        if item.get("model_id")
+    ]
+    with context.store.records.transaction(*(() if measured else run_parts(name))):
         run = active_run(context.store, name)
         changed = with_tags(_with_params(run, dict(new_params), name), dict(new_tags))
-        measured = [
-            (str(item["model_id"]), point, Fields(item))
-            for item, point in zip(metrics, points, strict=True)
-            if item.get("model_id")
-        ]
         if measured:
             _log_to_models(context, run, measured)
         if points:
@@ -146,7 +146,7 @@ def log_model(context: HandlerContext) -> Mapping[str, Any]:
     lacking = {"artifact_path", "flavors", "utc_time_created", "run_id"} - set(model if isinstance(model, dict) else ())
     if lacking:
         raise MlflowError(f"Model json is missing mandatory fields: {lacking}")
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = active_run(context.store, name)
         try:
             known = json.loads(run.tags.get(MODELS_TAG, "[]"))

@@ -15,7 +15,7 @@ from everloop.integrations.mlflow.tracking_api.name_rules import check_length, c
 from everloop.integrations.mlflow.tracking_api.serializers import STATE_OF, record_id, run_info, run_out, wire_id
 from everloop.records import Json, Run, Source
 from everloop.stores import new_id
-from everloop.tracking import recover_journals
+from everloop.tracking import recover_journals, series_of
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -86,7 +86,7 @@ def update_run(context: HandlerContext) -> Mapping[str, Any]:
     new_name = fields.text("run_name", required=False)
     if new_name:
         check_length("run_name", 8000, new_name)
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = active_run(context.store, name)
         changed = context.metric_buffer.merged(context.store, run)
         if state is not None:
@@ -144,6 +144,15 @@ def active_run(store: Store, name: str) -> Run:
     return run
 
 
+def run_parts(name: str) -> tuple[str, ...]:
+    """The parts of a transaction that reads and writes only the run with this MLflow id, and its metrics.
+
+    Then clients that log to different runs do not wait for each other.
+    """
+    found = record_id(name)
+    return found, series_of(found)
+
+
 def _no_run(name: str) -> MlflowError:
     return not_found(f"Run with id={name} not found")
 
@@ -160,7 +169,7 @@ def _state(fields: Fields) -> Any:
 
 def _set_archived(context: HandlerContext, archived: bool) -> Mapping[str, Any]:
     name = context.fields.run_id()
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = find_run(context.store, name)
         if (run.archived_at is not None) != archived:
             changed = replace(
@@ -203,7 +212,7 @@ def _dataset(item: Fields) -> dict[str, Json]:
 
 
 def _add_inputs(context: HandlerContext, name: str, entries: list[dict[str, Json]]) -> None:
-    with context.store.records.transaction():
+    with context.store.records.transaction(*run_parts(name)):
         run = active_run(context.store, name)
         known = dict(zip(_identities(run.inputs), run.inputs, strict=True))
         new = [
