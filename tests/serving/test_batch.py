@@ -266,3 +266,48 @@ def test_a_job_is_a_run_also_when_it_fails(store: Store, release: Any, tmp_path:
     assert "distance" in str(run.error)
     with pytest.raises(NotFoundError):
         score_as_run(store, "delays@1", pl.scan_csv(path), str(path), tmp_path / "out.csv", log="nowhere")
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_an_executor_scores_as_this_process_does_and_logs_once(
+    store: Store, release: Any, tmp_path: Path, ending: str
+) -> None:
+    version = release(task="multiclass").key
+    table = sample_table(90, seed=5)
+    source = tmp_path / f"rows{ending}"
+    table.write_parquet(source) if ending == ".parquet" else table.write_csv(source)
+    read = pl.scan_parquet(source) if ending == ".parquet" else pl.scan_csv(source, schema=table.schema)
+    here, _ = score_as_run(store, version, read, str(source), tmp_path / "here.parquet", piece_rows=40, no_log=True)
+    there, run = score_as_run(
+        store, version, read, str(source), tmp_path / "there.parquet", piece_rows=40, executor="pool"
+    )
+    assert (there.rows, there.parts, there.resumed) == (here.rows, here.parts, here.resumed) == (90, 3, 0)
+    assert pl.read_parquet(tmp_path / "there.parquet").equals(pl.read_parquet(tmp_path / "here.parquet"))
+    assert there.log is not None
+    assert read_predictions(store, there.log).collect().height == 90
+    (child,) = store.records.find(Run, ("parent", "=", run.id))
+    assert child.state == "finished"
+    # The same job once more is another job, with a log of its own.
+    score_as_run(store, version, read, str(source), tmp_path / "again.parquet", piece_rows=40, executor="local")
+    assert read_predictions(store, there.log).collect().height == 180
+
+
+def test_a_job_on_an_executor_is_resumed(store: Store, release: Any, tmp_path: Path) -> None:
+    version = release().key
+    source = tmp_path / "rows.parquet"
+    sample_table(90, seed=5).write_parquet(source)
+    output = tmp_path / "scored.parquet"
+    done: list[int] = []
+
+    def stop_after_one(rows: int) -> None:
+        done.append(rows)
+        raise KeyboardInterrupt
+
+    from everloop.serving.batch.batch_steps import score_on
+
+    options: dict[str, Any] = {"piece_rows": 40, "scorer": lambda parts: score_on("local", store, parts)}
+    with pytest.raises(KeyboardInterrupt):
+        score_files(store, version, pl.scan_parquet(source), [source], output, progress=stop_after_one, **options)
+    result = score_files(store, version, pl.scan_parquet(source), [source], output, **options)
+    assert (done, result.rows, result.parts, result.resumed) == ([40], 90, 3, 1)
+    assert pl.read_parquet(output).height == 90

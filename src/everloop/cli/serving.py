@@ -135,6 +135,14 @@ def predict(
         ),
     ],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes that score.")] = 1,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            help="Score on an executor instead: pool, ray or ray://HOST:PORT. The rows and answers pass through the "
+            "store.",
+        ),
+    ] = None,
     piece_rows: Annotated[
         int, typer.Option(min=1, help="Rows per part. A crash loses at most the part that is being scored.")
     ] = 250_000,
@@ -160,6 +168,10 @@ def predict(
     from everloop.serving.batch.batch_runs import score_as_run
     from everloop.serving.batch.batch_scoring import check_output
 
+    if on is not None:
+        from everloop.pipeline.executors.executor_choice import check_executor
+
+        check_executor(on, "--on")
     check_output(output)
     pattern = str(Path(input).absolute())
     with opened(home) as store, options_advised() as notes:
@@ -182,6 +194,7 @@ def predict(
             log=log,
             no_log=no_log,
             prefix=prefix,
+            executor=on,
         )
     print_notes(notes)
     result = {"model": scored.version, "rows": scored.rows, "output": output, "log": scored.log, "run": run.id}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from everloop.records import EndpointRecord, Run
 from everloop.registry.model_versions import get_version
 from everloop.registry.version_packages import load_model
 from everloop.serving.batch.batch_scoring import PIECE_ROWS, BatchResult, check_columns, score_files
+from everloop.serving.batch.batch_steps import score_on
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,12 +34,15 @@ def score_as_run(
     log: str | None = None,
     no_log: bool = False,
     prefix: str = "",
+    executor: str | None = None,
 ) -> tuple[BatchResult, Run]:
     """Score the files that a pattern matches; see `score_files`.
 
     Args:
         model: a version or an alias. An alias is resolved once, so a resumed job uses the version that it states.
         log: an endpoint's name; None: `batch-<model>`, which is created if missing.
+
+        executor: where parts are scored, such as `ray://HOST:PORT`; None: in `workers` processes of this machine.
 
     Raises:
         EverloopError: as `score_files`; the run is stored as failed.
@@ -68,6 +73,7 @@ def score_as_run(
             workers=workers,
             log=log_endpoint,
             prefix=prefix,
+            scorer=None if executor is None else partial(score_on, executor, store, parent=run),
         )
     except BaseException as error:
         _end(store, run, began, state="failed", error=f"{type(error).__name__}: {error}")

@@ -99,6 +99,7 @@ def score_files(
     log: str | None = None,
     prefix: str = "",
     progress: Callable[[int], object] | None = None,
+    scorer: Callable[[Iterator[BatchPart]], Iterator[tuple[BatchPart, bool]]] | None = None,
 ) -> BatchResult:
     """Score a table with a version, and write its rows in order, with the answers as further columns.
 
@@ -111,6 +112,8 @@ def score_files(
         log: an endpoint's name; every answer becomes a row of its log, with the role `batch`.
         prefix: prefix for the names of the added columns.
         progress: called with the number of finished rows after each part.
+        scorer: scores the parts in another way than here: yields each once its answers are in its file, and whether it
+            was scored now. `workers` then has no effect.
 
     Raises:
         UsageError: the output's ending is not that of a supported format.
@@ -142,7 +145,8 @@ def score_files(
             )
 
         done = resumed = rows = 0
-        for found, new in _scored(_parts(table, inputs, folder, piece_rows, part), workers):
+        parts = _parts(table, inputs, folder, piece_rows, part)
+        for found, new in _scored(parts, workers) if scorer is None else scorer(parts):
             done, resumed, rows = done + 1, resumed + (not new), rows + found.rows
             if progress is not None:
                 progress(rows)
@@ -151,7 +155,7 @@ def score_files(
             shutil.rmtree(folder)
         else:
             if not done:
-                score_piece(_predictor(store, version), table.head(0).collect(), prefix).write_parquet(
+                score_piece(predictor_of(store, version), table.head(0).collect(), prefix).write_parquet(
                     folder / "part-000000.parquet"
                 )
             (folder / "job.json").unlink()
@@ -161,20 +165,31 @@ def score_files(
 
 def score_part(part: BatchPart) -> int:
     """Score a part, log its answers, write them to a file, and return the number of rows. May be repeated anywhere."""
-    import polars as pl
-
     from everloop.stores import open_store
 
-    path = Path(part.path)
-    if part.offset is None:
-        piece = pl.read_ipc(path)
-    else:
-        piece = pl.scan_parquet(path, glob=False).slice(part.offset, part.rows).collect()
+    piece = read_part(part)
     with open_store(part.home, project=part.project, create=False) as store:
-        predictor = _predictor(store, part.version)
+        predictor = predictor_of(store, part.version)
         scored = score_piece(predictor, piece, part.prefix, part.first)
         if part.log is not None:
-            _log(store, predictor, part, piece, scored)
+            log_answers(store, predictor, part, piece, scored)
+    write_part(part, scored)
+    return scored.height
+
+
+def read_part(part: BatchPart) -> pl.DataFrame:
+    """The rows of a part."""
+    import polars as pl
+
+    if part.offset is None:
+        return pl.read_ipc(part.path)
+    return pl.scan_parquet(part.path, glob=False).slice(part.offset, part.rows).collect()
+
+
+def write_part(part: BatchPart, scored: pl.DataFrame) -> None:
+    """Write the answers of a part to its file, which appears complete or not at all."""
+    import polars as pl
+
     output = Path(part.output)
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     if output.suffix == ".parquet":
@@ -183,8 +198,7 @@ def score_part(part: BatchPart) -> int:
         scored.write_ipc(draft, compat_level=pl.CompatLevel.oldest())
     draft.replace(output)
     if part.offset is None:
-        path.unlink(missing_ok=True)
-    return scored.height
+        Path(part.path).unlink(missing_ok=True)
 
 
 def added_columns(predictor: Predictor, prefix: str = "") -> list[str]:
@@ -352,7 +366,7 @@ def _end_with(parent: int) -> None:
 _loaded: dict[tuple[str, str, str], Predictor] = {}
 
 
-def _predictor(store: Store, version: str) -> Predictor:
+def predictor_of(store: Store, version: str) -> Predictor:
     """The version, loaded once per process."""
     from everloop.registry.version_packages import load_model
 
@@ -363,7 +377,7 @@ def _predictor(store: Store, version: str) -> Predictor:
     return _loaded[key]
 
 
-def _log(store: Store, predictor: Predictor, part: BatchPart, piece: pl.DataFrame, scored: pl.DataFrame) -> None:
+def log_answers(store: Store, predictor: Predictor, part: BatchPart, piece: pl.DataFrame, scored: pl.DataFrame) -> None:
     """Append the part's answers to the prediction log, once."""
     import polars as pl
 
@@ -456,7 +470,7 @@ def _join(store: Store, version: str, table: pl.LazyFrame, parts: list[Path], ou
         frame = pl.scan_ipc(parts)
     else:
         # An empty table gets the added columns, too.
-        frame = score_piece(_predictor(store, version), table.head(0).collect(), prefix).lazy()
+        frame = score_piece(predictor_of(store, version), table.head(0).collect(), prefix).lazy()
     draft = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         if output.suffix == ".parquet":
@@ -475,4 +489,16 @@ def describe(part: BatchPart) -> dict[str, Any]:
     return asdict(part)
 
 
-__all__ = ["BatchPart", "BatchResult", "check_output", "describe", "score_files", "score_part", "score_piece"]
+__all__ = [
+    "BatchPart",
+    "BatchResult",
+    "check_output",
+    "describe",
+    "log_answers",
+    "predictor_of",
+    "read_part",
+    "score_files",
+    "score_part",
+    "score_piece",
+    "write_part",
+]
