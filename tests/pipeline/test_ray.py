@@ -59,6 +59,8 @@ LOOP = """
         current_step().log(height=rows.height)
         for number in range(rounds):
             progress(number, rounds, note="rounds")
+            if (HERE / "seen").exists():
+                break
             time.sleep(0.5)
         return Model(rows["a"].sum() * scale)
 
@@ -88,6 +90,15 @@ LOOP = """
     @step
     def fails():
         raise KeyError("nothing there")
+
+    @step
+    def numbers() -> dict:
+        import everloop as el
+        return {"sum": el.read("numbers.csv").collect()["number"].sum(), "read_by": os.getpid()}
+
+    @step(on_driver=True)
+    def counted(numbers: dict):
+        return {**numbers, "driver": os.getpid()}
 
     @step(resources={"gpu": 2})
     def needs_gpu():
@@ -141,11 +152,20 @@ def _replace(clusters: list[RayCluster]) -> None:
     clusters[-1].__enter__()
 
 
+@pytest.fixture(scope="module")
+def executors() -> Iterator[dict[str, RayExecutor]]:
+    """The executors by the address of their cluster. A new one would start new workers, which takes longest."""
+    found: dict[str, RayExecutor] = {}
+    yield found
+    for one in found.values():
+        one.close(kill=True)
+
+
 @pytest.fixture
-def ray(cluster: RayCluster) -> Iterator[RayExecutor]:
-    executor = RayExecutor(cluster.address)
-    yield executor
-    executor.close(kill=True)
+def ray(cluster: RayCluster, executors: dict[str, RayExecutor]) -> RayExecutor:
+    if cluster.address not in executors:
+        executors[cluster.address] = RayExecutor(cluster.address)
+    return executors[cluster.address]
 
 
 @pytest.fixture
@@ -155,11 +175,13 @@ def loop(project: Project) -> Any:
 
 
 class Watching(Listener):
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.seen: list[tuple[str, StepProgress]] = []
+        self.folder = folder
 
     def on_progress(self, name: str, progress: StepProgress) -> None:
         self.seen.append((name, progress))
+        (self.folder / "seen").touch()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -171,12 +193,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def test_a_run_on_ray_has_the_results_records_and_cache_of_a_run_here(
-    loop: Any, store: Store, ray: RayExecutor, capfd: pytest.CaptureFixture[str]
+    loop: Any, project: Project, store: Store, ray: RayExecutor, capfd: pytest.CaptureFixture[str]
 ) -> None:
     graph = Graph.wire([loop.check, loop.here])
-    watching = Watching()
-    # The actor that collects progress starts beside the first steps, which takes seconds on a busy machine.
-    rounds = {"rounds": 30}
+    watching = Watching(project.folder)
+    # The actor that collects progress starts beside the first steps, which takes seconds on a busy machine. The step
+    # ends when its progress has been seen.
+    rounds = {"rounds": 240}
     result = run_graph(graph, store, executor=ray, listener=watching, params=rounds)
     assert result.value("check") == {"is": True, "weight": 45}
     assert result.value("here") == os.getpid()  # a step with outside effects runs in this process
@@ -184,7 +207,7 @@ def test_a_run_on_ray_has_the_results_records_and_cache_of_a_run_here(
         (name, "ran") for name in ("rows", "model", "check", "here")
     ]
     assert store.records.get(Run, result.run).metrics == {"height": 10.0}
-    assert {(name, progress.total, progress.note) for name, progress in watching.seen} == {("model", 30.0, "rounds")}
+    assert {(name, progress.total, progress.note) for name, progress in watching.seen} == {("model", 240.0, "rounds")}
     again = run_graph(graph, store, params=rounds)
     assert {step.status for step in again.steps} == {"cached"}
     changed = run_graph(graph, store, executor=ray, params={"model.scale": 2, "rounds": 1})
@@ -263,7 +286,13 @@ def test_ray_client_reaches_a_cluster_from_outside(loop: Any, store: Store, clus
 
 
 def test_a_store_of_urls_needs_no_shared_files(
-    loop: Any, ray: RayExecutor, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, s3: str
+    loop: Any,
+    project: Project,
+    ray: RayExecutor,
+    tmp_path: Path,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    s3: str,
 ) -> None:
     import boto3
 
@@ -278,6 +307,15 @@ def test_a_store_of_urls_needs_no_shared_files(
         assert {step.status for step in run_graph(Graph.wire([loop.check]), store, params={"scale": 3}).steps} == {
             "cached"
         }
+        # Nodes do not have the project's data files, so the step that reads them runs here.
+        (project.folder / "numbers.csv").write_text("number\n1\n2\n")
+        monkeypatch.setenv("EVERLOOP_PROJECT", str(project.folder))
+        result = run_graph(Graph.wire([loop.counted]), store, executor=ray)
+        assert result.value("counted") == {"sum": 3, "driver": os.getpid(), "read_by": os.getpid()}
+        (project.folder / "numbers.csv").write_text("number\n1\n2\n4\n")
+        again = run_graph(Graph.wire([loop.counted]), store, executor=ray)
+        assert again.value("counted")["sum"] == 7
+        assert again.step("numbers").reason.startswith("source changed: numbers.csv")
 
 
 def test_ctrl_c_stops_the_steps_on_the_nodes(

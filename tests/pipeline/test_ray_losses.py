@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.errors import UsageError, WorkerLostError
-from everloop.pipeline import run_graph, trace
+from everloop.data import read
+from everloop.errors import SourceError, UsageError, WorkerLostError
+from everloop.pipeline import Graph, run_graph, trace
 from everloop.pipeline.executors.ray import MOST_MOVES, RayExecutor
-from everloop.pipeline.executors.ray_worker import run_spec
+from everloop.pipeline.executors.ray_worker import MissingFile, run_spec
+from everloop.pipeline.executors.worker import failed
 from everloop.records import Artifact, StepRun
+from everloop.stores import SimulatedClock, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,3 +104,52 @@ def test_a_node_without_everloop_is_named(project: Project, store: Store) -> Non
 
     with pytest.raises(UsageError, match="cannot import everloop"):
         squares(project, store, Bare())
+
+
+def test_a_step_whose_files_are_only_here_runs_here(project: Project, store: Store) -> None:
+    class Bare(Gateway):
+        def submit(self, name: str, spec: bytes, options: dict[str, Any], receiver: Callable[..., None]) -> None:
+            self.sent[name] = self.sent.get(name, 0) + 1
+            receiver("done", pickle.dumps(MissingFile("There is no file 'data.csv'.")))
+
+    gateway = Bare()
+    result = squares(project, store, gateway)
+    assert result.value("square") == [1, 4, 9]
+    # No element is sent twice, and those that had not been sent yet start here.
+    assert set(gateway.sent.values()) == {1}
+    steps = store.records.find(StepRun, ("name", "prefix", "square["))
+    assert {(step.status, step.attempts) for step in steps} == {("ran", 1)}
+
+
+def test_only_a_missing_file_counts_as_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as plain:
+        (tmp_path / "data.csv").read_bytes()
+    with pytest.raises(SourceError) as ours:
+        read(str(tmp_path / "*.csv"))
+    with pytest.raises(NotADirectoryError) as other:
+        (Path(__file__) / "data.csv").read_bytes()
+    assert failed(plain.value).missing_file
+    assert failed(ours.value).missing_file
+    assert not failed(other.value).missing_file
+    assert not failed(PermissionError("not yours")).missing_file
+
+
+def test_steps_elsewhere_see_the_simulated_time_of_the_run(project: Project, tmp_path: Path) -> None:
+    project.edit(
+        loop="""
+        from everloop.pipeline import current_step, step
+
+        @step(cache=False)
+        def when() -> str:
+            return current_step().store.now().isoformat()
+        """
+    )
+    clock = SimulatedClock(datetime(2013, 4, 1, tzinfo=UTC))
+    executor = RayExecutor("cluster:1")
+    executor._connection = Gateway()  # type: ignore[assignment]
+    with open_store(tmp_path / "then", clock=clock) as store:
+        for day in (1, 2):
+            clock.set(datetime(2013, 4, day, tzinfo=UTC))
+            for chosen in (executor, "pool"):
+                result = run_graph(Graph.wire([project.load().when]), store, executor=chosen)
+                assert result.value("when") == f"2013-04-0{day}T00:00:00+00:00"

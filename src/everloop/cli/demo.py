@@ -26,6 +26,14 @@ def demo(
         bool, typer.Option("--exit", help="Exit after the final table instead of serving the API and web page.")
     ] = False,
     port: Annotated[int, typer.Option(help="Port of the API and web page afterwards; 0 picks a free one.")] = PORT,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            help="Where the steps of runs are executed, as for everloop run. Default: 'executor' in the folder's "
+            "everloop.toml, else local.",
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Simulate a year in a model's life, on real flights.
@@ -33,9 +41,12 @@ def demo(
     The model is trained, served, monitored, found to decay, retrained and replaced.
     """
     from everloop.demo import Simulation, read_outcome
+    from everloop.pipeline.executors.executor_choice import check_executor
 
+    if on is not None:
+        check_executor(on, "--on")
     started = perf_counter()
-    simulation = Simulation(folder, _listener(json))
+    simulation = Simulation(folder, _listener(json), on=on)
     with simulation.run() as store:
         simulation.listener.chapter("Reading the year back from the store")
         outcome = read_outcome(store, simulation.loop.name, simulation.endpoint)

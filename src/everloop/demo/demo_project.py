@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from everloop.demo.flight_world import BEGINS, OPENS, WEEK, FlightWorld
 from everloop.errors import UsageError
+from everloop.stores.home import CONFIG
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,7 +31,8 @@ def make_project(folder: Path) -> bool:
     """
     if (folder / MARK).is_file():
         return False
-    if folder.exists() and any(folder.iterdir()):
+    # The settings of the project may be there before it: where its store is, and where its steps run.
+    if folder.exists() and any(entry.name != CONFIG for entry in folder.iterdir()):
         raise UsageError(
             f"The folder '{folder}' is not empty, and the demo did not create it.",
             help="Name a new folder: everloop demo DIR",
@@ -48,7 +50,7 @@ def _copy(source: Traversable, target: Path) -> None:
         if entry.is_dir():
             (target / entry.name).mkdir(exist_ok=True)
             _copy(entry, target / entry.name)
-        else:
+        elif entry.name != CONFIG or not (target / CONFIG).exists():
             (target / entry.name).write_bytes(entry.read_bytes())
 
 

@@ -7,6 +7,7 @@ one resumes at the time of the simulated clock.
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from everloop.demo.flight_world import CLOSES, OPENS, WEEK, FlightWorld, load_wo
 from everloop.errors import UnavailableError, UsageError
 from everloop.loop import Loop, load_project, reconcile, run_loop
 from everloop.loop.releases.rollout import champion_of
+from everloop.pipeline.executors.executor_choice import configured_executor, load_executor
 from everloop.prediction_log import add_labels
 from everloop.records import EndpointRecord, Run
 from everloop.replay.replay_history import ENTITY, build_history
 from everloop.serving import EndpointProcess
 from everloop.stores import SharedClock, Store, open_store
+from everloop.stores.home import configured_home, find_store_urls, store_urls
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.loop import Due, LoopRun, Reconciliation
-    from everloop.pipeline import Listener
+    from everloop.pipeline import Executor, Listener
 
 LATE_MINUTES = 15
 SHARE = 0.3
@@ -68,13 +71,18 @@ class Simulation:
         folder: the project's folder; created if missing, otherwise resumed.
         listener: receives the progress.
         until: the Monday on which the simulation ends.
+        on: where the steps of runs are executed, as for `run_loop`. Default: `executor` in the project's everloop.toml.
     """
 
-    def __init__(self, folder: Path, listener: SimulationListener, *, until: datetime = CLOSES) -> None:
+    def __init__(
+        self, folder: Path, listener: SimulationListener, *, until: datetime = CLOSES, on: str | None = None
+    ) -> None:
         self.folder = folder.absolute()
         self.listener = listener
         self.until = until
+        self.on = on
         self.store: Store
+        self.executor: Executor
         self.loop: Loop
         self.endpoint = ""
 
@@ -91,7 +99,14 @@ class Simulation:
         fresh = make_project(self.folder)
         if fresh or not (self.folder / "data" / "airports.parquet").exists():
             land_history(world, self.folder)
-        self.store = open_store(self.folder / ".everloop", project="flight-delays", actor="everloop:demo")
+        self.executor = load_executor(self.on or configured_executor(self.folder))
+        try:
+            return self._run(world)
+        finally:
+            self.executor.close()
+
+    def _run(self, world: FlightWorld) -> Store:
+        self.store = open_store(self._home(), actor="everloop:demo")
         clock = self.store.clock
         if not isinstance(clock, SharedClock):
             clock = self.store.simulate(OPENS)
@@ -114,6 +129,17 @@ class Simulation:
                 self.listener.chapter("Simulating April to December")
                 self._simulate(world, clock, endpoint)
         return self.store
+
+    def _home(self) -> Path:
+        """The home of the project's store, as its everloop.toml says."""
+        before = Path.cwd()
+        os.chdir(self.folder)
+        urls, _ = find_store_urls(configured_home(self.folder))
+        if urls == store_urls(urls.home, {}):
+            os.chdir(before)
+        # Otherwise this process stays there, because settings apply to processes that run in the project's folder,
+        # such as this one and that of the endpoint.
+        return urls.home
 
     def _simulate(self, world: FlightWorld, clock: SharedClock, endpoint: EndpointProcess) -> None:
         import httpx
@@ -166,7 +192,8 @@ class Simulation:
         endpoint.wait_for(self.store.records.get(EndpointRecord, self.endpoint).revision)
 
     def _run_loop(self, trigger: str | Due) -> None:
-        loop_run = run_loop(self.loop, self.store, trigger=trigger, listener=self.listener.step_listener())
+        listener = self.listener.step_listener()
+        loop_run = run_loop(self.loop, self.store, trigger=trigger, executor=self.executor, listener=listener)
         self.listener.loop_ran(self.store.now(), loop_run)
 
     def _send_requests(

@@ -29,6 +29,7 @@ class RunningTasks:
         self._futures: dict[Future[JobOutcome], ScheduledTask] = {}
         self._isolating: Executor | None = None
         self._driver: Executor | None = None
+        self._kept_here: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._futures)
@@ -55,6 +56,10 @@ class RunningTasks:
         future = self._executor_of(task).submit(job, store, log=log, held=held)
         self._futures[future] = task
 
+    def keep_here(self, step: str) -> None:
+        """From now on, start the jobs of this step in the process of the run: they need files that are only here."""
+        self._kept_here.add(step)
+
     def collect(self, timeout_s: float) -> list[tuple[ScheduledTask, Future[JobOutcome]]]:
         """Take out the tasks that have ended; wait for the first one up to `timeout_s` seconds."""
         done, _ = wait(self._futures, timeout=timeout_s, return_when=FIRST_COMPLETED)
@@ -73,7 +78,7 @@ class RunningTasks:
 
     def _executor_of(self, task: ScheduledTask) -> Executor:
         step = task.node.step
-        here = not self.executor.remote or not step.on_driver
+        here = not self.executor.remote or not (step.on_driver or task.node.name in self._kept_here)
         if here and (step.timeout_s is None or self.executor.isolates):
             return self.executor
         if step.timeout_s is None:

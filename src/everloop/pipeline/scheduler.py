@@ -19,6 +19,7 @@ from everloop.pipeline.artifacts.lists import keep_elements
 from everloop.pipeline.binding import bind_inputs, elements_of
 from everloop.pipeline.cache import Cache, CacheHit
 from everloop.pipeline.code.step_code import accept_changes, code_of
+from everloop.pipeline.executors.executor import FileElsewhereError
 from everloop.pipeline.job import Job, JobOutcome, StoredInput
 from everloop.pipeline.plan_compilation import compile_nodes
 from everloop.pipeline.result import GraphRun
@@ -251,6 +252,10 @@ class GraphScheduler:
             self.running.active.remove(task)
             if error is None:
                 self._finish_run(task, future.result())
+            elif isinstance(error, FileElsewhereError):
+                _log.warning("Step '%s' runs in this process, because its node has no such file: %s", task.name, error)
+                self.running.keep_here(task.node.name)
+                self.tasks.append(task)
             elif not self._retry(task, error):
                 self._fail(task, error)
         self._settle()

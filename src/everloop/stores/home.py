@@ -326,11 +326,25 @@ def find_store_urls(home: Path | str | None = None) -> tuple[StoreUrls, str | No
     if requested is not None:
         check_path(str(requested), "The home")
     base = Path.cwd() if config is None else config.parent
-    check_path(str(settings.get("home", FOLDER)), "The home")
-    configured = (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
+    configured = _home_in(base, settings)
     chosen = configured if requested is None else Path(requested).expanduser().absolute()
     # The settings apply only to the configured home. Any other home contains all of its parts.
     return store_urls(chosen, settings if chosen == configured else {}), project
+
+
+def configured_home(folder: Path) -> Path:
+    """The home that the nearest `everloop.toml` of a folder sets, whatever the environment says; else `.everloop`.
+
+    Raises:
+        ProjectError: `everloop.toml` cannot be read.
+    """
+    config = nearest_config(folder)
+    return _home_in(folder, {}) if config is None else _home_in(config.parent, _settings(config)[0])
+
+
+def _home_in(base: Path, settings: Mapping[str, str | bool]) -> Path:
+    check_path(str(settings.get("home", FOLDER)), "The home")
+    return (base / Path(str(settings.get("home", FOLDER))).expanduser()).absolute()
 
 
 def prepare_home(home: Path, *, shared: bool = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from errno import ENOENT
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -202,7 +203,8 @@ def _open_files(patterns: list[str], format: Format | None, options: Mapping[str
     for pattern in patterns:
         matched = match_files(pattern)
         if not matched:
-            raise _no_match(folder, pattern)
+            # The cause tells a step that runs on another machine that its file is not there.
+            raise _no_match(folder, pattern) from FileNotFoundError(ENOENT, os.strerror(ENOENT), pattern)
         found.update(dict.fromkeys(matched))
     files = [DataFile(folder / path, str(folder / path), partition_of(path)) for path in found]
     # Observe before reading, so that a change in between is noticed later.

@@ -16,11 +16,20 @@ if TYPE_CHECKING:
 LogWriter = Callable[[dict[str, Any], int | None], None]
 
 
+class FileElsewhereError(Exception):
+    """A job did not find a file where it was executed, and the process of the run may have it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 class Executor(Protocol):
     """Runs jobs. All methods are called from one thread; the caller counts slots and resources.
 
     - A future ends with the job's `JobOutcome`, with the exception of the step's function, or with a
       `StepTimeoutError` or `WorkerLostError` that names the step.
+    - A remote executor may end a future with a `FileElsewhereError`; the job then runs in the process of the run.
     - A job whose step has a timeout is killed when the timeout has passed since its function was started.
     - When a future has ended, no part of its job is running any more.
     """

@@ -37,7 +37,7 @@ _OWN_PREFIXES = ("RAY_", "PYTHON", "LD_", "DYLD_", "LC_", "XDG_", "SSH_", "DBUS_
 # These have a meaning only where the project's folder is.
 _LOCAL_VARIABLES = ("EVERLOOP_PROJECT", "EVERLOOP_KEYS", "TZ")
 # The fields in which the jobs of one step differ.
-_OWN_FIELDS = frozenset({"name", "attempt", "inputs"})
+_OWN_FIELDS = frozenset({"name", "attempt", "inputs", "clock"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ class JobSpec:
     variables: dict[str, str] = field(repr=False)
     """Environment variables of the run."""
     local: LocalPaths | None = None
+    clock: int | None = None
+    """Simulated time of the run's store when the job was sent, in µs since 1970; None if its clock is the system's."""
     everloop: str = VERSION
 
     def to_json(self) -> bytes:
@@ -128,8 +130,16 @@ class SpecWriter:
             StepError: a parameter can neither be written as JSON nor be stored.
         """
         inputs = encode_inputs(job.inputs, job.name, store.objects)
-        own = _dump({"name": job.name, "attempt": job.attempt, "inputs": inputs}).removesuffix("}")
+        fields = {"name": job.name, "attempt": job.attempt, "inputs": inputs, "clock": simulated_time(store)}
+        own = _dump(fields).removesuffix("}")
         return f"{own},{self._shared}".encode()
+
+
+def simulated_time(store: Store) -> int | None:
+    """The time of a store with a simulated clock, in µs since 1970; None for the system's clock."""
+    from everloop.stores.clock import micros
+
+    return micros(store.now()) if store.clock.simulated else None
 
 
 def local_parts(urls: StoreUrls) -> dict[str, str]:
@@ -192,6 +202,7 @@ def make_spec(
         key=key,
         variables=variables,
         local=paths,
+        clock=simulated_time(store),
     )
 
 

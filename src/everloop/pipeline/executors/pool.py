@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import StepError, StepTimeoutError, UsageError, WorkerLostError
+from everloop.pipeline.executors.job_specs import simulated_time
 from everloop.pipeline.executors.step_pickles import pickle_for_worker
 from everloop.pipeline.executors.worker import (
     PIPES_CLOSED,
@@ -178,6 +179,7 @@ class _Submission:
                 folder=os.getcwd(),  # noqa: PTH109 - the envelope holds a string
                 search_path=tuple(sys.path),
                 environment=dict(os.environ),
+                clock=simulated_time(store),
             )
         )
 

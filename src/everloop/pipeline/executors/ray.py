@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import MissingExtraError, StepError, UnavailableError, UsageError, WorkerLostError
 from everloop.pipeline.code.code_bundles import collect_bundle
+from everloop.pipeline.executors.executor import FileElsewhereError
 from everloop.pipeline.executors.job_specs import SpecWriter, make_spec
-from everloop.pipeline.executors.ray_worker import Unreachable
+from everloop.pipeline.executors.ray_worker import MissingFile, Unreachable
 from everloop.pipeline.executors.step_pickles import pickle_for_worker
 from everloop.pipeline.executors.worker import Failed, Stale
 
@@ -175,6 +176,8 @@ class RayExecutor:
                 help=f"Give the {reply.part} a URL that all nodes reach, in everloop.toml: [store] {reply.part} = "
                 f'"{_EXAMPLES[reply.part]}"',
             )
+        if isinstance(reply, MissingFile):
+            return FileElsewhereError(reply.text)
         if isinstance(reply, Failed):
             return reply.error(job.name)
         for metrics, step in reply.logged:

@@ -23,7 +23,15 @@ from everloop.pipeline.code.code_bundles import CodeBundle, same_files
 from everloop.pipeline.code.project_modules import finder
 from everloop.pipeline.code.step_code import code_of
 from everloop.pipeline.executors.job_specs import JobSpec, unreachable_part
-from everloop.pipeline.executors.worker import Failed, Stale, adopt_variables, failed, run_job
+from everloop.pipeline.executors.worker import (
+    Failed,
+    Stale,
+    adopt_variables,
+    clock_of_job,
+    failed,
+    follow_clock,
+    run_job,
+)
 from everloop.pipeline.job import Job
 from everloop.pipeline.plan_inputs import decode_inputs
 from everloop.pipeline.step_progress import StepProgress, watch_steps
@@ -48,6 +56,13 @@ class Unreachable:
     node: str
     part: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MissingFile:
+    """The step did not find a file on this node, which does not share the files of the run."""
+
+    text: str
 
 
 _stores: dict[tuple[Any, ...], Store] = {}
@@ -78,7 +93,7 @@ def run_spec(data: bytes, report: Callable[[str, StepProgress], None] | None = N
 
 def _run(
     spec: JobSpec, report: Callable[[str, StepProgress], None] | None
-) -> JobOutcome | Failed | Stale | Unreachable:
+) -> JobOutcome | Failed | Stale | Unreachable | MissingFile:
     if spec.everloop != VERSION:
         raise UsageError(
             f"The node {_this_node()} has everloop {VERSION}, but the run uses {spec.everloop}.",
@@ -111,9 +126,13 @@ def _run(
         reached=spec.reached,
     )
     if job.timeout_s is not None:
-        return _run_isolated(job, store)
-    with watch_steps(_throttled(report)) if report is not None else nullcontext():
-        return run_job(job, store)
+        reply = _run_isolated(job, store)
+    else:
+        with watch_steps(_throttled(report)) if report is not None else nullcontext():
+            reply = run_job(job, store)
+    if isinstance(reply, Failed) and reply.missing_file and local is None:
+        return MissingFile(reply.message)
+    return reply
 
 
 def _run_isolated(job: Job, store: Store) -> JobOutcome | Failed:
@@ -139,16 +158,18 @@ def _open_store(spec: JobSpec) -> Store:
     home = Path(local.home) if local is not None else _node_folder() / f"home-{digest_text(repr(spec.urls))[:16]}"
     parts = {**spec.urls, **(local.parts if local is not None else {})}
     urls = StoreUrls(home=home, **parts)  # type: ignore[arg-type]
-    key = (urls, spec.project, spec.actor, spec.key)
+    key = (urls, spec.project, spec.actor, spec.key, spec.clock is None)
     store = _stores.get(key)
     if store is None:
+        clock = clock_of_job(urls, spec.clock)
         if spec.key not in [one.public for one in trust.Keyring().listing()]:
             # This node has keys of its own. It may load what the run has signed, because it runs the run's code.
             os.environ["EVERLOOP_KEYS"] = str(_node_folder() / "keys")
             trust.Keyring().trust(spec.key, f"driver-{digest_text(spec.key)[:16]}")
-        store = open_urls(urls, project=spec.project, actor=spec.actor, create=local is None)
+        store = open_urls(urls, project=spec.project, actor=spec.actor, clock=clock, create=local is None)
         _check_run(store, urls, spec)
         _stores[key] = store
+    follow_clock(store, spec.clock)
     return store
 
 

@@ -25,7 +25,7 @@ from everloop.pipeline.step_failures import show_error
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from everloop.stores import Store
+    from everloop.stores import Clock, Store
     from everloop.stores.home import StoreUrls
 
 
@@ -43,6 +43,8 @@ class Envelope:
     folder: str
     search_path: tuple[str, ...]
     environment: dict[str, str]
+    clock: int | None = None
+    """Simulated time of the parent's store, in µs since 1970; None for the system's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Failed:
     """Type and text of the error."""
     trace: str
     pickled: bytes | None = field(repr=False)
+    missing_file: bool = False
+    """Whether the cause is a file that does not exist."""
 
     def error(self, step: str) -> BaseException:
         """The original exception, or a StepError with its text."""
@@ -158,7 +162,19 @@ def failed(error: BaseException) -> Failed:
     except BaseException:
         # An exception may hold any object. If it cannot be pickled, only its text is sent.
         pickled = None
-    return Failed(show_error(error), trace, pickled)
+    return Failed(show_error(error), trace, pickled, _lacks_file(error))
+
+
+def _lacks_file(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that a file does not exist."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, FileNotFoundError):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return False
 
 
 PIPES_CLOSED = 71
@@ -217,18 +233,47 @@ def adopt_variables(environment: dict[str, str]) -> None:
 _adopted_variables: dict[str, str] = {}
 # Stamp of each project file when its module was imported here.
 _stamps: dict[str, Stamp] = {}
-_stores: dict[tuple[StoreUrls, str, str], Store] = {}
+_stores: dict[tuple[StoreUrls, str, str, bool], Store] = {}
 
 
 def _open_store(envelope: Envelope) -> Store:
     from everloop.stores.home import open_urls
 
-    key = (envelope.urls, envelope.project, envelope.actor)
+    key = (envelope.urls, envelope.project, envelope.actor, envelope.clock is None)
     store = _stores.get(key)
     if store is None:
-        store = open_urls(envelope.urls, project=envelope.project, actor=envelope.actor, create=False)
+        clock = clock_of_job(envelope.urls, envelope.clock)
+        store = open_urls(envelope.urls, project=envelope.project, actor=envelope.actor, clock=clock, create=False)
         _stores[key] = store
+    follow_clock(store, envelope.clock)
     return store
 
 
-__all__ = ["Envelope", "Failed", "Stale", "adopt_variables", "failed", "prepare_worker", "run_envelope", "run_job"]
+def clock_of_job(urls: StoreUrls, simulated: int | None) -> Clock | None:
+    """The clock to open a store with, for a job that was sent at this simulated time; None for the home's own."""
+    from everloop.stores.clock import SimulatedClock, moment_of
+
+    # A clock that is in the home is shared with the run. Only one in the memory of the run has to be followed.
+    return None if simulated is None or (urls.home / "clock").exists() else SimulatedClock(moment_of(simulated))
+
+
+def follow_clock(store: Store, simulated: int | None) -> None:
+    """Move the clock that `clock_of_job` has made to the time of the next job. It never goes back."""
+    from everloop.stores.clock import SimulatedClock, moment_of
+
+    if simulated is not None and isinstance(store.clock, SimulatedClock):
+        store.clock.set(max(moment_of(simulated), store.now()))
+
+
+__all__ = [
+    "Envelope",
+    "Failed",
+    "Stale",
+    "adopt_variables",
+    "clock_of_job",
+    "failed",
+    "follow_clock",
+    "prepare_worker",
+    "run_envelope",
+    "run_job",
+]
