@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from everloop.records import Artifact, StepRun
 from everloop.stores import SimulatedClock, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import Project
     from everloop.stores import Store
@@ -153,3 +155,49 @@ def test_steps_elsewhere_see_the_simulated_time_of_the_run(project: Project, tmp
             for chosen in (executor, "pool"):
                 result = run_graph(Graph.wire([project.load().when]), store, executor=chosen)
                 assert result.value("when") == f"2013-04-0{day}T00:00:00+00:00"
+
+
+@pytest.fixture
+def workers() -> Iterator[list[ProcessPoolExecutor]]:
+    """Two other processes that stay warm, as workers of Ray."""
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as first, ProcessPoolExecutor(1, mp_context=spawn) as second:
+        yield [first, second]
+
+
+def test_a_warm_worker_imports_another_project_of_the_same_names(
+    project: Project, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: list[ProcessPoolExecutor]
+) -> None:
+    text = """
+        from dataclasses import dataclass
+        from pathlib import Path
+        from everloop.pipeline import step
+
+        @dataclass
+        class Model:
+            weight: int
+
+        @step(cache=False)
+        def model() -> Model:
+            return Model({weight})
+
+        @step(cache=False)
+        def check(model: Model):
+            return [isinstance(model, Model), model.weight, Path(__file__).parent.name]
+        """
+
+    class Warm(Gateway):
+        def submit(self, name: str, spec: bytes, options: dict[str, Any], receiver: Callable[..., None]) -> None:
+            # Some workers have imported an earlier project, and others are new to it.
+            worker = workers[name == "model" and weight > 1]
+            receiver("done", worker.submit(run_spec, spec).result())
+
+    executor = RayExecutor("cluster:1")
+    executor._connection = Warm()  # type: ignore[assignment]
+    for folder, weight in (("one", 1), ("two", 2), ("two", 3), ("one", 1)):
+        project.folder = tmp_path / folder
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(project.folder))
+            project.edit(loop=text.replace("{weight}", str(weight)))
+            found = run_graph(Graph.wire([project.load().check]), store, executor=executor).value("check")
+            assert found == [True, weight, folder], (folder, weight)

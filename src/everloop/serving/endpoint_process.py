@@ -19,6 +19,7 @@ from everloop.serving.endpoint_state import check_endpoint_name, is_served, set_
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from everloop.records import Lease
     from everloop.stores import Store
 
 START_S = 30.0
@@ -33,14 +34,28 @@ class EndpointProcess:
     """
 
     def __init__(
-        self, store: Store, name: str, *, host: str = "127.0.0.1", port: int = 0, grpc_port: int | None = None
+        self,
+        store: Store,
+        name: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        grpc_port: int | None = None,
+        lease: Lease | None = None,
     ) -> None:
+        """Prepare a process; it is not started yet.
+
+        Args:
+            lease: the lease that this process holds for the endpoint. The new process stops changing the endpoint's
+                record once another process has taken it over.
+        """
         check_endpoint_name(name)
         self._store = store
         self.name = name
         self.host = host
         self.port = port
         self.grpc_port = grpc_port
+        self._lease = lease
         self.url: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -152,6 +167,8 @@ class EndpointProcess:
         command += ["--host", self.host, "--port", str(self.port), "--port-file", str(port_file), "--with-parent"]
         if self.grpc_port is not None:
             command += ["--grpc-port", str(self.grpc_port)]
+        if self._lease is not None:
+            command += ["--lease", self._lease.name, "--fence", str(self._lease.fence)]
         return command
 
     def _ready(self) -> dict[str, Any] | None:

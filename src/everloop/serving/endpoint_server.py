@@ -10,13 +10,14 @@ import shutil
 import signal
 import socket
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from everloop.errors import ConflictError, EverloopError, UsageError
+from everloop.errors import ConflictError, EverloopError, LeaseLostError, UsageError
 from everloop.http.connection import LimitedHttp
 from everloop.http.host_names import allowed_hosts as configured_hosts, is_loopback, rule_for
 from everloop.http.listening import bind, url_of
@@ -33,6 +34,7 @@ from everloop.serving.observability.telemetry import observers
 from everloop.serving.reloader import EndpointReloader
 from everloop.serving.worker_processes import WorkerIdentity, Workers
 from everloop.stores import Store, open_store
+from everloop.stores.leases import fenced_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,6 +63,7 @@ def serve_endpoint(
     grpc_port: int | None = None,
     allowed_hosts: Sequence[str] = (),
     on_ready: Callable[[str], None] | None = None,
+    lease: tuple[str, int] | None = None,
 ) -> None:
     """Serve an endpoint until SIGTERM or SIGINT, then finish the requests in flight and return.
 
@@ -76,8 +79,11 @@ def serve_endpoint(
         grpc_port: the port of the Open Inference Protocol over gRPC; 0 picks a free one, None: no gRPC.
         allowed_hosts: further host names to accept; if empty, see `http/host_names.py`.
         on_ready: called with the URL once the server answers.
+        lease: name and fencing number of the lease of the process that started this one. Once another process has
+            taken it over, this one does not change the endpoint's record any more.
 
     Raises:
+        LeaseLostError: the lease was taken over before the endpoint answered.
         NotFoundError: the endpoint or one of its versions does not exist.
         ConflictError: the endpoint is already being served, or a port is in use.
         UsageError: other machines can reach `host`, and the endpoint has no token.
@@ -92,6 +98,8 @@ def serve_endpoint(
                 f"The endpoint '{name}' has no token, so it does not listen on '{host}', where others can reach it.",
                 help=f"Create a token: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
             )
+        # After a takeover, the state and URL in the record are those of another host's process.
+        state = store if lease is None else fenced_by(store, *lease)
         with store.lock(lock_name(store, name), block=False) as locked:
             if not locked:
                 url = store.records.get(EndpointRecord, name).url
@@ -114,11 +122,12 @@ def serve_endpoint(
 
             try:
                 if workers > 1:
-                    _watch(store, name, listener, identity, with_parent, announce_url)
+                    ready = partial(set_state, state, name, "ready")
+                    _watch(store, name, listener, identity, with_parent, ready, announce_url)
                 else:
                     if grpc is not None:
                         grpc.close()
-                    ready = partial(set_state, store, name, "ready")
+                    ready = partial(set_state, state, name, "ready")
                     _serve(store, name, listener, identity, with_parent, ready, announce_url)
             finally:
                 listener.close()
@@ -126,7 +135,8 @@ def serve_endpoint(
                     grpc.close()
                 if port_file is not None:
                     Path(port_file).unlink(missing_ok=True)
-                set_state(store, name, "stopped", None)
+                with suppress(LeaseLostError):
+                    set_state(state, name, "stopped", None)
 
 
 def serve_endpoints(
@@ -206,6 +216,7 @@ def _watch(
     listener: socket.socket,
     identity: WorkerIdentity,
     with_parent: bool,
+    ready: Callable[[str], object],
     announce_url: Callable[[str], None],
 ) -> None:
     """Start the workers, announce the endpoint when all answer, and restart those that die, until a signal."""
@@ -225,7 +236,7 @@ def _watch(
     worker_processes = Workers(name, store, listener, identity, counts)
     try:
         if worker_processes.start(stopping):
-            set_state(store, name, "ready", url_of(listener))
+            ready(url_of(listener))
             announce_url(url_of(listener))
         seen = -1
         while not stopping.wait(LOOK_S):

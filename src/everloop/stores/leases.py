@@ -314,6 +314,14 @@ def fenced_store(store: Store, lease: Lease) -> Store:
     return view
 
 
+def fenced_by(store: Store, name: str, fence: int) -> Store:
+    """As `fenced_store`, for a child process of the holder, which knows the name and number of the lease only."""
+    now = store.now()
+    return fenced_store(
+        store, Lease(name=name, fence=fence, beats=0, owner="", ttl_s=0, acquired_at=now, renewed_at=now)
+    )
+
+
 def lease_lost(lease: Lease, now: Lease | None) -> LeaseLostError:
     """The error for a lease that this process no longer holds."""
     if now is not None and now.owner and now.fence != lease.fence:

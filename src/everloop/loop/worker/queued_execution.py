@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from everloop.errors import EverloopError, LeaseLostError
 from everloop.loop.triggers.trigger_protocol import ANY_RUN, Due
 from everloop.loop.worker.run_queue import QUEUED_TAG, end_run
-from everloop.records import Lease, QueuedRun
-from everloop.stores.leases import fenced_store
+from everloop.records import QueuedRun
+from everloop.stores.leases import fenced_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +40,7 @@ def execute_queued(store: Store, folder: Path, request: str, lease: str, fence: 
     from everloop.loop.loop_run import run_loop
     from everloop.loop.project import load_project
 
-    now = store.now()
-    fenced = fenced_store(
-        store, Lease(name=lease, fence=fence, beats=0, owner="", ttl_s=0, acquired_at=now, renewed_at=now)
-    )
+    fenced = fenced_by(store, lease, fence)
     queued = fenced.records.get(QueuedRun, request)
     try:
         loop = load_project(folder).loop(queued.loop)

@@ -70,6 +70,8 @@ _reached: list[tuple[str, str, dict[str, str]]] = []
 """Machine, home and local parts of the stores that this worker has found."""
 _bundles: dict[str, CodeBundle] = {}
 _steps: dict[str, Step[..., Any]] = {}
+_project: list[tuple[str, dict[str, str]]] = []
+"""Digest of the code bundle whose modules this worker has imported, and its modules with the files of the run."""
 
 
 def run_spec(data: bytes, report: Callable[[str, StepProgress], None] | None = None) -> bytes:
@@ -192,13 +194,17 @@ def _check_run(store: Store, urls: StoreUrls, spec: JobSpec) -> None:
 
 def _find_step(spec: JobSpec, store: Store) -> Step[..., Any] | None:
     """The step of a job; None if the code here is not the run's."""
+    local = spec.local
+    project = (spec.bundle, local.modules if local is not None else {})
+    if _project != [project]:
+        _forget_modules()
     known = _steps.get(spec.function)
     if known is not None and (not spec.by_name or code_of(known.function).digest == spec.node.code):
         return known
     if spec.bundle not in _bundles:
         _bundles[spec.bundle] = CodeBundle.from_bytes(store.objects.read(spec.bundle))
     bundle = _bundles[spec.bundle]
-    local = spec.local
+    _project[:] = [project]
     if local is not None and same_files(bundle, local.modules):
         folder, files = local.folder, dict(local.modules)
         path = [*local.search_path]
@@ -223,6 +229,19 @@ def _find_step(spec: JobSpec, store: Store) -> Step[..., Any] | None:
         return None
     _steps[spec.function] = step
     return step
+
+
+def _forget_modules() -> None:
+    """Forget the modules of the last project, or of its earlier text, so that they are imported again.
+
+    A worker stays warm between runs of one executor. If it kept a module, classes in it would differ from those of the
+    same name in code that is sent.
+    """
+    _steps.clear()
+    for bundle, _ in _project:
+        for name in _bundles[bundle].modules:
+            sys.modules.pop(name, None)
+    _project.clear()
 
 
 def _node_folder() -> Path:
