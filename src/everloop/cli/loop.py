@@ -30,7 +30,7 @@ def run(
         str | None,
         typer.Argument(
             help="Step to stop after (STEP or LOOP.STEP), or the LOOP to run; or the file of a compiled Kubeflow "
-            "pipeline (.yaml), which runs here as processes. Default: the whole loop."
+            "pipeline, training job or Katib experiment (.yaml), which runs here as processes. Default: the whole loop."
         ),
     ] = None,
     set_: Annotated[
