@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,6 +41,7 @@ class RayGateway:
         self._sending = threading.Lock()
         self._functions: dict[str, Any] = {}
         self._board: Any = None
+        self._board_name = ""
 
     def serve(self) -> None:
         try:
@@ -93,14 +95,20 @@ class RayGateway:
             except ConnectionError:
                 # What answers there is not a head. It may be a Ray Client server at an unusual port.
                 self._connect_as_client()
-        self._board = self._start_board()
+        self._start_board()
 
     def _connect_as_client(self) -> None:
         address = self.address if ":" in self.address else f"{self.address}:{CLIENT_PORT}"
         self._ray.init(address=f"ray://{address}", logging_level="error", namespace="everloop")
 
-    def _start_board(self) -> Any:
-        return self._ray.remote(num_cpus=0)(ProgressBoard).remote()
+    def _start_board(self) -> None:
+        """Start the actor that collects progress. Tasks get its name and not its handle.
+
+        Ray counts references to a handle in every task that it is passed to, and workers were seen to abort in that
+        code while many short tasks ran. Most steps report no progress, and never look the actor up.
+        """
+        self._board_name = f"everloop-progress-{uuid.uuid4().hex}"
+        self._board = self._ray.remote(num_cpus=0)(ProgressBoard).options(name=self._board_name).remote()
 
     def _submit(self, number: int, name: str, spec: bytes, options: dict[str, Any]) -> None:
         key = repr(sorted(options.items()))
@@ -110,7 +118,7 @@ class RayGateway:
                 function = self._ray.remote(max_retries=0, **options)(run_on_node)
                 self._functions[key] = function
             self._nodes[number] = set(self._alive())
-            task = function.options(name=f"everloop:{name}").remote(spec, self._board)
+            task = function.options(name=f"everloop:{name}").remote(spec, self._board_name)
             self._tasks[number] = task
             task.future().add_done_callback(lambda future: self._finish(number, future))
         except Exception as error:
@@ -173,7 +181,7 @@ class RayGateway:
             except Exception:
                 # Its node may be gone. Jobs that run lose their progress, later ones report to a new board.
                 time.sleep(5)
-                self._board = self._start_board()
+                self._start_board()
                 continue
             if found:
                 self._send("progress", found)
@@ -200,11 +208,25 @@ class ProgressBoard:
         return found
 
 
-def run_on_node(spec: bytes, board: Any) -> bytes:
-    """The task that Ray runs on a node."""
+def run_on_node(spec: bytes, board: str) -> bytes:
+    """The task that Ray runs on a node. `board` is the name of the `ProgressBoard`."""
     from everloop.pipeline.executors.ray_worker import run_spec
 
-    return run_spec(spec, lambda name, progress: board.put.remote(name, progress))
+    return run_spec(spec, lambda name, progress: _report(board, name, progress))
+
+
+_boards: dict[str, Any] = {}
+
+
+def _report(board: str, name: str, progress: Any) -> None:
+    import ray
+
+    if board not in _boards:
+        try:
+            _boards[board] = ray.get_actor(board)
+        except ValueError:
+            return  # its node is gone, and the next board has another name
+    _boards[board].put.remote(name, progress)
 
 
 def main() -> None:
