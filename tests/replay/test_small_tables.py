@@ -9,8 +9,14 @@ import polars as pl
 import pytest
 
 import everloop as el
-from everloop.replay.hindsight import mean_metric
+from everloop.errors import UsageError
+from everloop.replay.hindsight import Judge, mean_metric
+from everloop.replay.policy_run import Schedule
+from everloop.replay.replay_history import build_history
+from everloop.replay.replaying import _schedule
 from everloop.replay.table_loop import CANARY_ROWS, NotClearlyWorse, table_loop
+from everloop.stores.clock import micros
+from everloop.stores.durations import parse_duration
 
 STARTS = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -66,3 +72,94 @@ def test_one_row_a_day_is_enough_for_a_recommendation():
     # The relation has turned round; models that learn from all the past follow slowly.
     assert mean_metric(monthly.periods) < 0.9 * mean_metric(never.periods)
     assert result.recommendation.name == "monthly"
+
+
+def drafted(table, target="count", time="day", **options):
+    given = {
+        "key": None, "exclude": (), "labels_after": timedelta(0), "start": STARTS + timedelta(days=200),
+        "every": timedelta(weeks=1), "metric": None,
+    }  # fmt: skip
+    return table_loop(table, target=target, time=time, **{**given, **options})
+
+
+def test_targets_without_a_value_leave_the_margin_of_the_gate():
+    table = daily(400)
+    holes = table.with_columns(pl.when(pl.int_range(400) % 9 == 0).then(float("nan")).otherwise("count").alias("count"))
+    whole, torn = (drafted(one).loop.gates[0].margin for one in (table, holes))
+    assert torn == pytest.approx(whole, rel=0.1)
+
+
+def test_a_table_of_times_and_a_target_is_learned_from_the_calendar():
+    made = drafted(daily(400).select("day", "count"))
+    assert set(made.loop.data.features) == {"month of day", "weekday of day"}
+    assert any("the calendar is used" in one for one in made.remarks)
+    # Identifiers are not features either.
+    ids = daily(400).select("day", "count", pl.Series("order", [f"order {number:05}" for number in range(400)]))
+    assert set(drafted(ids).loop.data.features) == {"month of day", "weekday of day"}
+
+
+def test_leaks_are_named_once_and_can_be_included():
+    table = daily(400).with_columns((pl.col("count") / 1000).alias("thousands"))
+    made = drafted(table)
+    assert set(made.loop.data.features) == {"warm", "wet"}
+    named = [one for one in made.remarks if "'thousands'" in one]
+    assert len(named) == 1
+    assert named[0].endswith("--include thousands")
+    assert "thousands" in drafted(table, include=["thousands"]).loop.data.features
+    with pytest.raises(UsageError, match="'wet' cannot be included"):
+        drafted(table, include=["wet"], exclude=["wet"])
+
+
+def test_a_column_that_may_be_a_leak_is_used_and_named():
+    noise = np.random.default_rng(1).normal(0, 50, 400)
+    made = drafted(daily(400).with_columns((pl.col("count") + noise).alias("billed")))
+    assert "billed" in made.loop.data.features
+    assert any("--exclude billed" in one and "but is used" in one for one in made.remarks)
+
+
+def test_a_rare_class_has_enough_rows_to_be_judged_by():
+    chance = np.random.default_rng(2)
+    rows = 20_000
+    table = pl.DataFrame(
+        {
+            "day": [STARTS + number * timedelta(hours=0.5) for number in range(rows)],
+            "x": chance.normal(size=rows),
+            "fraud": chance.random(rows) < 0.01,
+        }
+    )
+    # Twenty of one in a hundred are two thousand rows, which are about 42 days; but at most 15 % of the past.
+    assert parse_duration(drafted(table, "fraud").loop.data.holdout) == pytest.approx(timedelta(days=30), rel=0.01)
+    schedule = Schedule(start=STARTS + timedelta(days=200), end=STARTS + timedelta(days=403), every=timedelta(weeks=1))
+    history = build_history(table, target="fraud", time="day")
+    assert Judge(history, schedule, "roc_auc", "binary", (False, True)).together in (3, 4)
+
+
+def test_classes_of_the_future_are_left_out_by_name():
+    table = daily(400).with_columns(
+        pl.when(pl.int_range(400) >= 300).then(pl.lit("gold")).otherwise(
+            pl.when(pl.col("warm") > 15).then(pl.lit("silver")).otherwise(pl.lit("bronze"))
+        ).alias("medal")
+    )  # fmt: skip
+    made = drafted(table.drop("count"), "medal")
+    assert made.table.height == 300
+    assert any(one.startswith("100 rows are left out") and "'gold'" in one for one in made.remarks)
+
+
+def test_a_label_is_not_known_at_the_moment_of_its_request():
+    history = build_history(daily(400), target="count", time="day")
+    monday = STARTS + timedelta(weeks=30)
+    # The row of this Monday is answered after the training at this moment, so the training must not learn it.
+    assert history.known_at(monday)["day"].max() == monday - timedelta(days=1)
+    first, _ = history.between(monday, monday + timedelta(weeks=1))
+    assert history.table["day"][first] == monday
+
+
+def test_a_short_history_begins_later_and_a_long_one_ends_in_two_years():
+    short = build_history(daily(180), target="count", time="day")
+    week = timedelta(weeks=1)
+    schedule = _schedule(short, None, None, week, timedelta(0))
+    assert schedule.periods >= 8
+    assert int((short.known <= micros(schedule.start)).sum()) >= 100
+    long = build_history(daily(2_000), target="count", time="day")
+    assert 100 <= _schedule(long, None, None, week, timedelta(0)).periods <= 104
+    assert _schedule(long, STARTS + 30 * week, None, week, timedelta(0)).periods > 200

@@ -28,6 +28,10 @@ def replay(
     exclude: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="For a table: columns that a model must not use.")
     ] = None,
+    include: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="For a table: columns to use although they seem to know the target."),
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="For a table: metric to compare by. Default: by the task.")] = None,
     labels_after: Annotated[
         str | None, typer.Option(help="How long after its event a label arrives, such as 7d. Default: as declared.")
@@ -103,6 +107,7 @@ def replay(
         unused = {
             "--key": key,
             "--exclude": exclude,
+            "--include": include,
             "--metric": metric,
             "--labels-arrive": labels_arrive,
             "How to read a table": reading,
@@ -132,7 +137,8 @@ def replay(
                 target=target,
                 time=time,
                 key=key,
-                exclude=[name.strip() for name in (exclude or "").split(",") if name.strip()],
+                exclude=_names(exclude),
+                include=_names(include),
                 metric=metric,
                 labels_arrive=labels_arrive,
                 title=Path(source).name,
@@ -158,6 +164,10 @@ class _Progress:
         if tenth > self._shown.get(policy, 0):
             self._shown[policy] = tenth
             messages().print(f"  {policy}: {min(done, periods)} of {periods} periods", markup=False)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _moment(option: str, text: str | None) -> datetime | None:

@@ -34,6 +34,8 @@ LEAST_ROWS = 5
 """A period with fewer labelled rows has no metric of its own."""
 ENOUGH_ROWS = 30
 """Periods with fewer rows are measured together."""
+ENOUGH_OF_CLASS = 10
+"""Periods with fewer rows of the rarer of two classes are measured together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Judge:
         self.schedule = schedule
         self.metric = get_metric(metric)
         self.labels = encode_target(history.table[history.target], task, classes)  # type: ignore[arg-type]
-        self.together = self._together()
+        self.together = self._together(task)
         """How many periods are measured together, because one has few rows."""
 
     def periods(self, trace: PolicyTrace) -> list[PeriodMetric]:
@@ -104,8 +106,18 @@ class Judge:
             )
         return found
 
-    def _together(self) -> int:
-        """Return how many periods have about `ENOUGH_ROWS` rows, by the median of the periods."""
+    def _together(self, task: str) -> int:
+        """Return how many periods have about `ENOUGH_ROWS` rows, by the median of the periods.
+
+        Of two classes, the rarer one should have about `ENOUGH_OF_CLASS` rows.
+        """
+        import numpy as np
+
+        needed = ENOUGH_ROWS
+        known = self.labels[np.isfinite(self.labels)]
+        if task == "binary" and len(known):
+            rarer = int(min(np.count_nonzero(known), np.count_nonzero(known == 0)))
+            needed = max(needed, -(-ENOUGH_OF_CLASS * len(known) // max(1, rarer)))
         schedule = self.schedule
         rows = []
         for number in range(schedule.periods):
@@ -115,7 +127,7 @@ class Judge:
             rows.append(last - first)
         usual = max(1, sorted(rows)[len(rows) // 2]) if rows else 1
         # A replay of a few periods is not cut into fewer than four parts.
-        return max(1, min(-(-ENOUGH_ROWS // usual), schedule.periods // 4))
+        return max(1, min(-(-needed // usual), schedule.periods // 4))
 
     def measure(
         self, trace: PolicyTrace, first: int, last: int

@@ -3,7 +3,7 @@
 A policy that happened to win one stretch of history may lose the next. So a policy must hold on the whole replay, on
 both of its parts and on its end, and the losses are shrunk by their own uncertainty. The result also says what the
 choice on the first part was worth on the second, which it had not seen. If no policy is certainly better than never
-retraining, the advice is never to retrain.
+retraining, the advice is never to retrain, unless that loses 2 % against weekly retraining and a cheap policy does not.
 """
 
 from __future__ import annotations
@@ -192,10 +192,18 @@ def _choose(candidates: Sequence[Candidate], metric: str, greater_is_better: boo
     means = {one.name: mean_metric(one.periods) or 0.0 for one in candidates}
     best = max(candidates, key=lambda one: (sign * means[one.name], -one.trainings))
     never = _never(candidates)
-    if never is not None and _is_never_as_good(candidates, greater_is_better):
-        return _choice(never, best, metric, greater_is_better)
     reference = next((one for one in candidates if one.name == REFERENCE), best)
     affordable = [one for one in candidates if one.trainings <= max(1, AFFORDABLE * reference.trainings)]
+    if never is not None and _is_never_as_good(candidates, greater_is_better):
+        # What is not certain may still be so: without a retraining that keeps the metric as well, take a cheap one.
+        keeping = [
+            one
+            for one in affordable
+            if kept_share(means[one.name], means[reference.name], metric, greater_is_better=greater_is_better) >= KEEP
+        ]
+        ordered = sorted(keeping, key=lambda one: (one.trainings, -sign * means[one.name]))
+        chosen = never if never in keeping or not ordered else ordered[0]
+        return _choice(chosen, best, metric, greater_is_better)
     parts = _parts(candidates)
     for pool, against in (
         (affordable, max(affordable, key=lambda one: sign * means[one.name], default=best)),
@@ -293,27 +301,27 @@ def _explain(
     *,
     indistinguishable: bool,
 ) -> str:
-    one = candidates[choice.name]
-    value = mean_metric(one.periods)
+    one, never = candidates[choice.name], _never(list(candidates.values()))
+    value = mean_metric(one.periods) or 0.0
     reference = candidates.get(REFERENCE) or candidates[choice.best]
-    against = mean_metric(reference.periods)
-    text = f"{metric} {value:.4g}"
-    if reference.name != one.name and against is not None and value is not None:
-        share = kept_share(value, against, metric, greater_is_better=_greater(metric))
-        text += f", {share:.1%} of that of '{reference.name}'"
-        text += f", with {_times(one.trainings)} instead of {reference.trainings}"
-    else:
-        text += f", with {_times(one.trainings)}"
+    text = f"{metric} {value:.4g} with {_times(one.trainings)}"
+    if reference.name != one.name:
+        text += f", {_compared(value, reference, metric)} with {_times(reference.trainings)}"
     sentences = [f"{text}."]
-    if choice.best != choice.name:
+    if never is not None and never.name not in (one.name, reference.name):
+        sentences.append(f"That is {_compared(value, never, metric)}, which never retrained.")
+    if choice.best not in (choice.name, reference.name):
         best = candidates[choice.best]
+        sentences.append(f"'{best.name}' was best with {mean_metric(best.periods):.4g} and {_times(best.trainings)}.")
+    if choice.best != choice.name:
         verdict = "which is not material" if choice.kept >= KEEP else "which its trainings do not make up for"
-        sentences.append(
-            f"'{best.name}' was best with {mean_metric(best.periods):.4g} and {_times(best.trainings)}; the difference"
-            f" is {choice.loss.value:.3g} [{choice.loss.low:.3g}, {choice.loss.high:.3g}], {verdict}."
-        )
+        loss = choice.loss
+        interval = f"{loss.value:.3g} [{loss.low:.3g}, {loss.high:.3g}]"
+        sentences.append(f"The loss against '{choice.best}' is {interval}, {verdict}.")
     if indistinguishable:
         sentences.append("No policy was certainly better than never retraining.")
+        if one is not never and never is not None:
+            sentences.append("But what never retraining may lose is more than 2 %, and this policy is cheap.")
     if check is not None:
         verb = "kept" if check.held else "kept only"
         sentences.append(
@@ -321,6 +329,16 @@ def _explain(
             f" the last {check.periods} periods."
         )
     return " ".join(sentences)
+
+
+def _compared(value: float, other: Candidate, metric: str) -> str:
+    """A metric in words, compared with that of another policy."""
+    theirs = mean_metric(other.periods) or 0.0
+    share = (value - theirs) / abs(theirs) if theirs else 0.0
+    if abs(share) < 0.0005:
+        return f"the same as '{other.name}'"
+    better = (share > 0) == _greater(metric)
+    return f"{abs(share):.1%} {'better' if better else 'worse'} than '{other.name}' ({theirs:.4g})"
 
 
 def _times(trainings: int) -> str:

@@ -156,8 +156,8 @@ def build_history(
         labelled &= table[target].is_not_nan().fill_null(value=False)
     # A label without a time of arrival never arrives.
     labelled &= known.is_not_null()
-    # A label cannot be known before its event.
-    known = pl.select(pl.when(labelled).then(pl.max_horizontal(known, event))).to_series()
+    # A label becomes known after its event. Otherwise a training at this moment would learn a row that it answers.
+    known = pl.select(pl.when(labelled).then(pl.max_horizontal(known, event + 1))).to_series()
     entity = pl.int_range(table.height, eager=True).cast(pl.String)
     if key is not None and table[key].null_count() == 0 and table[key].n_unique() == table.height:
         entity = table[key].cast(pl.String)

@@ -42,6 +42,8 @@ FIRST_PAST = 0.25
 LEAST_PAST = 100
 """Labelled rows that must be known when a replay begins."""
 MOST_PERIODS = 1_000
+USUAL_PERIODS = 104
+"""Without a start, at most this many periods at the end of the history are replayed: of a week, two years."""
 
 
 def replay(
@@ -51,6 +53,7 @@ def replay(
     time: str | None = None,
     key: str | None = None,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     labels_after: str | None = None,
     labels_arrive: str | None = None,
     start: datetime | None = None,
@@ -80,6 +83,7 @@ def replay(
         time: for a table: the column with the time of each row's event.
         key: for a table: the column that identifies a row.
         exclude: for a table: columns that a model must not use.
+        include: for a table: columns that a model may use although they seem to know the target or to identify rows.
         labels_after: how long after its event a row's label arrives, such as `"7d"`. Default: as the loop declares;
             at once for a table.
         labels_arrive: for a table: column with the time at which each row's label arrived, instead of `labels_after`.
@@ -124,7 +128,9 @@ def replay(
     else:
         if target is None or time is None:
             raise UsageError("A table needs target= and time=.", help="For example: target='cnt', time='dteday'")
-        plan = _plan_of_table(source, target, time, key, exclude, labels_after, labels_arrive, start, end, span, metric)
+        plan = _plan_of_table(
+            source, target, time, key, exclude, labels_after, labels_arrive, start, end, span, metric, include
+        )
     loop, history, schedule, delay, remarks = plan
     if not isinstance(source, Loop) and isinstance(loop.train, AutoTrain):
         loop = replace(loop, train=replace(loop.train, seed=seed))
@@ -175,7 +181,8 @@ def replay(
         )
     judge = Judge(history, schedule, first.metric, first.task, judge_classes)
     if judge.together > 1:
-        remarks.append(f"A period has few rows, so the metric is measured over {judge.together} periods at a time.")
+        few = "few rows" if first.task != "binary" else "few rows, or few of one class"
+        remarks.append(f"A period has {few}, so the metric is measured over {judge.together} periods at a time.")
     outcomes, advice = _judged(traces, judge, seed)
     if windows and not interrupted and advice is not None:
         more = _other_windows(chosen, advice, schedule, history)
@@ -216,6 +223,7 @@ def _plan_of_table(
     end: datetime | None,
     span: timedelta,
     metric: str | None,
+    include: Sequence[str] = (),
 ) -> Plan:
     import polars as pl
 
@@ -236,7 +244,7 @@ def _plan_of_table(
     schedule = _schedule(rough, start, end, span, delay)
     made = table_loop(
         timed, target=target, time=time, key=key, exclude=exclude, labels_after=delay, arrival=labels_arrive,
-        start=schedule.start, every=span, metric=metric,
+        start=schedule.start, every=span, metric=metric, include=include,
     )  # fmt: skip
     data = made.loop.data
     history = build_history(
@@ -244,6 +252,10 @@ def _plan_of_table(
     )
     light = "Each training is one LightGBM model with default settings, so that the replay is quick and repeatable."
     remarks = [*made.remarks, light]
+    if untimed := table.height - timed.height:
+        remarks.insert(0, f"{untimed:,} rows have no '{time}' and are left out.")
+    if start is None and schedule.periods >= USUAL_PERIODS - 1:
+        remarks.append(f"The last {schedule.periods} periods are replayed. To replay more of them: --from")
     if made.loop.serve is not None and made.loop.serve.rollout is None:
         remarks.append(
             "A period has too few rows for a canary: a retrained model takes over unless it is clearly worse on the "
@@ -299,8 +311,12 @@ def _schedule(
     known = np.sort(history.known)
     if start is None:
         begin = first + (last - first) * FIRST_PAST
-        if len(known) > 3 * LEAST_PAST and known[3 * LEAST_PAST] < 2**62:
-            begin = max(begin, moment_of(int(known[3 * LEAST_PAST])))
+        # A short history begins later, so that a first model has rows to learn from.
+        wanted = min(3 * LEAST_PAST, max(LEAST_PAST, len(known) // 3))
+        if len(known) > wanted and known[wanted] < 2**62:
+            begin = max(begin, moment_of(int(known[wanted])))
+        if last - begin <= MOST_PERIODS * every:
+            begin = max(begin, last - USUAL_PERIODS * every)
         begin = window_start(begin, every) + every
     else:
         begin = start if start.tzinfo is not None else start.replace(tzinfo=UTC)

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.loop import Gate, GateContext, GateOutcome
+    from everloop.loop.new_project.table_inspection import ColumnInspection
 
 NAME = "replay"
-LEAST_HELD_OUT = 100
-"""Rows that a held-out part should have."""
+LEAST_HELD_OUT = 30
+"""Rows that a held-out part should have. These are the newest rows, which a model does not learn from."""
+LEAST_OF_CLASS = 20
+"""Rows of the rarer of two classes that a held-out part should have."""
+CALENDAR = ("month", "weekday", "hour")
+"""Parts of a row's time that are its features if a table has no other ones."""
 CANARY_ROWS = 1000
 """With fewer rows in a period, a retrained model is not released through a canary."""
+_SUSPICION = " on its own (score "
 _EPOCH_SECONDS = 1e8
 """Whole numbers above this are read as times since 1970: the unit is found by their size."""
 
@@ -123,10 +129,12 @@ def table_loop(
     every: timedelta,
     metric: str | None,
     arrival: str | None = None,
+    include: Sequence[str] = (),
 ) -> TableLoop:
     """Decide from the rows before `start` how the table is learned from.
 
-    The column `arrival`, with the time at which a label arrived, is kept but is not a feature.
+    The column `arrival`, with the time at which a label arrived, is kept but is not a feature. Columns in `include` are
+    features although they seem to know the target.
 
     Raises:
         DataError: nothing can be learned from these rows.
@@ -141,48 +149,80 @@ def table_loop(
     from everloop.training import AutoTrain
     from everloop.training.metric_tasks import check_metric, metrics_of
 
-    for name in exclude:
-        if name not in table.columns:
-            raise UsageError(f"The table has no column '{name}' to exclude.", help=nearest(name, table.columns))
+    for verb, names in (("exclude", exclude), ("include", include)):
+        for name in names:
+            if name not in table.columns:
+                raise UsageError(f"The table has no column '{name}' to {verb}.", help=nearest(name, table.columns))
+    if both := sorted({*exclude, target, time} & set(include)):
+        raise UsageError(f"The column '{both[0]}' cannot be included.", help="It is excluded, the target, or the time.")
     moments = table.select(as_utc(time, table.schema[time])).to_series()
     hidden = [name for name in exclude if name not in (target, time, key)] + ([arrival] if arrival is not None else [])
     past = table.filter(moments < start).drop(list(dict.fromkeys(hidden)))
-    inspection = inspect_table(past, target, time=time, key=key)
+    remarks: list[str] = []
+    try:
+        inspection = inspect_table(past, target, time=time, key=key)
+    except DataError as error:
+        # Perhaps there is nothing to learn from but the calendar.
+        calendar = _calendar(past, time)
+        past, table = past.with_columns(calendar), table.with_columns(calendar)
+        try:
+            inspection = inspect_table(past, target, time=time, key=key)
+        except DataError:
+            raise error from None
+        remarks.append("The table has no other features, so the calendar is used: month, weekday and hour of its time.")
     goal = find_goal(inspection)
     metric = metric or metrics_of(goal.task)[0]
     check_metric(metric, goal.task)
-    remarks = list(inspection.remarks)
+    remarks += inspection.remarks
     renamed = inspection.renamed
-    features = []
+    features: list[str] = []
+    wanted = {renamed.get(name, name) for name in include}
     converted = table.rename({old: new for old, new in renamed.items() if old in table.columns})
     target, time = renamed.get(target, target), renamed.get(time, time)
     for column in inspection.columns:
         if column.conversion is not None and column.treatment in ("feature", "target"):
             converted = converted.with_columns(column.conversion.expression)
-        if column.treatment == "feature":
+        if column.treatment == "feature" or (column.treatment == "excluded" and column.name in wanted):
             features.append(column.name)
         elif column.treatment in ("excluded", "dropped"):
-            remarks.append(f"'{column.name}' is not used: {column.message}.")
+            remarks.append(_not_used(column))
+        if column.treatment == "feature" and column.name not in wanted and _SUSPICION in column.message:
+            suspicion = column.message.rpartition("; ")[2].partition(":")[0]
+            advice = f"If it is known only with the target: --exclude {column.name}"
+            remarks.append(f"'{column.name}' {suspicion}, but is used. {advice}")
     parts: list[str] = []
     if goal.task == "regression":
         leaks = [column.name for column in inspection.columns if column.kind == "leak"]
-        parts = _parts_of_target(inspection.rows, [*features, *leaks], target)
-    if parts and set(features) - set(parts):
+        parts = _parts_of_target(inspection.rows, list(dict.fromkeys([*features, *leaks])), target)
+        parts = [name for name in parts if name not in wanted]
+    if set(parts) & set(features) and set(features) - set(parts):
         features = [name for name in features if name not in parts]
+        remarks = [one for one in remarks if not one.startswith(tuple(f"'{name}' " for name in parts))]
+        subject = f"{_listed(parts)} {'are' if len(parts) > 1 else 'is'} not used: "
+        gives = "together they give" if len(parts) > 1 else "it gives"
+        known = "they are" if len(parts) > 1 else "it is"
         remarks.append(
-            f"{_listed(parts)} are not used: together they give '{target}' exactly, so they are known only with it."
+            f"{subject}{gives} '{target}' exactly, so {known} probably known only with it. If not: --include"
+            f" {','.join(parts)}"
         )
     if not features:
         raise DataError(f"No column is left to predict '{target}' from.", help="Exclude fewer columns.")
     if goal.task != "regression":
-        # A class of the future would stop every comparison; its rows count as errors of all policies alike.
-        converted = converted.filter(
-            pl.col(target).is_null() | pl.col(target).is_in(inspection.rows[target].unique().to_list())
-        )
+        # A class of the future would stop every comparison.
+        known_class = pl.col(target).is_null() | pl.col(target).is_in(inspection.rows[target].unique().to_list())
+        before = converted
+        converted = converted.filter(known_class)
+        if new := before.height - converted.height:
+            names = before.filter(~known_class)[target].unique(maintain_order=True).to_list()
+            remarks.append(
+                f"{new:,} rows are left out, because their '{target}' did not occur before {start:%Y-%m-%d}:"
+                f" {_listed(names[:3])}{', …' if len(names) > 3 else ''}."
+            )
     delay = format_duration(labels_after) if labels_after else "0s"
     margin = _margin(metric, inspection.rows[target], goal.task)
     gates, rollout = _release(margin, _rows_per_period(moments, start, every), every)
-    held_out = _held_out(inspection.rows.height, moments, start, every)
+    least = _rows_to_judge(inspection.rows[target], goal.task)
+    held_out = _held_out(inspection.rows.height, least, moments, start, every)
     loop = Loop(
         NAME,
         data=Dataset(
@@ -239,20 +279,49 @@ def _margin(metric: str, target: pl.Series, task: str) -> float:
     if task == "regression" and metric != "r2" and metric != "mape":
         import polars as pl
 
-        spread = target.cast(pl.Float64).std()
+        spread = target.cast(pl.Float64).drop_nulls().drop_nans().std()
         return 0.01 * float(spread) if isinstance(spread, float) and spread > 0 else 0.0
     return 0.01
 
 
-def _held_out(rows: int, moments: pl.Series, start: datetime, every: timedelta) -> str:
+def _rows_to_judge(target: pl.Series, task: str) -> int:
+    """How many rows judge a model: more if one of two classes is rare."""
+    if task != "binary":
+        return LEAST_HELD_OUT
+    known = target.drop_nulls()
+    rarest: Any = known.value_counts()["count"].min()
+    return max(LEAST_HELD_OUT, -(-LEAST_OF_CLASS * len(known) // max(1, rarest)))
+
+
+def _held_out(rows: int, least: int, moments: pl.Series, start: datetime, every: timedelta) -> str:
     """How much of the newest past tests a model: a period, more if that has few rows, at most 15 % of the past."""
     first: Any = moments.min()
     if first is None or rows == 0:
         raise DataError("The replay begins before the first row.", help="Choose a later --from.")
     span: timedelta = start - first
-    enough = span * min(1.0, LEAST_HELD_OUT / rows)
+    enough = span * min(1.0, least / rows)
     chosen = min(max(every, enough), span * 0.15)
     return f"{max(60, round(chosen.total_seconds()))}s"
+
+
+def _calendar(past: pl.DataFrame, time: str) -> list[pl.Expr]:
+    """The parts of a row's time that vary in the past, as columns."""
+    import polars as pl
+
+    parts = CALENDAR if past.schema[time] != pl.Date else CALENDAR[:2]
+    columns = [getattr(pl.col(time).dt, part)().cast(pl.Int64).alias(f"{part} of {time}") for part in parts]
+    return [one for one in columns if past.select(one).to_series().n_unique() > 1]
+
+
+def _not_used(column: ColumnInspection) -> str:
+    message = column.message
+    if column.kind != "leak":
+        return f"'{column.name}' is not used: {message}."
+    reason = message.partition(", so excluded")[0]
+    return (
+        f"'{column.name}' is not used: it {reason}, so it is probably known only with it. If not: --include"
+        f" {column.name}"
+    )
 
 
 def _parts_of_target(rows: pl.DataFrame, features: Sequence[str], target: str) -> list[str]:
