@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from everloop.replay.policies import Policy, named_policies
 from everloop.replay.policy_run import PolicyJob, Schedule, replayed_rows, run_policy
 from everloop.replay.replay_history import KNOWN, build_history
 from everloop.replay.replay_page import replay_page
+from everloop.testing.leaks import leaks
 
 START = datetime(2021, 1, 4, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -110,6 +112,8 @@ def test_the_store_of_a_policy_never_holds_a_row_of_the_future(tmp_path):
     seen = []
 
     def probe(store, now):
+        # Every way to read a store: lists, histories, searches, events, tables and their files.
+        assert leaks(store, now) == []
         for name in store.tables.names():
             rows = store.tables.scan(name).collect()
             if name.startswith("aggregates"):
@@ -119,8 +123,14 @@ def test_the_store_of_a_policy_never_holds_a_row_of_the_future(tmp_path):
             seen.append(rows.height)
         assert store.now() == now
 
-    trace = run_policy(job(stream(), tmp_path, Policy("monthly", (el.OnPerformance(),)), probe=probe))
+    # Another policy is ahead, and offers what it has trained in the future.
+    shared = tmp_path / "shared"
+    weekly = Policy("weekly", (el.Every("1w"),))
+    run_policy(replace(job(stream(), tmp_path / "weekly", weekly), shared=shared))
+    policy = Policy("monthly", (el.OnPerformance(), el.Every("2w")))
+    trace = run_policy(replace(job(stream(), tmp_path / "monthly", policy, probe=probe), shared=shared))
     assert trace.error is None
+    assert any(one.spared for one in trace.trainings)
     assert len(seen) >= 8
     assert max(seen) > 300
 

@@ -24,6 +24,7 @@ from everloop.pipeline import step
 from everloop.records import Incident, Json, Release
 from everloop.replay.replay_history import ReplayHistory
 from everloop.replay.replay_store import replay_store
+from everloop.replay.shared_trainings import SharedTrainings
 from everloop.replay.traffic import Traffic
 from everloop.stores.clock import SimulatedClock
 from everloop.stores.durations import format_duration, parse_duration
@@ -107,8 +108,11 @@ class TrainingOutcome:
     state: str
     """State of its release, such as `completed` or `rejected`; `failed` if it ended with an error."""
     seconds: float
+    """What the run took, or would have taken without the results of other policies."""
     why: str = ""
     candidate: str | None = None
+    spared: float = 0.0
+    """The part of the seconds that was spared, because another policy had trained on the same rows."""
 
 
 @dataclass(kw_only=True)
@@ -158,6 +162,8 @@ class PolicyJob:
     training_rows: int | None = None
     """At most this many rows are trained on at a time; None: all."""
     training_limit_s: float = 600.0
+    shared: Path | None = None
+    """A folder in which the policies of a replay share what they have trained; None: each trains for itself."""
     probe: Callable[[Store, datetime], None] | None = None
     """Called after every tick with the store and its time, for tests that look for rows of the future."""
 
@@ -187,9 +193,12 @@ def run_policy(
     _histories[job.policy.name] = job.history
     clock = SimulatedClock(job.schedule.start)
     try:
-        with _project_folder(job.home), replay_store(job.home, f"replay-{job.policy.name}"[:100], clock) as store:
+        objects = None if job.shared is None else job.shared / "objects"
+        project = f"replay-{job.policy.name}"[:100]
+        with _project_folder(job.home), replay_store(job.home, project, clock, objects) as store:
             traffic = Traffic(store, job.loop.serve.name, job.history, job.classes)
-            running = _PolicyRun(job, store, clock, traffic, trace, job.loop.serve.name, training)
+            shared = None if job.shared is None else SharedTrainings(job.shared / "trained", job.loop)
+            running = _PolicyRun(job, store, clock, traffic, trace, job.loop.serve.name, training, shared)
             try:
                 running.run(progress)
             except KeyboardInterrupt:
@@ -212,6 +221,7 @@ class _PolicyRun:
     trace: PolicyTrace
     endpoint: str
     training: Callable[[bool], None]
+    shared: SharedTrainings | None
 
     def run(self, progress: Callable[[str, int], None]) -> None:
         schedule = self.job.schedule
@@ -305,8 +315,11 @@ class _PolicyRun:
         }
         began = perf_counter()
         candidate: str | None = None
+        spared = 0.0
         self.training(True)
         try:
+            if self.shared is not None:
+                self.shared.fetch(self.store)
             with _time_limit(self.job.training_limit_s) as stopped:
                 loop_run = run_loop(self.job.loop, self.store, trigger=trigger, params=params)
         except EverloopError as error:
@@ -319,11 +332,19 @@ class _PolicyRun:
             state = release.state if release is not None else "skipped"
             why = release.decisions[-1].reason if release is not None and release.decisions else "no new data"
             candidate = loop_run.version.key if loop_run.version is not None else None
+            if self.shared is not None:
+                spared = self.shared.keep(self.store, loop_run.steps)
         finally:
             self.training(False)
         now = self.clock.now()
         outcome = TrainingOutcome(
-            at=now, trigger=trigger, state=state, seconds=perf_counter() - began, why=why, candidate=candidate
+            at=now,
+            trigger=trigger,
+            state=state,
+            seconds=perf_counter() - began + spared,
+            why=why,
+            candidate=candidate,
+            spared=spared,
         )
         self.trace.trainings.append(outcome)
 

@@ -32,10 +32,17 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def replay_store(folder: Path, project: str, clock: Clock) -> Iterator[Store]:
-    """Open an empty store for one policy. Its tables are in memory, its other parts below `folder`."""
+def replay_store(folder: Path, project: str, clock: Clock, objects: Path | None = None) -> Iterator[Store]:
+    """Open an empty store for one policy. Its tables are in memory, its other parts below `folder`.
+
+    Args:
+        folder: folder of the store; created if missing.
+        project: project of its records.
+        clock: the time of the replay.
+        objects: a folder for its objects that other stores use as well. Default: a folder of its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with scratch_store(project, clock, actor="everloop:replay", folder=folder) as store:
+    with scratch_store(project, clock, actor="everloop:replay", folder=folder, objects=objects) as store:
         yield store
 
 

@@ -145,49 +145,49 @@ def replay(
         count = 1
     judge_classes = _classes(history, loop)
 
-    def run(wanted: list[Policy]) -> tuple[list[PolicyTrace], bool]:
-        with scratch_folder() as folder:
-            jobs = [
-                PolicyJob(
-                    policy=policy,
-                    loop=_replayed(with_policy(loop, policy, delay), policy, watch_all=watch_all),
-                    history=history,
-                    schedule=schedule,
-                    home=folder / policy.name,
-                    classes=judge_classes,
-                    training_rows=training_rows,
-                )
-                for policy in wanted
-            ]
-            # Long replays first, so that the processes end at about the same time.
-            order = sorted(jobs, key=lambda job: -_expected_work(job.policy))
-            traces, stopped = run_policies(
-                order,
-                folder,
-                processes=min(count, len(order)),
-                project=project,
-                progress=lambda name, tick: progress(name, tick, schedule.periods) if progress else None,
+    def run(wanted: list[Policy], folder: Path) -> tuple[list[PolicyTrace], bool]:
+        jobs = [
+            PolicyJob(
+                policy=policy,
+                loop=_replayed(with_policy(loop, policy, delay), policy, watch_all=watch_all),
+                history=history,
+                schedule=schedule,
+                home=folder / policy.name,
+                classes=judge_classes,
+                training_rows=training_rows,
+                shared=folder / "shared",
             )
-            by_name = {trace.policy.name: trace for trace in traces}
-            return [by_name[policy.name] for policy in wanted], stopped
-
-    traces, interrupted = run(chosen)
-    first = next((trace for trace in traces if trace.metric), None)
-    if first is None:
-        problem = next((trace.error for trace in traces if trace.error), "the replay was interrupted")
-        failed = [one.why for trace in traces for one in trace.trainings if one.state == "failed"]
-        raise DataError(
-            f"No policy could be replayed: {failed[0] if failed else problem}", help="See: everloop replay --help"
+            for policy in wanted
+        ]
+        # Long replays first, so that the processes end at about the same time.
+        order = sorted(jobs, key=lambda job: -_expected_work(job.policy))
+        traces, stopped = run_policies(
+            order,
+            folder,
+            processes=min(count, len(order)),
+            project=project,
+            progress=lambda name, tick: progress(name, tick, schedule.periods) if progress else None,
         )
-    judge = Judge(history, schedule, first.metric, first.task, judge_classes)
-    if judge.together > 1:
-        few = "few rows" if first.task != "binary" else "few rows, or few of one class"
-        remarks.append(f"A period has {few}, so the metric is measured over {judge.together} periods at a time.")
-    outcomes, advice = _judged(traces, judge, seed)
-    if windows and not interrupted and advice is not None:
-        more = _other_windows(chosen, advice, schedule, history)
+        by_name = {trace.policy.name: trace for trace in traces}
+        return [by_name[policy.name] for policy in wanted], stopped
+
+    with scratch_folder() as folder:
+        traces, interrupted = run(chosen, folder)
+        first = next((trace for trace in traces if trace.metric), None)
+        if first is None:
+            problem = next((trace.error for trace in traces if trace.error), "the replay was interrupted")
+            failed = [one.why for trace in traces for one in trace.trainings if one.state == "failed"]
+            raise DataError(
+                f"No policy could be replayed: {failed[0] if failed else problem}", help="See: everloop replay --help"
+            )
+        judge = Judge(history, schedule, first.metric, first.task, judge_classes)
+        if judge.together > 1:
+            few = "few rows" if first.task != "binary" else "few rows, or few of one class"
+            remarks.append(f"A period has {few}, so the metric is measured over {judge.together} periods at a time.")
+        outcomes, advice = _judged(traces, judge, seed)
+        more = _other_windows(chosen, advice, schedule, history) if windows and not interrupted and advice else []
         if more:
-            found, interrupted = run(more)
+            found, interrupted = run(more, folder)
             traces += [trace for trace in found if trace.metric]
             outcomes, advice = _judged(traces, judge, seed)
     # The end of the history that was not answered by anything is not part of any result.

@@ -31,10 +31,16 @@ if TYPE_CHECKING:
 
 
 class ForkFamily:
-    """Forks that share objects and step results. The folder is removed when all of them are closed."""
+    """Forks that share objects and step results. The folder is removed when all of them are closed.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    Args:
+        folder: where the folder is created. Default: where temporary files are.
+        objects: a folder of objects that other families use as well. It is not removed. Default: one of this family.
+    """
+
+    def __init__(self, folder: Path | None = None, objects: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="everloop-fork-", dir=folder))
+        self.objects = objects or self.folder / "objects"
         self.databases: list[SqliteDatabase] = []
         self._open = 0
         self._guard = threading.Lock()
@@ -91,7 +97,7 @@ class Fork:
         from everloop.stores.objects.overlay_objects import OverlayObjects
 
         if self._objects is None:
-            folder = self.family.folder / "objects"
+            folder = self.family.objects
             if self.objects_below is None:
                 self._objects = ContentStore(folder)
             else:
@@ -130,6 +136,7 @@ def open_fork(
     share: Fork | None = None,
     hide: Collection[str] = (),
     folder: Path | None = None,
+    objects_in: Path | None = None,
 ) -> Fork:
     """Fork parts of a store, or begin with nothing.
 
@@ -138,6 +145,7 @@ def open_fork(
         share: another fork, to see each other's step results and objects.
         hide: kinds of records of the origin that are not visible.
         folder: where a new family keeps its files. Default: where temporary files are.
+        objects_in: a folder of objects that a new family shares with others. Default: one in its own folder.
 
     Raises:
         UsageError: there is no such kind, or the other fork is closed.
@@ -145,7 +153,7 @@ def open_fork(
     unknown = sorted(set(hide) - set(KINDS))
     if unknown:
         raise UsageError(f"'{unknown[0]}' is not a kind of record.", help=f"Kinds: {', '.join(sorted(KINDS))}")
-    family = ForkFamily(folder) if share is None else share.family
+    family = ForkFamily(folder, objects_in) if share is None else share.family
     home, database = family.join()
     layers: list[Any] = [] if base is None else [OriginLayer(base, frozenset(hide))]
     records = OverlayRecords(

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def scratch_store(
-    project: str, clock: Clock, *, actor: str | None = None, share: Store | None = None, folder: Path | None = None
+    project: str,
+    clock: Clock,
+    *,
+    actor: str | None = None,
+    share: Store | None = None,
+    folder: Path | None = None,
+    objects: Path | None = None,
 ) -> Store:
     """Open an empty store that is removed when it is closed, such as for a replay without a project.
 
@@ -23,6 +29,8 @@ def scratch_store(
         share: another such store, to see each other's step results and objects. See `Store.fork`.
         folder: where its files are, in a folder of their own. Default: where temporary files are, or with those of
             `share`.
+        objects: a folder for its objects that other stores use as well, perhaps of other processes. It is not removed.
+            Default: a folder of its own.
     """
     fork = open_fork(
         None,
@@ -34,5 +42,6 @@ def scratch_store(
         clock=clock,
         share=None if share is None else share.fork_parts,
         folder=folder,
+        objects_in=objects,
     )
     return Store.of_fork(fork, clock)
