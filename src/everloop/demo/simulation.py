@@ -8,24 +8,28 @@ one resumes at the time of the simulated clock.
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.demo.demo_project import land_history, land_week, make_project
 from everloop.demo.flight_world import CLOSES, OPENS, WEEK, FlightWorld, load_world
 from everloop.errors import UnavailableError, UsageError
-from everloop.loop import Loop, load_project, reconcile, run_loop
+from everloop.loop import Loop, load_project, run_loop
 from everloop.loop.releases.rollout import champion_of
 from everloop.pipeline.executors.executor_choice import configured_executor, load_executor
 from everloop.prediction_log import add_labels
 from everloop.records import EndpointRecord, Run
+from everloop.replay.advancing import advance
+from everloop.replay.policy_run import Schedule
 from everloop.replay.replay_history import ENTITY, build_history
 from everloop.serving import EndpointProcess
 from everloop.stores import SharedClock, Store, open_store
 from everloop.stores.home import configured_home, find_store_urls, store_urls
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from types import ModuleType
 
     import httpx
@@ -144,90 +148,47 @@ class Simulation:
     def _simulate(self, world: FlightWorld, clock: SharedClock, endpoint: EndpointProcess) -> None:
         import httpx
 
-        passengers = _Passengers(world, self.folder)
-        weeks = world.weeks(self.until)
+        # Windows close on Monday. A day later, the labels of their last flights have arrived.
+        schedule = Schedule(start=OPENS, end=self.until, every=WEEK, delay=DAY)
         clock.stop()
         with httpx.Client(base_url=str(endpoint.url), timeout=30) as client:
-            for number, monday in enumerate(weeks, start=1):
-                if monday + WEEK <= self.store.now():
+            passengers = _Passengers(world, self, clock, client)
+            before = schedule.start
+            for tick in schedule.ticks():
+                since, before = before, tick
+                if tick < self.store.now():
                     continue
-                self.listener.week(number, len(weeks), monday)
-                land_week(world, self.folder, monday)
-                for day in range(7):
-                    morning = monday + day * DAY
-                    if morning + DAY <= self.store.now():
-                        continue
-                    if day == 1 and number > 1:
-                        # Windows close on Monday. A day later, the labels of their last flights have arrived.
-                        self._tick(passengers, clock, morning, endpoint)
-                    self._send_requests(passengers, clock, morning, client)
-            land_week(world, self.folder, self.until)
-            # A run that is due after this tick is left to `everloop up`.
-            self._tick(passengers, clock, self.until + DAY, endpoint, last=True)
-
-    def _tick(
-        self,
-        passengers: _Passengers,
-        clock: SharedClock,
-        moment: datetime,
-        endpoint: EndpointProcess,
-        *,
-        last: bool = False,
-    ) -> None:
-        """Add the labels that have arrived by `moment`, reconcile the loop, and run it if a run is due."""
-        if self.store.now() > moment:
-            return
-        clock.set(moment)
-        labels = passengers.labels(moment - WEEK, moment)
-        if labels.height:
-            add_labels(self.store, self.endpoint, labels)
-        reconciliation = reconcile(self.loop, self.store)
-        if reconciliation.errors:
-            raise reconciliation.errors[0]
-        self.listener.ticked(moment, reconciliation)
-        due = reconciliation.due
-        if due is not None and not last:
-            self._run_loop(due)
-        # Simulated days pass quickly, so wait until the endpoint has loaded its new routes.
-        endpoint.wait_for(self.store.records.get(EndpointRecord, self.endpoint).revision)
+                reconciliation = advance(self.loop, self.store, clock, passengers, since, tick, end=schedule.end)
+                if reconciliation.errors:
+                    raise reconciliation.errors[0]
+                self.listener.ticked(tick, reconciliation)
+                # A run that is due at the end is left to `everloop up`.
+                if reconciliation.due is not None and tick < schedule.end:
+                    self._run_loop(reconciliation.due)
+                # Simulated days pass quickly, so wait until the endpoint has loaded its new routes.
+                endpoint.wait_for(self.store.records.get(EndpointRecord, self.endpoint).revision)
 
     def _run_loop(self, trigger: str | Due) -> None:
         listener = self.listener.step_listener()
         loop_run = run_loop(self.loop, self.store, trigger=trigger, executor=self.executor, listener=listener)
         self.listener.loop_ran(self.store.now(), loop_run)
 
-    def _send_requests(
-        self, passengers: _Passengers, clock: SharedClock, morning: datetime, client: httpx.Client
-    ) -> None:
-        for batch in passengers.batches(max(morning, self.store.now()), morning + DAY):
-            clock.set(max(batch.latest, self.store.now()))
-            response = client.post("/predict", content=batch.body, headers={"content-type": "application/json"})
-            if response.status_code != 200:
-                raise UnavailableError(f"The endpoint answered {response.status_code}: {response.text[:300]}")
-            self.listener.answered(batch.size)
-
-
-class _Batch:
-    """The body of one HTTP request, with the time of its latest row and its number of rows."""
-
-    __slots__ = ("body", "latest", "size")
-
-    def __init__(self, body: bytes, latest: datetime, size: int) -> None:
-        self.body = body
-        self.latest = latest
-        self.size = size
-
 
 class _Passengers:
     """Passengers who send a request an hour before departure, with the project's features as of that time.
 
     They are a history as in a replay: a request has its time, and its label arrives when the flight has landed.
+    Requests go to the endpoint over HTTP.
     """
 
-    def __init__(self, world: FlightWorld, folder: Path) -> None:
+    def __init__(self, world: FlightWorld, simulation: Simulation, clock: SharedClock, client: httpx.Client) -> None:
         import polars as pl
 
-        project = _features_module(folder)
+        self.world = world
+        self.simulation = simulation
+        self.clock = clock
+        self.client = client
+        project = _features_module(simulation.folder)
         flights = requested_flights(world.flights.filter(pl.col("departs_at") >= OPENS))
         features: pl.DataFrame = project.features(flights, world.weather, world.planes, world.airports)
         self.sent = [name for name in features.columns if name not in ("flight_id", "departs_at")]
@@ -240,32 +201,55 @@ class _Passengers:
         )
         self.history = build_history(table, target="late", time="requested_at", key="flight_id", arrival="landed_at")
 
-    def batches(self, since: datetime, until: datetime) -> list[_Batch]:
-        """Return the requests in [since, until) in batches, in the order of their time."""
+    def answer(self, since: datetime, until: datetime) -> int:
+        """Send the requests of `[since, until)` that were not sent yet, and write each week's files on its Monday."""
+        store, listener = self.simulation.store, self.simulation.listener
+        weeks = self.world.weeks(self.simulation.until)
+        answered = 0
+        mondays = [monday for monday in weeks if since <= monday < until]
+        for begin, end in pairwise([since, *(monday for monday in mondays if monday > since), until]):
+            if end <= store.now():
+                continue
+            if begin in mondays:
+                listener.week(weeks.index(begin) + 1, len(weeks), begin)
+                land_week(self.world, self.simulation.folder, begin)
+            answered += self._send(max(begin, store.now()), end)
+        if until == self.simulation.until:
+            land_week(self.world, self.simulation.folder, until)
+        return answered
+
+    def _send(self, since: datetime, until: datetime) -> int:
         import msgspec
 
         first, last = self.history.between(since, until)
-        batches = []
         for part in self.history.table.slice(first, last - first).iter_slices(BATCH):
             rows = part.select(self.sent).to_dicts()
             body = {"rows": rows, "keys": part["flight_id"].to_list(), "event_at": part["requested_at"].to_list()}
-            latest = part["requested_at"][-1]
-            batches.append(_Batch(msgspec.json.encode(body), latest, part.height))
-        return batches
+            self.clock.set(max(part["requested_at"][-1], self.simulation.store.now()))
+            response = self.client.post(
+                "/predict", content=msgspec.json.encode(body), headers={"content-type": "application/json"}
+            )
+            if response.status_code != 200:
+                raise UnavailableError(f"The endpoint answered {response.status_code}: {response.text[:300]}")
+            self.simulation.listener.answered(part.height)
+        return last - first
 
-    def labels(self, since: datetime, until: datetime) -> pl.DataFrame:
-        """Return the labels of the flights that landed in (since, until], as `add_labels` takes them."""
+    def deliver(self, since: datetime, until: datetime) -> int:
+        """Log the labels of the flights that landed in (since, until]. Labels that are logged again count once."""
         import polars as pl
 
         landed_at = pl.col("landed_at")
         found = self.history.labels_between(since, until).select(ENTITY, "late")
+        if not found.height:
+            return 0
         known = self.history.table.select(ENTITY, landed_at)
-        return found.join(known, on=ENTITY, maintain_order="left").select(
+        labels = found.join(known, on=ENTITY, maintain_order="left").select(
             pl.col(ENTITY).alias("entity"),
             pl.col("late").alias("value"),
             landed_at.alias("event_at"),
             landed_at.alias("arrived_at"),
         )
+        return add_labels(self.simulation.store, self.simulation.endpoint, labels)
 
 
 def requested_flights(flights: pl.DataFrame) -> pl.DataFrame:

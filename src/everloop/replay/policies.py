@@ -24,7 +24,7 @@ MONTHLY = "monthly"
 NAMES = (NEVER, WEEKLY, MONTHLY, "drift", "performance", DECLARED)
 WINDOWS = ("30d", "90d", "365d")
 """Training windows that a replay tries, besides all the past."""
-HALF_LIVES = ("90d",)
+HALF_LIVES = ("90d", "180d")
 """Half-lives that a replay tries: a row that is this much older counts half as much in training."""
 
 

@@ -17,11 +17,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, UnavailableError, UsageError
-from everloop.loop import Due, Loop, OnNewData, reconcile, run_loop
+from everloop.loop import Due, Loop, OnNewData, run_loop
 from everloop.loop.releases.rollout import champion_of, find_rolling
 from everloop.loop.triggers.trigger_checks import last_run
 from everloop.pipeline import step
 from everloop.records import Incident, Json, Release
+from everloop.replay.advancing import advance
 from everloop.replay.replay_history import ReplayHistory
 from everloop.replay.replay_store import replay_store
 from everloop.replay.shared_trainings import SharedTrainings
@@ -196,7 +197,7 @@ def run_policy(
         objects = None if job.shared is None else job.shared / "objects"
         project = f"replay-{job.policy.name}"[:100]
         with _project_folder(job.home), replay_store(job.home, project, clock, objects) as store:
-            traffic = Traffic(store, job.loop.serve.name, job.history, job.classes)
+            traffic = Traffic(store, job.loop.serve.name, job.history, job.classes, watched=bool(job.loop.watch))
             shared = None if job.shared is None else SharedTrainings(job.shared / "trained", job.loop)
             running = _PolicyRun(job, store, clock, traffic, trace, job.loop.serve.name, training, shared)
             try:
@@ -265,17 +266,13 @@ class _PolicyRun:
     def advance(self, until: datetime) -> Due | None:
         """Answer the requests up to `until`, deliver the labels, and reconcile the loop."""
         since = self.clock.now()
-        self.traffic.answer(since, min(until, self.job.schedule.end))
-        self.clock.set(until)
         self.trace.until = until
         if champion_of(self.store, self.job.loop.model) is None:
+            self.clock.set(until)
             return None
-        self.traffic.deliver(since, until)
-        if self.job.loop.watch:
-            from everloop.prediction_log.aggregates import fold_aggregates
-
-            fold_aggregates(self.store, self.endpoint)
-        reconciliation = reconcile(self.job.loop, self.store)
+        reconciliation = advance(
+            self.job.loop, self.store, self.clock, self.traffic, since, until, end=self.job.schedule.end
+        )
         for error in reconciliation.errors:
             if error.message not in self.trace.notes:
                 self.trace.notes.append(error.message)

@@ -33,9 +33,18 @@ class Traffic:
         versions: for each row, the position in `keys` of the version that answered; -1 where none did.
         keys: the keys of the versions that answered, in the order of their first answer.
         answered: number of rows that were answered.
+        watched: whether aggregates are needed, because the loop watches its logs.
     """
 
-    def __init__(self, store: Store, endpoint: str, history: ReplayHistory, classes: tuple[object, ...] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        endpoint: str,
+        history: ReplayHistory,
+        classes: tuple[object, ...] = (),
+        *,
+        watched: bool = False,
+    ) -> None:
         import numpy as np
 
         self.store = store
@@ -47,6 +56,7 @@ class Traffic:
         self.keys: list[str] = []
         self.answered = 0
         self.classes = classes
+        self.watched = watched
         self._loaded: dict[str, Predictor] = {}
 
     def answer(self, since: datetime, until: datetime, *, log: bool = True) -> int:
@@ -83,6 +93,14 @@ class Traffic:
 
     def deliver(self, since: datetime, until: datetime) -> int:
         """Log the labels that became known in `(since, until]`; returns their number."""
+        delivered = self._add_labels(since, until)
+        if self.watched:
+            from everloop.prediction_log.aggregates import fold_aggregates
+
+            fold_aggregates(self.store, self.endpoint)
+        return delivered
+
+    def _add_labels(self, since: datetime, until: datetime) -> int:
         import polars as pl
 
         from everloop.prediction_log import add_labels
