@@ -101,6 +101,7 @@ class PolicyOutcome:
                     "state": one.state,
                     "why": one.why,
                     "seconds": round(one.seconds, 3),
+                    "spared": round(one.spared, 3),
                 }
                 for one in self.trainings
             ],
