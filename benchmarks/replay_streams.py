@@ -105,6 +105,60 @@ def recurring(seed: int) -> pl.DataFrame:
     return _frame(at, x, y)
 
 
+def daily_bikes(seed: int) -> pl.DataFrame:
+    """Daily demand with a yearly season, weather and growth: seven rows a week."""
+    random = np.random.default_rng(seed)
+    at, week = _times(WEEKS * 7)
+    work = (np.arange(len(week)) % 7) < 5
+    warm = 12 - 11 * np.cos(2 * np.pi * week / 52.18) + random.normal(0, 4, len(week))
+    demand = (2000 + 120 * warm + 400 * work) * (1 + 0.6 * week / 52) * random.gamma(30, 1 / 30, len(week))
+    noise = random.normal(size=len(week))
+    return pl.DataFrame({"at": at, "warm": warm, "work": work.astype(float), "noise": noise, "y": demand})
+
+
+def growth(seed: int) -> pl.DataFrame:
+    """A level that rises steadily, which no feature knows."""
+    random = np.random.default_rng(seed)
+    at, week = _times(WEEKS * 150)
+    x = random.normal(size=(len(week), 3))
+    return _frame(at, x, 100 + 2 * week + 5 * x[:, 0] + random.normal(0, 3, len(week)))
+
+
+def rare(seed: int) -> pl.DataFrame:
+    """A class of about one row in forty, whose relation to the features changes in week 45."""
+    random = np.random.default_rng(seed)
+    at, week = _times(WEEKS * 400)
+    x = random.normal(size=(len(week), 3))
+    angle = np.where(week > 45, 1.2, 0.0)
+    odds = -4 + 1.2 * (np.cos(angle) * x[:, 0] + np.sin(angle) * x[:, 1])
+    return _frame(at, x, random.random(len(week)) < 1 / (1 + np.exp(-odds)))
+
+
+def weak(seed: int) -> pl.DataFrame:
+    """A class that can hardly be predicted, and never changes."""
+    random = np.random.default_rng(seed)
+    at, week = _times(WEEKS * 200)
+    x = random.normal(size=(len(week), 3))
+    return _frame(at, x, random.random(len(week)) < 1 / (1 + np.exp(-0.15 * x[:, 0])))
+
+
+def late(seed: int) -> pl.DataFrame:
+    """The target turns around eight weeks before the end."""
+    random = np.random.default_rng(seed)
+    at, week = _times(WEEKS * 150)
+    x = random.normal(size=(len(week), 3))
+    return _frame(at, x, np.where(week < 72, 5, -5) * x[:, 0] + random.normal(0, 3, len(week)))
+
+
+def outage(seed: int) -> pl.DataFrame:
+    """For six weeks the target turns around, and then back."""
+    random = np.random.default_rng(seed)
+    at, week = _times(WEEKS * 150)
+    x = random.normal(size=(len(week), 3))
+    sign = np.where((week > 40) & (week < 46), -5, 5)
+    return _frame(at, x, sign * x[:, 0] + random.normal(0, 3, len(week)))
+
+
 def _frame(at: pl.Series, x: np.ndarray, y: np.ndarray) -> pl.DataFrame:
     return pl.DataFrame({"at": at, **{f"x{index}": x[:, index] for index in range(x.shape[1])}, "y": y})
 
@@ -123,4 +177,10 @@ STREAMS = (
     Stream("sudden", sudden, retraining_helps=True),
     Stream("slow", slow, retraining_helps=True),
     Stream("recurring", recurring, retraining_helps=True),
+    Stream("daily_bikes", daily_bikes, retraining_helps=True),
+    Stream("growth", growth, retraining_helps=True),
+    Stream("rare", rare, retraining_helps=True),
+    Stream("weak", weak, retraining_helps=False),
+    Stream("late", late, retraining_helps=True),
+    Stream("outage", outage, retraining_helps=False),
 )

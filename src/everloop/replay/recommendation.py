@@ -201,7 +201,10 @@ def _choose(candidates: Sequence[Candidate], metric: str, greater_is_better: boo
             for one in affordable
             if kept_share(means[one.name], means[reference.name], metric, greater_is_better=greater_is_better) >= KEEP
         ]
-        ordered = sorted(keeping, key=lambda one: (one.trainings, -sign * means[one.name]))
+        # A policy that did not retrain either was only luckier with its window.
+        ordered = sorted(
+            (one for one in keeping if one.trainings), key=lambda one: (one.trainings, -sign * means[one.name])
+        )
         chosen = never if never in keeping or not ordered else ordered[0]
         return _choice(chosen, best, metric, greater_is_better)
     parts = _parts(candidates)
