@@ -91,6 +91,7 @@ def test_a_policy_that_fails_in_the_second_part_is_not_recommended():
     assert found.check is not None
     assert found.check.name == "drift"
     assert not found.check.held
+    assert "'drift' would have been recommended" in found.why
     assert "kept only" in found.why
 
 

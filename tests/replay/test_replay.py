@@ -250,6 +250,9 @@ def test_policies_have_names_and_readable_declarations():
     assert Policy("slow", [el.OnDrift(cooldown="8w")]).suggested_lines() == ["retrain=[el.OnDrift(cooldown='8w')],"]
     assert own.suggested_lines()[1] == "# in el.Dataset(...): window='90d',"
     assert own.memory == "the last 90d"
+    assert own.rule == "retrain if new rows have arrived, on the last 90d"
+    assert Policy("still").rule == "never retrain"
+    assert named_policies(["monthly"], ())[0].rule == "retrain every 4w, on all the past"
     with pytest.raises(UsageError, match="window"):
         Policy("own", window="soon")
 

@@ -217,7 +217,8 @@ def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | No
     if advice is None:
         out.print("No recommendation: no policy could be measured.", markup=False)
     else:
-        out.print(f"\nRecommended: {advice.name}. {advice.why}", markup=False, soft_wrap=True)
+        chosen = result.outcome(advice.name).policy
+        out.print(f"\nRecommended: {advice.name} ({chosen.rule}). {advice.why}", markup=False, soft_wrap=True)
         if suggest:
             out.print("\nIn loop.py:\n" + "\n".join(f"    {line}" for line in result.suggestion), markup=False)
         else:

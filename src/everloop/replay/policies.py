@@ -24,6 +24,11 @@ MONTHLY = "monthly"
 NAMES = (NEVER, WEEKLY, MONTHLY, "drift", "performance", DECLARED)
 WINDOWS = ("30d", "90d", "365d")
 """Training windows that a replay tries, besides all the past."""
+_WORDS = {
+    "OnDrift": "if drift harms the predictions",
+    "OnPerformance": "if the live metric becomes worse",
+    "OnNewData": "if new rows have arrived",
+}
 HALF_LIVES = ("90d", "180d")
 """Half-lives that a replay tries: a row that is this much older counts half as much in training."""
 
@@ -59,6 +64,19 @@ class Policy:
             value = getattr(self, argument)
             if value is not None:
                 check_duration(f"Policy({argument}=)", value, positive=True)
+
+    @property
+    def rule(self) -> str:
+        """When it retrains and on which rows, in words, such as `retrain every 4w on the last 90d`."""
+        if not self.retrain:
+            return "never retrain"
+        when = [
+            f"every {trigger.interval}"
+            if isinstance(trigger, Every)
+            else _WORDS.get(type(trigger).__name__, f"by {_code(trigger)}")
+            for trigger in self.retrain
+        ]
+        return f"retrain {' or '.join(when)}, on {self.memory}"
 
     @property
     def memory(self) -> str:

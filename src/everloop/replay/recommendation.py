@@ -326,10 +326,13 @@ def _explain(
         if one is not never and never is not None:
             sentences.append("But what never retraining may lose is more than 2 %, and this policy is cheap.")
     if check is not None:
-        verb = "kept" if check.held else "kept only"
+        kept = "kept" if check.held else "kept only"
+        rest = f"{kept} {check.kept:.1%} of the metric of '{check.reference}'"
+        if check.kept >= 1:
+            rest = f"was as good as '{check.reference}' or better"
         sentences.append(
-            f"Check: '{check.name}', chosen on the first part alone, {verb} {check.kept:.1%} of '{check.reference}' on"
-            f" the last {check.periods} periods."
+            f"Check: on the first part alone, '{check.name}' would have been recommended. On the last {check.periods}"
+            f" periods, which were not used for that, it {rest}."
         )
     return " ".join(sentences)
 

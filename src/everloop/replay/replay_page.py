@@ -53,7 +53,9 @@ def _page(result: ReplayResult) -> Iterator[str]:
     if advice is None:
         yield '<p class="answer warn"><b>No recommendation</b>No policy could be measured.</p>'
     else:
-        yield f'<p class="answer ok"><b>Recommended: {html_text(advice.name)}</b>{html_text(advice.why)}</p>'
+        rule = result.outcome(advice.name).policy.rule
+        named = f"<b>Recommended: {html_text(advice.name)}</b>{html_text(rule[0].upper() + rule[1:])}."
+        yield f'<p class="answer ok">{named} {html_text(advice.why)}</p>'
     yield "<h2>Policies</h2>"
     yield from _table(result)
     yield f"<h2>Live {html_text(result.metric)} by period</h2>"

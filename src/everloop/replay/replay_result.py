@@ -61,6 +61,7 @@ class PolicyOutcome:
             "retrain": [repr(trigger) for trigger in policy.retrain],
             "window": policy.window,
             "half_life": policy.half_life,
+            "rule": policy.rule,
             "trains_on": policy.memory,
             "metric": self.mean,
             "months": self.months,
