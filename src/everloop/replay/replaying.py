@@ -132,6 +132,8 @@ def replay(
             source, target, time, key, exclude, labels_after, labels_arrive, start, end, span, metric, include
         )
     loop, history, schedule, delay, remarks = plan
+    if start is None and schedule.periods >= USUAL_PERIODS - 1:
+        remarks.append(f"The last {schedule.periods} periods are replayed. To replay more of them: --from")
     if not isinstance(source, Loop) and isinstance(loop.train, AutoTrain):
         loop = replace(loop, train=replace(loop.train, seed=seed))
     thinned = thin(history, rows_per_period, span)
@@ -254,8 +256,6 @@ def _plan_of_table(
     remarks = [*made.remarks, light]
     if untimed := table.height - timed.height:
         remarks.insert(0, f"{untimed:,} rows have no '{time}' and are left out.")
-    if start is None and schedule.periods >= USUAL_PERIODS - 1:
-        remarks.append(f"The last {schedule.periods} periods are replayed. To replay more of them: --from")
     if made.loop.serve is not None and made.loop.serve.rollout is None:
         remarks.append(
             "A period has too few rows for a canary: a retrained model takes over unless it is clearly worse on the "
