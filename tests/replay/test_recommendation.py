@@ -151,7 +151,7 @@ def test_a_policy_with_few_trainings_that_holds_against_weekly_wins_over_a_bette
     )
     assert found.name == "monthly"
     assert found.best == "weekly-30d"
-    assert "which its trainings do not make up for" in found.why
+    assert "which is not worth 30 more trainings" in found.why
 
 
 def test_more_trainings_are_recommended_if_they_are_certainly_worth_it():

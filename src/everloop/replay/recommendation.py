@@ -317,8 +317,12 @@ def _explain(
         best = candidates[choice.best]
         sentences.append(f"'{best.name}' was best with {mean_metric(best.periods):.4g} and {_times(best.trainings)}.")
     if choice.best != choice.name:
-        verdict = "which is not material" if choice.kept >= KEEP else "which its trainings do not make up for"
-        loss = choice.loss
+        loss, more = choice.loss, candidates[choice.best].trainings - one.trainings
+        verdict = "which may be chance"
+        if choice.kept >= KEEP:
+            verdict = "which is not material"
+        elif loss.low > 0:
+            verdict = f"which is not worth {more} more training{'' if more == 1 else 's'}"
         interval = f"{loss.value:.3g} [{loss.low:.3g}, {loss.high:.3g}]"
         sentences.append(f"The loss against '{choice.best}' is {interval}, {verdict}.")
     if indistinguishable:
