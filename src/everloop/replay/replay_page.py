@@ -24,7 +24,7 @@ th:first-child,td:first-child{text-align:left}
 th{color:var(--faint);font-weight:600;font-size:12.5px}
 tr.best td{background:var(--ok-bg);font-weight:600}
 svg.replay{height:auto;min-width:640px}
-td.words{text-align:left;white-space:normal;min-width:280px}
+td.words,th.words{text-align:left;white-space:normal;min-width:280px}
 svg.replay text{font:12px system-ui,sans-serif;fill:var(--faint)}
 svg.replay .grid{stroke:var(--line)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:8px 0 0;font-size:13px}
@@ -221,7 +221,7 @@ def _incidents(result: ReplayResult) -> Iterator[str]:
     if not rows:
         return
     yield '<h2>Incidents, judged by hindsight</h2><div class="scroll"><table><thead><tr><th>policy</th><th>from</th>'
-    yield "<th>severity</th><th>needed?</th><th>what</th></tr></thead><tbody>"
+    yield '<th>severity</th><th>needed?</th><th class="words">what</th></tr></thead><tbody>'
     for name, item in rows[:100]:
         yield (
             f"<tr><td>{html_text(name)}</td><td>{item.incident.began_at:%Y-%m-%d}</td><td>{item.incident.severity}</td>"
@@ -242,8 +242,8 @@ def _trainings(result: ReplayResult) -> Iterator[str]:
 
 
 def _training_table(one: PolicyOutcome) -> Iterator[str]:
-    yield '<div class="scroll"><table><thead><tr><th>day</th><th>outcome</th><th>seconds</th><th>why</th></tr></thead>'
-    yield "<tbody>"
+    yield '<div class="scroll"><table><thead><tr><th>day</th><th>outcome</th><th>seconds</th>'
+    yield '<th class="words">why</th></tr></thead><tbody>'
     for item in one.trainings[:200]:
         yield (
             f"<tr><td>{item.at:%Y-%m-%d}</td><td>{html_text(item.state.replace('_', ' '))}</td>"
