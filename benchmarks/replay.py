@@ -9,6 +9,7 @@ A stream's policy is chosen on its first 60 %, and is then compared with weekly 
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -83,8 +84,16 @@ def main() -> None:
         policies=["never", "weekly", "drift", "performance"],
         windows=False,
         title="flights of 2013",
+        progress=lambda name, done, periods: print(f"  {name}: {done} of {periods}", file=sys.stderr),
     )
-    print(f"{result.seconds:.0f} s for {result.rows:,} rows")
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(one.ru_utime + one.ru_stime for one in used)
+    print(f"{result.seconds:.0f} s and {cpu:.0f} s of CPU for {result.rows:,} rows")
+    never = result.outcome("never").months
+    for one in result.policies:
+        gains = {month: value - never[month] for month, value in one.months.items() if month in never}
+        shown = " ".join(f"{month[5:]}:{gain:+.4f}" for month, gain in gains.items())
+        print(f"{one.policy.name:12} gain by month {shown} mean {sum(gains.values()) / len(gains):+.4f}")
     for one in result.policies:
         scored = one.answered / max(1e-9, one.seconds - one.training_seconds)
         print(

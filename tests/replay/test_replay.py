@@ -307,3 +307,21 @@ def test_the_example_of_the_docs_runs(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("own rmse ")
     assert "'2024-04'" in lines[1]
+
+
+@pytest.mark.slow
+def test_baselines_are_built_for_watches_alone(tmp_path):
+    from everloop.monitoring import find_baseline
+
+    found = []
+
+    def probe(store, _now):
+        found.append(find_baseline(store, "stream@1") is not None)
+
+    run_policy(job(stream(), tmp_path / "weekly", Policy("weekly", (el.Every("4w"),)), probe=probe))
+    watched = set(found)
+    found.clear()
+    made = job(stream(), tmp_path / "bare", Policy("weekly", (el.Every("4w"),)), probe=probe)
+    run_policy(replace(made, loop=replace(made.loop, watch=())))
+    assert watched == {True}
+    assert set(found) == {False}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from time import perf_counter
@@ -20,6 +20,7 @@ from everloop.errors import EverloopError, UnavailableError, UsageError
 from everloop.loop import Due, Loop, OnNewData, run_loop
 from everloop.loop.releases.rollout import champion_of, find_rolling
 from everloop.loop.triggers.trigger_checks import last_run
+from everloop.loop.unwatched_runs import without_baselines
 from everloop.pipeline import step
 from everloop.records import Incident, Json, Release
 from everloop.replay.advancing import advance
@@ -317,7 +318,8 @@ class _PolicyRun:
         try:
             if self.shared is not None:
                 self.shared.fetch(self.store)
-            with _time_limit(self.job.training_limit_s) as stopped:
+            baselines = nullcontext() if self.job.loop.watch else without_baselines()
+            with baselines, _time_limit(self.job.training_limit_s) as stopped:
                 loop_run = run_loop(self.job.loop, self.store, trigger=trigger, params=params)
         except EverloopError as error:
             # A step that was stopped fails like any other, so its message would not say why.
