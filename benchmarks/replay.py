@@ -95,7 +95,8 @@ def main() -> None:
         shown = " ".join(f"{month[5:]}:{gain:+.4f}" for month, gain in gains.items())
         print(f"{one.policy.name:12} gain by month {shown} mean {sum(gains.values()) / len(gains):+.4f}")
     for one in result.policies:
-        scored = one.answered / max(1e-9, one.seconds - one.training_seconds)
+        trained = sum(training.seconds - training.spared for training in one.trainings)
+        scored = one.answered / max(1e-9, one.seconds - trained)
         print(
             f"{one.policy.name:12} {result.metric} {one.mean} retrainings {one.retrainings} seconds {one.seconds:.1f}"
             f" rows/s without trainings {scored:,.0f}"
