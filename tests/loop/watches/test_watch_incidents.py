@@ -359,3 +359,52 @@ def test_what_a_removed_watch_has_reported_leaves_an_incident_of_several(release
     assert set(opened.subjects) == {"watch:broken", "returns"}
     changed = days(released, loop(returns), 3, 2 + CALM_WINDOWS)
     assert [(one.id, one.state) for one in changed[-2] + changed[-1]] == [(opened.id, "resolved")]
+
+
+# --- several loops watch one endpoint ------------------------------------------------------------------------
+
+
+def another(*watches):
+    return el.Loop(
+        "stock", data=el.Dataset(rows, target="sold"), train=el.AutoTrain(), serve=el.Endpoint("e"), watch=watches,
+        model="m",
+    )  # fmt: skip
+
+
+def test_each_loop_has_its_own_incidents_and_ends_only_these(released):
+    mine, other = loop(Returns(["alarm", None])), another(Returns([None, None, None, "alarm"]))
+    for day in range(1, 5):
+        released.clock.set(OPENS + day * DAY)
+        watch(mine, released)
+        watch(other, released)
+    first, second = released.records.find(Incident, order="id")
+    # Three windows of the first loop were calm. The alarms of the other one about the same subject did not matter.
+    assert (first.evidence["loop"], first.state) == ("sales", "resolved")
+    assert (second.evidence["loop"], second.state) == ("stock", "open")
+    # The first loop loses its watch, which says nothing about the other's.
+    watch(loop(), released)
+    assert released.records.get(Incident, second.id).state == "open"
+    watch(another(), released)
+    assert released.records.get(Incident, second.id).state == "resolved"
+
+
+def test_loops_check_windows_of_different_lengths_of_one_endpoint(released):
+    daily, weekly = loop(Returns([None])), another(Returns([None], window="1w"))
+    for day in range(1, 22):
+        released.clock.set(OPENS + day * DAY)
+        watch(daily, released)
+        watch(weekly, released)
+    assert daily.watch[0].calls == 21
+    assert 2 <= weekly.watch[0].calls <= 3
+
+
+def test_two_loops_with_the_same_drift_watch_check_each_window_once(released):
+    log(released, sales(300, 1))
+    mine, other = loop(el.Drift(window="1d")), another(el.Drift(window="1d"))
+    released.clock.set(OPENS + DAY)
+    for declared in (mine, other):
+        assert watch(declared, released)[2] == []
+    stored = len(released.records.find(Finding))
+    for declared in (mine, other, mine):
+        assert watch(declared, released) == ([], [], [])
+    assert len(released.records.find(Finding)) == stored

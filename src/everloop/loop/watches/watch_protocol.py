@@ -66,6 +66,7 @@ class WatchContext:
         model: name of the model in the registry.
         version: key of the model version that is judged, such as `delays@3`.
         watch: name of the watch.
+        loop: name of the loop that has the watch. Several loops may watch one endpoint, each with incidents of its own.
     """
 
     store: Store
@@ -73,6 +74,7 @@ class WatchContext:
     model: str
     version: str
     watch: str
+    loop: str = ""
 
     def predictions(self, since: datetime, until: datetime) -> pl.DataFrame:
         """Return all predictions of a window that clients received, with the columns of the prediction log.

@@ -32,7 +32,7 @@ def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[Incident], list
         return found, [], errors
     for part in loop.watch:
         try:
-            findings, changed, failed = check_windows(part, loop.model, loop.serve.name, store)
+            findings, changed, failed = check_windows(part, loop.model, loop.serve.name, store, loop.name)
         except EverloopError as error:
             errors.append(error)
             continue
@@ -41,7 +41,7 @@ def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[Incident], list
         errors += failed
     names = [watch_name(part) for part in loop.watch]
     # A watch that fails opens incidents under a name of its own.
-    incidents += close_unwatched(store, loop.serve.name, [*names, *map(failure_subject, names)])
+    incidents += close_unwatched(store, loop.serve.name, [*names, *map(failure_subject, names)], loop=loop.name)
     endpoints = store.records.find(EndpointRecord, ("key", "=", loop.serve.name), limit=1)
     if endpoints:
         routes = [route.version for route in endpoints[0].routes]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError, EverloopError, StepError, StepOutputError
@@ -36,9 +38,12 @@ _MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
 
 def check_windows(
-    part: Watch, model: str, endpoint: str, store: Store
+    part: Watch, model: str, endpoint: str, store: Store, loop: str = ""
 ) -> tuple[list[Finding], list[Incident], list[EverloopError]]:
     """Check the windows of one watch that are due.
+
+    Args:
+        loop: name of the loop that has the watch. Each loop checks every window itself.
 
     Returns:
         The new findings, oldest window first; the incidents that they have opened, joined, escalated or resolved; and
@@ -48,9 +53,10 @@ def check_windows(
     champion = champion_of(store, model)
     if champion is None:
         return [], [], []
-    context = WatchContext(store, endpoint, model, champion, watch_name(part))
+    context = WatchContext(store, endpoint, model, champion, watch_name(part), loop)
     span = parse_duration(part.window)
-    windows = due_windows(store, endpoint, part, span, parse_duration(getattr(part, "labels_after", "0s")))
+    delay = parse_duration(getattr(part, "labels_after", "0s"))
+    windows = due_windows(store, endpoint, part, span, delay, loop)
     failures = _failures(context, windows[0][0]) if windows else {}
     found: list[Finding] = []
     incidents: list[Incident] = []
@@ -74,7 +80,7 @@ def check_windows(
 
 
 def due_windows(
-    store: Store, endpoint: str, part: Watch, span: timedelta, delay: timedelta
+    store: Store, endpoint: str, part: Watch, span: timedelta, delay: timedelta, loop: str = ""
 ) -> list[tuple[datetime, datetime]]:
     """Return the closed windows that a watch has not checked yet, oldest first.
 
@@ -84,8 +90,9 @@ def due_windows(
     Args:
         span: length of a window.
         delay: how long after its end a window counts as closed.
+        loop: name of the loop that has the watch.
     """
-    last = _last_checked(store, endpoint, part)
+    last = _last_checked(store, endpoint, part, loop)
     start = window_start(last.window_to if last else store.records.get(EndpointRecord, endpoint).created_at, span)
     closed = (store.now() - delay - start) // span
     first = max(0, closed - MOST_WINDOWS)
@@ -140,17 +147,20 @@ def _store_checked(
     changed: list[Incident] = []
     with store.records.transaction():
         stored = {item.id for item in store.records.get_many(Finding, [item.id for item in findings])}
-        last = _last_checked(store, endpoint, part)
+        last = _last_checked(store, endpoint, part, context.loop)
         if last is not None and last.window_to >= until and last.id not in stored:
             return [], []
-        new = [item for item in findings if item.id not in stored]
+        new = [_of_loop(item, context.loop) for item in findings if item.id not in stored]
+        if stored and (last is None or last.window_to < until) and not any(_is_mark(item, part) for item in new):
+            # Another loop has found the same, but this one has not checked the window yet.
+            new.append(_note(part, context, since, until, f"'{context.watch}' agrees with an earlier check."))
         if new:
             store.records.put(*new)
+        tell = partial(update_incidents, store, endpoint, since=since, until=until, loop=context.loop)
         if judged:
-            changed += update_incidents(store, endpoint, findings, watch=context.watch, since=since, until=until)
+            changed += tell(findings, watch=context.watch)
         # The watch works, so the window is calm for an incident about its failures.
-        failures = failure_subject(context.watch)
-        changed += update_incidents(store, endpoint, [], watch=failures, since=since, until=until)
+        changed += tell([], watch=failure_subject(context.watch))
     return findings, changed
 
 
@@ -165,13 +175,29 @@ def _store_failure(
             return [], []
         failed = _failure(context, since, until, error)
         context.store.records.put(failed)
-        changed = update_incidents(context.store, context.endpoint, [failed], watch=subject, since=since, until=until)
+        changed = update_incidents(
+            context.store, context.endpoint, [failed], watch=subject, since=since, until=until, loop=context.loop
+        )
     return [failed], changed
 
 
-def _last_checked(store: Store, endpoint: str, part: Watch) -> Finding | None:
-    last = store.records.find(Finding, ("endpoint", "=", endpoint), *_marks(part), order="-window_to", limit=1)
-    return last[0] if last else None
+def _last_checked(store: Store, endpoint: str, part: Watch, loop: str) -> Finding | None:
+    """The mark of the last window that a loop has checked; otherwise the last mark that names no loop."""
+    own: list[Condition] = [("evidence.loop", "=", loop)] if loop else []
+    for owner in (own, [("evidence.loop", "is", None)]) if loop else (own,):
+        marks = [("endpoint", "=", endpoint), *_marks(part), *owner]
+        last = store.records.find(Finding, *marks, order="-window_to", limit=1)
+        if last:
+            return last[0]
+    return None
+
+
+def _of_loop(finding: Finding, loop: str) -> Finding:
+    return replace(finding, evidence={**finding.evidence, "loop": loop}) if loop else finding
+
+
+def _is_mark(finding: Finding, part: Watch) -> bool:
+    return all(getattr(finding, str(name)) == value for name, _, value in _marks(part))
 
 
 def _marks(part: Watch) -> list[Condition]:
@@ -185,7 +211,8 @@ def _marks(part: Watch) -> list[Condition]:
 def _note(part: Watch, context: WatchContext, since: datetime, until: datetime, message: str) -> Finding:
     kind: FindingKind | None = getattr(part, "kind", None)
     subject = EMPTY if kind is not None else failure_subject(context.watch)
-    return context.finding(since, until, subject, message, severity="info", kind=kind or "quality")
+    note = context.finding(since, until, subject, message, severity="info", kind=kind or "quality")
+    return _of_loop(note, context.loop)
 
 
 def _failures(context: WatchContext, since: datetime) -> dict[tuple[datetime, datetime], Finding]:
@@ -198,7 +225,8 @@ def _failures(context: WatchContext, since: datetime) -> dict[tuple[datetime, da
         ("severity", "=", "warning"),
         ("window_from", ">=", since),
     )
-    return {(item.window_from, item.window_to): item for item in found}
+    own = (None, context.loop)
+    return {(item.window_from, item.window_to): item for item in found if item.evidence.get("loop") in own}
 
 
 def _failure(context: WatchContext, since: datetime, until: datetime, error: EverloopError) -> Finding:
@@ -209,6 +237,7 @@ def _failure(context: WatchContext, since: datetime, until: datetime, error: Eve
         failure_subject(context.watch),
         f"The watch '{context.watch}' could not check this window: {error.message}",
         evidence={
+            **({"loop": context.loop} if context.loop else {}),
             "error": type(error if cause is None else cause).__name__,
             "help": error.help,
             "opens": [failure_subject(context.watch)],

@@ -39,7 +39,14 @@ _LEAST_IMPORTANCE = 0.05
 
 
 def update_incidents(
-    store: Store, endpoint: str, findings: Sequence[Finding], *, watch: str, since: datetime, until: datetime
+    store: Store,
+    endpoint: str,
+    findings: Sequence[Finding],
+    *,
+    watch: str,
+    since: datetime,
+    until: datetime,
+    loop: str = "",
 ) -> list[Incident]:
     """Apply what a watch has found in one window to the endpoint's incidents, and store what changes.
 
@@ -51,6 +58,8 @@ def update_incidents(
         watch: name of the watch.
         since: start of the window.
         until: end of the window, exclusive.
+        loop: name of the loop that has the watch. What it finds changes only incidents that it has opened, because
+            another loop may watch the same endpoint with other windows and another budget.
 
     Returns:
         The incidents that were opened, joined, escalated or resolved.
@@ -60,12 +69,12 @@ def update_incidents(
     with store.records.transaction():
         news = news_of(findings, watch, since, until)
         heard = {one.kind for one in news}
-        for incident in ongoing_incidents(store, endpoint):
+        for incident in _of_loop(ongoing_incidents(store, endpoint), loop):
             if incident.kind not in heard and contributes(incident, watch):
                 heard.add(incident.kind)
                 news.append(WindowNews(incident.kind, since, until, watch))
         for one in news:
-            changed += _apply(store, endpoint, one)
+            changed += _apply(store, endpoint, one, loop)
         for finding in findings:
             if finding.kind == "performance" and finding.evidence.get("estimates"):
                 _add_label_verdict(store, endpoint, finding)
@@ -91,20 +100,21 @@ def close_replaced(store: Store, endpoint: str, answering: Iterable[str]) -> lis
     return closed
 
 
-def close_unwatched(store: Store, endpoint: str, watches: Iterable[str]) -> list[Incident]:
+def close_unwatched(store: Store, endpoint: str, watches: Iterable[str], *, loop: str = "") -> list[Incident]:
     """Let what removed watches have reported leave its incidents, and resolve those in which nothing is left.
 
     Otherwise nothing could end them, because only windows of the watch that reported a subject count as calm.
 
     Args:
         watches: names of the watches of the loop.
+        loop: name of the loop. Incidents of other loops stay as they are.
     """
     present = set(watches)
     closed: list[Incident] = []
     if not ongoing_incidents(store, endpoint):
         return closed
     with store.records.transaction():
-        for incident in ongoing_incidents(store, endpoint):
+        for incident in _of_loop(ongoing_incidents(store, endpoint), loop):
             states = active_subjects(incident)
             kept = {subject: state for subject, state in states.items() if state["watch"] in present}
             gone = sorted({str(state["watch"]) for state in states.values()} - present)
@@ -206,13 +216,19 @@ def ongoing_incidents(store: Store, endpoint: str | None = None, kind: FindingKi
     return store.records.find(Incident, *where, order="id")
 
 
-def _apply(store: Store, endpoint: str, news: WindowNews) -> list[Incident]:
+def _of_loop(incidents: Iterable[Incident], loop: str) -> list[Incident]:
+    """Return the incidents of a loop, and those that were opened before incidents belonged to loops."""
+    return [incident for incident in incidents if incident.evidence.get("loop", "") in ("", loop)]
+
+
+def _apply(store: Store, endpoint: str, news: WindowNews, loop: str) -> list[Incident]:
     """Store what a window changes; return the incidents about which there is something to announce."""
 
     def create(**fields: Any) -> Incident:
-        return store.new(Incident, **{**fields, "endpoint": endpoint})
+        evidence = {**fields["evidence"], **({"loop": loop} if loop else {})}
+        return store.new(Incident, **{**fields, "endpoint": endpoint, "evidence": evidence})
 
-    ongoing = ongoing_incidents(store, endpoint, news.kind)
+    ongoing = _of_loop(ongoing_incidents(store, endpoint, news.kind), loop)
     if news.kind in PER_VERSION and news.versions:
         # Each version has a reference of its own, so what deviates from one says nothing about another.
         ongoing = [one for one in ongoing if not one.versions or set(one.versions) & set(news.versions)]
