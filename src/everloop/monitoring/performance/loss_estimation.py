@@ -5,9 +5,13 @@ loss of a window is its mean prediction there. This holds as long as rows with e
 It cannot notice concept drift; see `LossEstimator.check`.
 
 Source: direct loss estimation (DLE) of NannyML; the mean absolute errors of both are compared in
-benchmarks/estimation.py. The model is an average over five fits, each without one fifth of the reference. Its standard
-error is that of the delete-a-group jackknife: Kott, "The delete-a-group jackknife", Journal of Official Statistics 17
-(2001). The variance of a single loss is taken to grow with the square of its mean, as for a scale family of errors.
+benchmarks/estimation.py. The model is an average over five fits, each without one fifth of the reference, and over two
+kinds of models: with and without a trend. The first continues into sparse tails, the second does not, and the reference
+cannot tell which is right where it has few rows. So half of their difference counts as an error of the model. Chance in
+the reference is measured by the delete-a-group jackknife: Kott, "The delete-a-group jackknife", Journal of Official
+Statistics 17 (2001). With five groups it has four degrees of freedom, so it is widened from the quantile of the normal
+distribution to that of t. The variance of a single loss is taken to grow with the square of its mean, as for a scale
+family of errors.
 """
 
 from __future__ import annotations
@@ -41,8 +45,10 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     Codes = NDArray[np.int32]
 
-FORMAT = 1
+FORMAT = 2
 _GROUPS = 5
+_FEW_GROUPS = 2.7764451 / 1.9599640
+"""Quantile of t with four degrees of freedom, in units of that of the normal distribution, both at 97.5 %."""
 _RIDGE = 0.01
 """Penalty of the trend for each row, in standardised units."""
 _TREES = 60
@@ -104,12 +110,21 @@ class TrendAndTrees:
 class LossModel:
     """Models of one loss, each fitted without one group of the reference.
 
-    `dispersion`: variance of a loss divided by the square of its expectation, over the reference; for the signed error,
-    its variance.
+    Attributes:
+        groups: with a trend.
+        dispersion: variance of a loss divided by the square of its expectation, over the reference; for the signed
+            error, its variance.
+        plain: the same without a trend. Empty if an older version of everloop fitted the models.
     """
 
     groups: tuple[TrendAndTrees, ...]
     dispersion: float
+    plain: tuple[BoostedTrees, ...] = ()
+
+    def predict(self, columns: Array, codes: Codes) -> tuple[Array, ...]:
+        """Return the predictions of each kind of model, shape (groups, n) each."""
+        trend = np.stack([model.predict(columns, codes) for model in self.groups])
+        return (trend, np.stack([model.predict(codes) for model in self.plain])) if self.plain else (trend,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,11 +239,11 @@ class LossEstimator:
         rows, values = inputs.filter(kept), values[kept]
         frame = _with_prediction(rows, values)
         encoded = self.inputs.trend(frame), self.inputs.encode(frame)
-        expected: dict[str, Array] = {}
+        kinds: dict[str, tuple[Array, ...]] = {}
         for loss in {loss for name in names for loss in _LOSSES_OF[name]}:
-            found = np.stack([model.predict(*encoded) for model in self.losses[loss].groups])
-            expected[loss] = found if loss == "signed" else np.maximum(found, 0.0)
-        return {name: self._estimate(name, values, expected) for name in names}
+            found = self.losses[loss].predict(*encoded)
+            kinds[loss] = found if loss == "signed" else tuple(np.maximum(one, 0.0) for one in found)
+        return {name: self._estimate(name, values, kinds) for name in names}
 
     def check(
         self,
@@ -258,7 +273,11 @@ class LossEstimator:
             "format": FORMAT,
             "inputs": self.inputs.to_json(),
             "losses": {
-                loss: {"groups": [one.to_json() for one in model.groups], "dispersion": model.dispersion}
+                loss: {
+                    "groups": [one.to_json() for one in model.groups],
+                    "dispersion": model.dispersion,
+                    "plain": [one.to_json() for one in model.plain],
+                }
                 for loss, model in self.losses.items()
             },
             "rows": self.rows,
@@ -279,7 +298,11 @@ class LossEstimator:
             return cls(
                 InputCodes.from_json(data["inputs"]),
                 {
-                    loss: LossModel(tuple(map(TrendAndTrees.from_json, model["groups"])), float(model["dispersion"]))
+                    loss: LossModel(
+                        tuple(map(TrendAndTrees.from_json, model["groups"])),
+                        float(model["dispersion"]),
+                        tuple(map(BoostedTrees.from_json, model.get("plain", ()))),
+                    )
                     for loss, model in data["losses"].items()
                 },
                 int(data["rows"]),
@@ -289,29 +312,32 @@ class LossEstimator:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"The content is not a loss estimator: {error!r}.") from error
 
-    def _estimate(self, metric: str, predicted: Array, expected: Mapping[str, Array]) -> PerformanceEstimate:
+    def _estimate(self, metric: str, predicted: Array, kinds: Mapping[str, tuple[Array, ...]]) -> PerformanceEstimate:
+        """Estimate a metric from the expected losses of each row, by loss and kind of model, shape (groups, n)."""
         rows = len(predicted)
-        main, *_ = _LOSSES_OF[metric]
+        main, *others = _LOSSES_OF[metric]
+        expected = {loss: np.mean(kinds[loss], axis=0) for loss in (main, *others)}
         by_row = expected[main].mean(axis=0)
         # Variance of the mean loss from chance in the rows of the window.
         variance = self.losses[main].dispersion * float((by_row**2).sum()) / rows**2
-        loss = float(by_row.mean())
-        by_group = [float(group.mean()) for group in expected[main]]
-        limits = (0.0, math.inf)
+        value = _value_of(metric, predicted, {loss: found.mean(axis=0) for loss, found in expected.items()})
+        groups = [
+            _value_of(metric, predicted, {loss: found[k] for loss, found in expected.items()})
+            for k in range(len(expected[main]))
+        ]
+        by_kind = [
+            _value_of(metric, predicted, {loss: kinds[loss][kind].mean(axis=0) for loss in expected})
+            for kind in range(len(kinds[main]))
+        ]
+        slope, limits = 1.0, (0.0, math.inf)
         if metric == "rmse":
-            slope = 0.5 / math.sqrt(loss) if loss > 0 else 0.0
-            value, groups = math.sqrt(loss), [math.sqrt(one) for one in by_group]
+            slope = 0.5 / value if value > 0 else 0.0
         elif metric == "r2":
-            signed = expected["signed"]
-            spread = _label_variance(predicted, by_row, signed.mean(axis=0))
+            spread = _label_variance(predicted, by_row, expected["signed"].mean(axis=0))
             slope, limits = (1 / spread if spread > 0 else math.nan), (-math.inf, 1.0)
-            value = 1 - loss / spread if spread > 0 else math.nan
-            spreads = [_label_variance(predicted, expected[main][k], signed[k]) for k in range(len(by_group))]
-            groups = [1 - one / by if by > 0 else math.nan for one, by in zip(by_group, spreads, strict=True)]
-        else:
-            slope, value, groups = 1.0, loss, by_group
-        jackknife = math.sqrt(max(0, len(groups) - 1) * float(np.var(groups)))
-        reference_error = math.hypot(jackknife, self.between_blocks.get(metric, 0.0))
+        jackknife = math.sqrt(max(0, len(groups) - 1) * float(np.var(groups))) * _FEW_GROUPS
+        disagreement = (max(by_kind) - min(by_kind)) / 2
+        reference_error = math.hypot(jackknife, disagreement, self.between_blocks.get(metric, 0.0))
         return new_estimate(metric, value, rows, slope * math.sqrt(variance), reference_error, limits)
 
     def _between_blocks(
@@ -328,7 +354,7 @@ class LossEstimator:
         pieces: dict[str, list[tuple[float, float]]] = {metric: [] for metric in metrics}
         for rows in np.array_split(np.argsort(times, kind="stable"), blocks):
             # Every row is predicted by the model that was fitted without it.
-            expected = {loss: found[rows][None, :] for loss, found in left_out.items()}
+            expected = {loss: (found[rows][None, :],) for loss, found in left_out.items()}
             for metric in metrics:
                 estimate = self._estimate(metric, predicted[rows], expected)
                 gap = score(metric, actual[rows], predicted[rows]) - estimate.value
@@ -340,17 +366,29 @@ class LossEstimator:
 def _fit_groups(trend: Array, codes: Codes, bins: int, target: Array, *, signed: bool) -> tuple[LossModel, Array]:
     """Return the models, and for each row the prediction of the model that was fitted without it."""
     group = np.random.default_rng(0).permutation(len(target)) % _GROUPS
-    models = tuple(
-        TrendAndTrees.fit(trend[group != k], codes[group != k], bins, target[group != k], k) for k in range(_GROUPS)
-    )
+    trends, plain = [], []
     left_out = np.empty(len(target))
-    for k, model in enumerate(models):
-        left_out[group == k] = model.predict(trend[group == k], codes[group == k])
+    for k in range(_GROUPS):
+        rest, own = group != k, group == k
+        trends.append(TrendAndTrees.fit(trend[rest], codes[rest], bins, target[rest], k))
+        plain.append(fit_trees(codes[rest], bins, target[rest], trees=_TREES, seed=k))
+        left_out[own] = (trends[k].predict(trend[own], codes[own]) + plain[k].predict(codes[own])) / 2
     if not signed:
         left_out = np.maximum(left_out, 0.0)
     scale = 1.0 if signed else float(np.mean(left_out**2))
     dispersion = float(np.mean((target - left_out) ** 2)) / scale if scale > 0 else 0.0
-    return LossModel(models, dispersion), left_out
+    return LossModel(tuple(trends), dispersion, tuple(plain)), left_out
+
+
+def _value_of(metric: str, predicted: Array, expected: Mapping[str, Array]) -> float:
+    """Return a metric from the expected losses of each row, shape (n,)."""
+    loss = float(expected[_LOSSES_OF[metric][0]].mean())
+    if metric == "rmse":
+        return math.sqrt(loss)
+    if metric == "r2":
+        spread = _label_variance(predicted, expected["squared"], expected["signed"])
+        return 1 - loss / spread if spread > 0 else math.nan
+    return loss
 
 
 def _label_variance(predicted: Array, squared: Array, signed: Array) -> float:
