@@ -18,8 +18,8 @@ import numpy.typing as npt
 from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline
-from everloop.monitoring.noise.incident_rate import CALM_SURPRISE, RULE, STRONG, find_limit
-from everloop.monitoring.noise.noise_model import SCALES, NoiseModel, ReferenceCounts
+from everloop.monitoring.noise.incident_rate import RULE, STRONG, find_limit
+from everloop.monitoring.noise.noise_model import CALM_SURPRISE, SCALES, NoiseModel, ReferenceCounts
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import WindowCounts, subject_of
 

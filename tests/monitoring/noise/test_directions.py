@@ -95,7 +95,7 @@ def test_a_shifted_normal_feature_has_its_shift_as_location_and_nothing_else() -
     scores = _orthonormal_scores(normal_cells(200))
     for shift in (0.05, 0.25, 0.5):
         shares = normal_cells(200, shift)
-        theta, _ = _tilt((shares @ scores)[None], scores, normal_cells(200))
+        theta = _tilt((shares @ scores)[None], scores, normal_cells(200))
         assert theta[0] == pytest.approx([shift, 0.0], abs=0.02 * shift)
     item = directions(normal_cells(50), 1e6)
     (values,) = item.measure(normal_cells(50, 0.25)[None] * 1e6).values
@@ -135,7 +135,8 @@ def test_tilting_reproduces_means_as_an_optimizer_does(weights: list[float], tru
         return float(np.log((shares * np.exp(exponents)).sum()) - theta @ means[0])
 
     best = optimize.minimize(unlikely, np.zeros(2), method="BFGS", options={"gtol": 1e-9}).x
-    theta, tilted = _tilt(means, scores, shares)
+    theta = _tilt(means, scores, shares)
+    tilted = _tilted(theta, scores, shares)
     assert tilted.sum() == pytest.approx(1.0)
     assert best == pytest.approx(truth, abs=1e-3)
     # A few steps of Newton's method are enough for shifts that leave any doubt.

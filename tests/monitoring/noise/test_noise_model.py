@@ -298,3 +298,36 @@ def test_learning_is_deterministic() -> None:
     one, again = (simulate(11, live_days=1).learn() for _ in range(2))
     assert (one.residuals == again.residuals).all()
     assert find_limit(one, 1 / MONTH) == find_limit(again, 1 / MONTH)
+
+
+# --- what is over ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0.3, 1.0, -2.0])
+@pytest.mark.parametrize("lasts", [1, 2, 10])
+def test_a_change_that_is_over_is_forgotten_by_the_third_window(model: NoiseModel, size: float, lasts: int) -> None:
+    index = model.names.index(("f0", "location"))
+    values = np.zeros((30, len(model.names)))
+    values[10 : 10 + lasts, index] = size
+    variances = np.tile(model.chance, (30, 1))
+    strongest, alone = (found[:, index] for found in model.strongest(values, variances))
+    assert (strongest[10 : 10 + lasts] > 8).all()
+    assert (alone[10 + lasts :] < 1).all()
+    # Means of seven windows would deviate until the seventh.
+    assert (strongest[12 + lasts :] < 1).all()
+
+
+def test_a_small_change_that_lasts_is_not_forgotten(model: NoiseModel) -> None:
+    index = model.names.index(("f0", "location"))
+    generator = np.random.default_rng(5)
+    streams = 400
+    chance = np.sqrt(model.chance[index] + model.levels.variance(1)[index])
+    kept = 0
+    for _ in range(streams):
+        values = np.zeros((20, len(model.names)))
+        values[:, index] = chance * generator.normal(1.7, 1.0, 20)
+        strongest, alone = model.strongest(values, np.tile(model.chance, (20, 1)))
+        whole = model.surprise(model.z_scores(values, np.tile(model.chance, (20, 1)), 7))
+        shown = whole[6:, index] > np.maximum(alone[6:, index], 4.6)
+        kept += float((strongest[6:, index] >= whole[6:, index])[shown].mean() > 0.7) if shown.any() else 1.0
+    assert kept > 0.9 * streams

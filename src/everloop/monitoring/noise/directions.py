@@ -39,6 +39,9 @@ CORRELATION = "correlation"
 _NAMES = (LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST, CORRELATION)
 
 _NEWTON_STEPS = 8
+_LARGEST_EXPONENT = 600.0
+_LEAST_STEP = 1e-3
+"""After a smaller step, the error is of the size of its square, far below chance."""
 _LARGEST_PARAMETER = 4.0
 _STEADYING_ROWS = 30.0
 """Rows of the reference that each window is given before its location and scale are estimated, and whose weight is
@@ -107,8 +110,8 @@ class Directions:
             names = [MISSING, NEW, *(f"'{label}'" if label in _NAMES else label for label in labels)]
             cells = np.arange(1, len(counts))
         self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
-        self._cells, self._merged = _merge_rare(cells, self._shares, min(typical_rows, self.rows))
-        self.freedom = max(0, len(self._merged) - 1 - self._scores.shape[1])
+        self._sums = _merge_rare(cells, self._shares, min(typical_rows, self.rows))
+        self.freedom = max(0, self._sums.shape[1] - 1 - self._scores.shape[1])
 
     def recentred(self, accepted: Sketch) -> Directions:
         """Return the same directions, measured from other shares of the same cells."""
@@ -142,7 +145,7 @@ class Directions:
         if self._scores.shape[1]:
             means = (counts[:, 1:] @ self._scores[1:]) / np.maximum(present, 1.0)[:, None]
             weight = (present / (present + _STEADYING_ROWS))[:, None]
-            steadied, _ = _tilt(means * weight, self._scores, self._present)
+            steadied = _tilt(means * weight, self._scores, self._present)
             parameters = np.divide(steadied, weight, out=np.zeros_like(steadied), where=weight > 0)
             parameters = np.clip(parameters, -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
             shares = _tilted(parameters, self._scores, self._present)
@@ -160,19 +163,19 @@ class Directions:
             values.append(_root(found, some) - _root(expected, some))
             variances.append(chance + extra)
         chi_square = self._chi_square(counts, shares)
-        used = counts[:, self._cells].sum(axis=1)
+        used = counts @ self._sums.sum(axis=1)
         return Deviations(np.stack(values, axis=1), np.stack(variances, axis=1), chi_square, used, misfit)
 
     def _chi_square(self, counts: Array, shares: Array) -> Array:
         if self.freedom < 1:
             return np.zeros(len(counts))
-        starts = self._merged
-        found = np.add.reduceat(counts[:, self._cells], starts, axis=1)
-        expected = np.add.reduceat(shares[:, self._cells], starts, axis=1)
-        expected = expected / expected.sum(axis=1, keepdims=True)
-        rows = found.sum(axis=1, keepdims=True)
+        # A product is faster than sums over slices.
+        found, expected = counts @ self._sums, shares @ self._sums
+        one = np.ones(found.shape[1])
+        expected /= (expected @ one)[:, None]
+        rows = (found @ one)[:, None]
         gaps = found / np.maximum(rows, 1.0) - expected
-        chi_square = (rows * gaps * gaps / np.maximum(expected, 1e-3 / expected.shape[1])).sum(axis=1)
+        chi_square = (rows * gaps * gaps / np.maximum(expected, 1e-3 / expected.shape[1])) @ one
         return np.asarray(np.where(rows[:, 0] > 0, chi_square, self.freedom))
 
 
@@ -209,8 +212,8 @@ def _orthonormal_scores(shares: Array) -> Array:
     return np.stack(columns, axis=1) if columns else np.zeros((len(shares), 0))
 
 
-def _tilt(means: Array, scores: Array, shares: Array) -> tuple[Array, Array]:
-    """Return the parameters θ for which p · exp(θ · scores) has these mean scores, and its shares.
+def _tilt(means: Array, scores: Array, shares: Array) -> Array:
+    """Return the parameters θ for which p · exp(θ · scores) has these mean scores.
 
     Args:
         means: mean scores of the windows, shape (windows, 1 or 2).
@@ -219,50 +222,79 @@ def _tilt(means: Array, scores: Array, shares: Array) -> tuple[Array, Array]:
     if scores.shape[1] == 2:
         # Second-order expansion: a shift of location moves the mean of the second polynomial as well.
         theta[:, 1] -= 0.5 * (scores[:, 0] ** 2 * scores[:, 1] * shares).sum() * means[:, 0] ** 2
-    squares = scores * scores
+    # Sum, first and second moments of the scores, which one product with the weights gives.
+    products = [np.ones(len(shares)), *scores.T, *(scores * scores).T]
+    if scores.shape[1] == 2:
+        products.append(scores[:, 0] * scores[:, 1])
+    moments = np.stack(products, axis=1) * shares[:, None]
+    left = np.arange(len(theta))
     for _ in range(_NEWTON_STEPS):
-        tilted = _tilted(theta, scores, shares)
-        mean = tilted @ scores
-        gap = means - mean
-        variance = np.maximum(tilted @ squares - mean * mean, 0.02)
-        if scores.shape[1] == 1:
-            step = gap / variance
-        else:
-            mixed = tilted @ (scores[:, 0] * scores[:, 1]) - mean[:, 0] * mean[:, 1]
-            both = variance[:, 0] * variance[:, 1]
-            determinant = np.maximum(both - mixed * mixed, 0.003 * both)
-            step = np.stack(
-                [
-                    (variance[:, 1] * gap[:, 0] - mixed * gap[:, 1]) / determinant,
-                    (variance[:, 0] * gap[:, 1] - mixed * gap[:, 0]) / determinant,
-                ],
-                axis=1,
-            )
-        # A long step is shortened, but keeps its direction.
-        longest = np.abs(step).max(axis=1, keepdims=True)
-        step = step * np.minimum(1.0, 0.5 / np.maximum(longest, 1e-12))
-        theta = np.clip(theta + step, -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
-    return theta, _tilted(theta, scores, shares)
+        step = _newton_step(means[left], theta[left], scores, moments)
+        theta[left] = np.clip(theta[left] + step, -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
+        # Most windows are close to the reference and need few steps.
+        left = left[np.abs(step).max(axis=1) > _LEAST_STEP]
+        if not len(left):
+            break
+    return theta
+
+
+def _newton_step(means: Array, theta: Array, scores: Array, moments: Array) -> Array:
+    """Return one step towards the parameters with these mean scores, shape (windows, 1 or 2).
+
+    Args:
+        moments: the shares times 1, the scores, their squares, and their product if there are two; shape (cells, …).
+    """
+    found = _weights(theta, scores) @ moments
+    found = found[:, 1:] / found[:, :1]
+    count = scores.shape[1]
+    mean = found[:, :count]
+    gap = means - mean
+    variance = np.maximum(found[:, count : 2 * count] - mean * mean, 0.02)
+    if count == 1:
+        step = gap / variance
+    else:
+        mixed = found[:, 4] - mean[:, 0] * mean[:, 1]
+        both = variance[:, 0] * variance[:, 1]
+        determinant = np.maximum(both - mixed * mixed, 0.003 * both)
+        step = np.stack(
+            [
+                (variance[:, 1] * gap[:, 0] - mixed * gap[:, 1]) / determinant,
+                (variance[:, 0] * gap[:, 1] - mixed * gap[:, 0]) / determinant,
+            ],
+            axis=1,
+        )
+    # A long step is shortened, but keeps its direction.
+    longest = np.abs(step).max(axis=1, keepdims=True)
+    return np.asarray(step * np.minimum(1.0, 0.5 / np.maximum(longest, 1e-12)))
 
 
 def _tilted(theta: Array, scores: Array, shares: Array) -> Array:
+    weights = _weights(theta, scores)
+    weights *= shares
+    weights /= (weights @ np.ones(len(shares)))[:, None]
+    return weights
+
+
+def _weights(theta: Array, scores: Array) -> Array:
+    """Return exp(θ · scores), up to a factor for each window."""
     exponents = theta @ scores.T
-    weights = np.exp(exponents - exponents.max(axis=1, keepdims=True)) * shares
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+    if _LARGEST_PARAMETER * np.abs(scores).sum(axis=1).max() > _LARGEST_EXPONENT:
+        exponents -= exponents.max(axis=1, keepdims=True)
+    return np.asarray(np.exp(exponents))
 
 
-def _merge_rare(cells: npt.NDArray[np.int64], shares: Array, rows: float) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Order the cells so that rare ones are last, and return them with the index at which each merged cell starts."""
+def _merge_rare(cells: npt.NDArray[np.int64], shares: Array, rows: float) -> Array:
+    """Return which cells are counted together, rare ones in the last group; zeros and ones, shape (cells, groups)."""
     expected = shares[cells] / shares[cells].sum() * rows
     order = np.argsort(-expected, kind="stable")
     frequent = int((expected >= _LEAST_EXPECTED).sum())
-    starts = list(range(frequent))
-    if frequent < len(cells):
-        left = expected[order[frequent:]].sum()
-        # What is too rare even together joins the rarest frequent cell.
-        if left >= _LEAST_EXPECTED or not starts:
-            starts.append(frequent)
-    return cells[order], starts
+    groups = max(frequent, 1)
+    # What is too rare even together joins the rarest frequent cell.
+    if 0 < frequent < len(cells) and expected[order[frequent:]].sum() >= _LEAST_EXPECTED:
+        groups += 1
+    sums = np.zeros((len(shares), groups))
+    sums[cells[order], np.minimum(np.arange(len(cells)), groups - 1)] = 1.0
+    return sums
 
 
 def _root(count: Array, rows: Array) -> Array:

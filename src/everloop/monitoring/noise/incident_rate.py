@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.monitoring.noise.level_process import CORRELATIONS, variance_of_mean
+from everloop.monitoring.noise.noise_model import CALM_SURPRISE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,14 +30,12 @@ Flags = npt.NDArray[np.bool_]
 
 CALM_WINDOWS = 3
 """An incident is over after this many windows in which nothing that belongs to it is surprising."""
-CALM_SURPRISE = 4.6
-"""−ln of the p-value below which a direction is calm: p above 0.01."""
 STRONG = 5.0
 """How far beyond the limit a surprise must be to open an incident beside an ongoing one."""
 MOST_ONGOING = 3
 """How many incidents of a kind are ongoing at most."""
 
-RULE = 2
+RULE = 3
 """Number of the rule and of its simulation. Limits that were found under another number do not apply any more."""
 
 _STREAMS = 60

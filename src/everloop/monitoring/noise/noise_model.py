@@ -40,12 +40,21 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
+CALM_SURPRISE = 4.6
+"""−ln of the p-value below which a direction is calm: p above 0.01."""
+
 SCALES = (1, 3, 7)
 """How many consecutive windows are also judged together, so that a small shift is found if it lasts."""
 
 _ASSUMED_LEVEL = 0.05
 """Standard deviation of the level if the reference has no times: a twentieth of the feature's own."""
 _ASSUMED_REST = 0.5
+_DEVIATES = 2.6
+"""Standard deviations above which it matters whether the deviation of several windows is over."""
+_NEWEST = {3: (1, 2), 7: (1, 3, 5, 6)}
+"""By scale, how many of the newest windows may show that a change is over."""
+_OVER = 2.0
+"""How much larger the log-likelihood must be for that."""
 _LEAST_WINDOWS = 20
 """Blocks of the reference are merged into windows if there are at least as many windows."""
 _KINDS = frozenset({LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST, CORRELATION})
@@ -277,21 +286,63 @@ class NoiseModel:
             normal: whether the deviations are normal, as simulated ones are. Otherwise they have the tails of the
                 reference's residuals.
         """
-        upward = self.one_sided | self.rising
-        size = np.where(upward, np.maximum(z_scores, 0.0), np.abs(z_scores))
+        return self._surprise(self._size(z_scores), normal=normal)
+
+    def _size(self, z_scores: Array) -> Array:
+        """Return how large deviations are, in the directions in which they are surprising."""
+        return np.asarray(np.where(self.one_sided | self.rising, np.maximum(z_scores, 0.0), np.abs(z_scores)))
+
+    def _surprise(self, size: Array, *, normal: bool) -> Array:
         if not normal:
             size = as_normal(size, self.tails)
         # ln of the tail of the normal distribution by Birnbaum's bound, which is within 0.23 at 0 and exact far out.
-        tail = 0.5 * size * size + 0.5 * math.log(2 * math.pi) + np.log((size + np.sqrt(size * size + 4)) / 2)
-        return np.asarray(tail - np.where(upward, 0.0, math.log(2)) - self.handicap)
+        square = size * size
+        tail = 0.5 * square + np.log((size + np.sqrt(square + 4)) / 2)
+        sides = np.where(self.one_sided | self.rising, 0.0, math.log(2))
+        return np.asarray(tail + (0.5 * math.log(2 * math.pi) - sides - self.handicap))
 
     def strongest(self, values: Array, variances: Array, *, normal: bool = False) -> tuple[Array, Array]:
-        """Return the largest surprise over all scales, and the surprise of each window alone, of shape (windows, m)."""
-        alone = self.surprise(self.z_scores(values, variances), normal=normal)
-        best = alone
+        """Return the largest surprise over all scales, and that of each window alone, both of shape (windows, m).
+
+        The second one is −ln of the p-value without the handicap. It decides what is calm, and how many other
+        directions there are must not matter for that.
+        """
+        alone = self._size(self.z_scores(values, variances))
+        largest = alone
         for scale in SCALES[1:]:
-            best = np.maximum(best, self.surprise(self.z_scores(values, variances, scale), normal=normal))
-        return best, alone
+            size = self._size(self.z_scores(values, variances, scale))
+            self._forget_what_is_over(size, alone, values, variances, scale)
+            largest = np.maximum(largest, size)
+        return self._surprise(largest, normal=normal), self._surprise(alone, normal=normal) + self.handicap
+
+    def _forget_what_is_over(self, size: Array, alone: Array, values: Array, variances: Array, scale: int) -> None:
+        """Lower the deviation of several windows to that of the last one where the newest windows show it is over.
+
+        A mean of seven windows deviates for six windows after a change has ended. The change is over if no deviation
+        explains the newest windows better than the deviation of the windows before them does, by `_OVER` in units of
+        the log-likelihood. Small changes that last are rarely forgotten, because a few windows cannot show that.
+
+        Args:
+            size: size of the deviations of the means of `scale` windows, shape (windows, m); changed in place.
+            alone: the same of each window.
+        """
+        # The first windows have too few before them.
+        rows, columns = np.nonzero(size[scale - 1 :] > np.maximum(alone[scale - 1 :], _DEVIATES))
+        rows += scale - 1
+        if not len(rows):
+            return
+        over = np.zeros(len(rows), dtype=bool)
+        for newest in _NEWEST[scale]:
+            before = scale - newest
+            recent, recent_chance = _mean_up_to(values, variances, rows, columns, newest)
+            earlier, earlier_chance = _mean_up_to(values, variances, rows - newest, columns, before)
+            own = self._variance(newest)[columns] + recent_chance
+            both = own + self._variance(before)[columns] + earlier_chance
+            known = np.isfinite(both) & (both > 0) & (own > 0)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                gain = ((recent - earlier) ** 2 / both - recent**2 / own) / 2
+            over |= known & (gain > _OVER)
+        size[rows[over], columns[over]] = alone[rows[over], columns[over]]
 
     def _variance(self, scale: int) -> Array:
         if scale not in self._variances:
@@ -537,6 +588,25 @@ def _rolling(values: Array, variances: Array, scale: int) -> tuple[Array, Array]
         summed = totals[scale:] - totals[:-scale]
         mean[scale - 1 :] = np.divide(summed, precision, out=np.zeros_like(precision), where=some)
     return mean, chance
+
+
+def _mean_up_to(
+    values: Array,
+    variances: Array,
+    rows: npt.NDArray[np.intp],
+    columns: npt.NDArray[np.intp],
+    count: int,
+) -> tuple[Array, Array]:
+    """Return the means of `count` windows up to each of some cells, weighted by precision, and their variances."""
+    window = rows[:, None] - np.arange(count)
+    weights = np.divide(1.0, variances[window, columns[:, None]], out=np.zeros(window.shape), where=window >= 0)
+    weights = np.where(np.isfinite(weights), weights, 0.0)
+    precision = weights.sum(axis=1)
+    some = precision > 0
+    mean = np.divide(
+        (weights * values[window, columns[:, None]]).sum(axis=1), precision, out=np.zeros(len(rows)), where=some
+    )
+    return mean, np.divide(1.0, precision, out=np.full(len(rows), np.inf), where=some)
 
 
 def _mean_of(values: Array, known: npt.NDArray[np.bool_]) -> Array:
