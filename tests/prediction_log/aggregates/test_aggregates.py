@@ -323,3 +323,23 @@ def test_a_backup_keeps_the_aggregates(traffic: Traffic, store: Store, tmp_path:
         assert again.tables.names() == ["aggregates/delays", "predictions/delays"]
         agree(again, *WINDOW)
         assert verify(again).problems == ()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_keys_of_one_prediction_are_matched_as_others_are(traffic: Traffic, store: Store, again: bool) -> None:
+    traffic.baseline()
+    rows = traffic.predict(60, 3, keys=[f"once{number}" for number in range(60)])
+    moments = dict(zip(rows["entity"].to_list(), rows["event_at"].to_list(), strict=True))
+    for arrived, value in ((7, 1), (6, 0), (8, 0)):
+        some = list(moments)[value::2] + list(moments)[10:20]
+        # Contradicting labels in another order than their times, and some from before their predictions.
+        labels = [(key, value, moments[key] + (index % 5 - 1) * HOUR) for index, key in enumerate(some)]
+        traffic.label(*labels, ("unknown", 1, START), arrived=START + arrived * HOUR)
+    if again:
+        # Later predictions with some of the keys take the labels after them.
+        traffic.predict(10, 4, start=START + 5 * HOUR, keys=[f"once{number}" for number in range(10)])
+    traffic.now(START + 20 * HOUR)
+    fold_aggregates(store, "delays")
+    agree(store, *WINDOW)
+    agree(store, START + HOUR, START + 3 * HOUR)
+    agree(store.as_of(START + 6.5 * HOUR), *WINDOW)

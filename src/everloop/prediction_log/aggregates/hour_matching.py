@@ -52,6 +52,76 @@ def match_hours(store: Store, endpoint: str, hours: Sequence[datetime]) -> pl.La
         return None
     latest = until + horizon if horizon is not None and until.year < _LAST_YEAR else None
     stored = label_rows(store, endpoint, since, latest)
+    later = store.tables.scan(table, since=until).select(_MATCHED).filter(pl.col("entity").is_not_null())
+    simple = _match_single(own, stored, later, until, horizon)
+    if simple is not None:
+        known, matched = simple
+    else:
+        several = _match_several(own, stored, later, until, horizon)
+        if several is None:
+            return None
+        known, matched = several
+    wanted = known.filter(at < until, at.dt.truncate("1h").is_in(list(hours)))
+    joined = _with_answers(wanted, known).join(matched, on="_base", how="inner").sort("event_at", "id")
+    if joined.is_empty():
+        return None
+    numbers = [encoded_label(store, joined.lazy()).alias("actual")]
+    if "label" in joined.columns:
+        numbers.append(encoded_label(store, joined.lazy(), "label").alias("predicted"))
+    return joined.lazy().with_columns(numbers)
+
+
+def _match_single(
+    own: pl.DataFrame, stored: pl.LazyFrame, later: pl.LazyFrame, until: datetime, horizon: timedelta | None
+) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """Match labels if each key has one answer, which needs one join. None if a key has several.
+
+    The arguments and results are those of `_match_several`.
+    """
+    import polars as pl
+
+    known = own.with_row_index("_row")
+    answers = known.filter(pl.col("entity").is_not_null(), pl.col("role") != SHADOW)
+    if answers["entity"].n_unique() < answers.height:
+        return None
+    made, at = pl.col("event_at"), pl.col("label_event_at")
+    labels = stored.select(
+        "entity",
+        pl.col("event_at").alias("label_event_at"),
+        pl.col("value").alias("_value"),
+        pl.col("text").alias("actual_text"),
+        pl.col("arrived_at").alias("label_arrived_at"),
+    )
+    keyed = answers.lazy().select("entity", "event_at", pl.col("_row").alias("_base"))
+    found = labels.join(keyed, on="entity", how="inner", maintain_order="left").filter(at >= made).collect()
+    last: datetime | None = found["label_event_at"].max()  # type: ignore[assignment]
+    if last is not None and last >= until:
+        # A later prediction with the same key may be nearer to a label.
+        others = later.filter(made <= last).join(keyed.select("entity"), on="entity", how="semi").limit(1).collect()
+        if others.height:
+            return None
+    if horizon is not None:
+        found = found.filter(at - made <= horizon)
+    newest_last = found.drop("entity", "event_at").sort("label_arrived_at", "label_event_at", maintain_order=True)
+    return known, newest_last.unique("_base", keep="last", maintain_order=True)
+
+
+def _match_several(
+    own: pl.DataFrame, stored: pl.LazyFrame, later: pl.LazyFrame, until: datetime, horizon: timedelta | None
+) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """Match labels where a key may have several answers. None if there are no labels.
+
+    Args:
+        own: the predictions of the hours.
+        stored: the labels that may belong to them.
+        later: predictions that were made after them.
+        until: end of the hours.
+
+    Returns:
+        The predictions with their number `_row`, and the label of each number `_base` that has one.
+    """
+    import polars as pl
+
     # In the order of the table, because of two labels that arrived together the last one counts.
     found = stored.join(
         own.lazy().select("entity").drop_nulls().unique(), on="entity", how="semi", maintain_order="left"
@@ -62,30 +132,22 @@ def match_hours(store: Store, endpoint: str, hours: Sequence[datetime]) -> pl.La
     known = own
     if last >= until:
         # A later prediction with the same key may be nearer to a label.
-        later = store.tables.scan(table, since=until).select(_MATCHED).filter(at <= last)
+        others = later.filter(pl.col("event_at") <= last)
         known = pl.concat(
-            [own, later.join(found.lazy().select("entity").unique(), on="entity", how="semi").collect()],
+            [own, others.join(found.lazy().select("entity").unique(), on="entity", how="semi").collect()],
             how="diagonal",
         )
     # If several predictions have the same event time, the last of this order counts.
     known = known.sort("event_at", "arrived_at", "id").with_row_index("_row")
     labels = newest_labels(found.lazy()).select(
         "entity",
-        at.alias("label_event_at"),
+        pl.col("event_at").alias("label_event_at"),
         pl.col("value").alias("_value"),
         pl.col("text").alias("actual_text"),
         pl.col("arrived_at").alias("label_arrived_at"),
     )
     answers = known.select(pl.col("_row").alias("id"), *_MATCHED[1:])
-    matched = match_labels(answers.lazy(), labels, horizon).collect()
-    wanted = known.filter(at < until, at.dt.truncate("1h").is_in(list(hours)))
-    joined = _with_answers(wanted, known).join(matched, on="_base", how="inner").sort("event_at", "id")
-    if joined.is_empty():
-        return None
-    numbers = [encoded_label(store, joined.lazy()).alias("actual")]
-    if "label" in joined.columns:
-        numbers.append(encoded_label(store, joined.lazy(), "label").alias("predicted"))
-    return joined.lazy().with_columns(numbers)
+    return known, match_labels(answers.lazy(), labels, horizon).collect()
 
 
 def _with_answers(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:

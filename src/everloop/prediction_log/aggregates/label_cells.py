@@ -55,7 +55,8 @@ def hours_of_predictions(
 
     Args:
         predictions: columns `entity`, `event_at`.
-        matched: labels have been matched before. Otherwise no earlier prediction can lose one.
+        matched: labels have been matched before. Otherwise all labels are pending, and most hours will be matched
+            because of them, so that it is not worthwhile to look for those with labels.
     """
     import polars as pl
 
@@ -63,6 +64,8 @@ def hours_of_predictions(
     table = table_name(store, LABELS, endpoint)
     if known.is_empty() or not store.tables.exists(table):
         return set()
+    if not matched:
+        return set(known["event_at"].dt.truncate("1h").unique().to_list())
     later = store.tables.scan(table, since=known["event_at"].min())  # type: ignore[arg-type]
     # Filtered before anything is collected: there may be far more labels than these rows have keys.
     labelled = later.select("entity").join(known.lazy().select("entity").unique(), on="entity", how="semi")
@@ -71,7 +74,7 @@ def hours_of_predictions(
         return set()
     changed = known.join(keys, on="entity", how="semi")
     own = set(changed["event_at"].dt.truncate("1h").unique().to_list())
-    return own | _hours_before(store, endpoint, changed, or_at=False) if matched else own
+    return own | _hours_before(store, endpoint, changed, or_at=False)
 
 
 def label_cells(
@@ -175,6 +178,8 @@ def _hours_before(store: Store, endpoint: str, moments: pl.DataFrame, *, or_at: 
     import polars as pl
 
     given = moments.filter(pl.col("entity").is_not_null()).select("entity", pl.col("event_at").alias("_at")).unique()
+    # Numbers are compared faster than keys.
+    given = given.with_row_index("_moment")
     table = table_name(store, PREDICTIONS, endpoint)
     if given.is_empty() or not store.tables.exists(table):
         return set()
@@ -195,7 +200,7 @@ def _hours_before(store: Store, endpoint: str, moments: pl.DataFrame, *, or_at: 
         hours |= set(found["_hour"].unique().to_list())
         histories = {name: oldest for name, oldest in histories.items() if since is not None and oldest < since}
         missing = [
-            moments.join(of_one, on=["entity", "_at"], how="anti")
+            moments.join(of_one, on="_moment", how="anti")
             for of_one in (found.filter(pl.col("_history") == name) for name in histories)
             if of_one.height < moments.height
         ]
@@ -203,30 +208,28 @@ def _hours_before(store: Store, endpoint: str, moments: pl.DataFrame, *, or_at: 
             return hours
         # A moment that has been found in one history may be looked for again because of another one. This only adds
         # hours that do not change.
-        moments, look, until = pl.concat(missing).unique(), 4 * look, since
+        moments, look, until = pl.concat(missing).unique("_moment"), 4 * look, since
 
 
 def _nearest(
     rows: pl.LazyFrame, moments: pl.DataFrame, last: datetime, horizon: timedelta | None, *, or_at: bool
 ) -> pl.DataFrame:
-    """The hours of the last predictions before some moments: columns `entity`, `_at`, `_history`, `_hour`.
+    """The hours of the last predictions before some moments: columns `_moment`, `_history`, `_hour`.
 
     Args:
         rows: predictions.
-        moments: columns `entity`, `_at`, without repetition; `last` is the latest of them.
+        moments: columns `entity`, `_at`, and their number `_moment`; `last` is the latest of them.
     """
     import polars as pl
 
     at, limit = pl.col("event_at"), pl.col("_at")
     made = rows.filter(at <= last, pl.col("role") != SHADOW, pl.col("entity").is_not_null())
-    keyed = made.select("entity", "event_at", _history().alias("_history")).join(
-        moments.lazy().select("entity").unique(), on="entity", how="semi"
-    )
+    keyed = made.select("entity", "event_at", _history().alias("_history"))
     pairs = keyed.join(moments.lazy(), on="entity", how="inner")
     earlier = pairs.filter(at <= limit if or_at else at < limit)
     if horizon is not None:
         earlier = earlier.filter(at >= limit - horizon)
-    nearest = earlier.group_by("entity", "_at", "_history").agg(at.max().dt.truncate("1h").alias("_hour"))
+    nearest = earlier.group_by("_moment", "_history").agg(at.max().dt.truncate("1h").alias("_hour"))
     return nearest.collect(engine="streaming")
 
 
