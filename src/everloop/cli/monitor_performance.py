@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -10,8 +11,9 @@ from everloop.cli.monitor_incidents import app as app
 from everloop.cli.output import AsJson, EndpointName, Home, count, emit, facts, opened, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     import polars as pl
 
@@ -24,17 +26,25 @@ OfVersion = Annotated[
 ]
 Since = Annotated[str | None, typer.Option(help="Only predictions from this day or time (UTC) on.")]
 Until = Annotated[str | None, typer.Option(help="Only predictions before this day or time (UTC).")]
+Metric = Annotated[
+    str | None, typer.Option(help="Metric, such as roc_auc or rmse. Default: the usual one for the model's task.")
+]
 LabelsAfter = Annotated[
     str, typer.Option(help="Leave out predictions younger than this, such as 1d, whose labels may still arrive.")
 ]
 
 
+class Period(TypedDict):
+    """The period of a command, as arguments of the functions of monitoring."""
+
+    since: datetime | None
+    until: datetime | None
+
+
 @app.command()
 def performance(
     endpoint: EndpointName,
-    metric: Annotated[
-        str | None, typer.Option(help="Metric, such as roc_auc or rmse. Default: the usual one for the model's task.")
-    ] = None,
+    metric: Metric = None,
     every: Every = "1mo",
     by: Annotated[
         list[str] | None, typer.Option(help="Divide each period by this input, or by 'version'. May be repeated.")
@@ -75,38 +85,18 @@ def performance(
         raise UsageError(f"{' and '.join(chosen)} cannot be combined.", help="Pass one of them.")
     if learn_until is not None and not estimate:
         raise UsageError("--learn-until needs --estimate.", help="Add --estimate, or leave out --learn-until.")
-    first, last = _moment(since, "--since"), _moment(until, "--until")
     split = _moment(learn_until, "--learn-until")
-    with opened(home) as store:
-        _check_endpoint(store, endpoint)
+    with _asked(endpoint, since, until, home) as (store, period):
         metric = metric if metric is not None else usual_metric(store, endpoint, version=version)
         if estimate:
-            found = learned_estimates(
-                store, endpoint, metric, every, version=version, learn_until=split, since=first, until=last
-            )
+            found = learned_estimates(store, endpoint, metric, every, version=version, learn_until=split, **period)
         elif by:
             found = performance_over_time(
-                store,
-                endpoint,
-                metric,
-                every,
-                by=by,
-                version=version,
-                labels_after=labels_after,
-                since=first,
-                until=last,
+                store, endpoint, metric, every, by=by, version=version, labels_after=labels_after, **period
             )
         else:
             found = performance_by(
-                store,
-                endpoint,
-                metric,
-                every,
-                as_if=as_if,
-                version=version,
-                labels_after=labels_after,
-                since=first,
-                until=last,
+                store, endpoint, metric, every, as_if=as_if, version=version, labels_after=labels_after, **period
             )
     title = f"{metric} of '{endpoint}'" + (f", rescored with {as_if}" if as_if else "")
     if estimate:
@@ -134,13 +124,11 @@ def coverage(
     """Show the share of predictions with labels, and how many seconds labels take to arrive."""
     from everloop.monitoring import label_coverage, label_coverage_by_age
 
-    first, last = _moment(since, "--since"), _moment(until, "--until")
-    with opened(home) as store:
-        _check_endpoint(store, endpoint)
+    with _asked(endpoint, since, until, home) as (store, period):
         if by_age:
-            found = label_coverage_by_age(store, endpoint, version=version, since=first, until=last)
+            found = label_coverage_by_age(store, endpoint, version=version, **period)
         else:
-            found = label_coverage(store, endpoint, every, version=version, since=first, until=last)
+            found = label_coverage(store, endpoint, every, version=version, **period)
     names = [name for name in found.columns if name not in ("to", "age_s")]
     _show(found, json, f"Labels of '{endpoint}'", names)
 
@@ -150,9 +138,7 @@ def compare(
     endpoint: EndpointName,
     champion: Annotated[str, typer.Argument(help="MODEL@VERSION that is compared with.")],
     challenger: Annotated[str, typer.Argument(help="MODEL@VERSION that may be better.")],
-    metric: Annotated[
-        str | None, typer.Option(help="Metric, such as roc_auc or rmse. Default: the usual one for the model's task.")
-    ] = None,
+    metric: Metric = None,
     labels_after: LabelsAfter = "0s",
     since: Since = None,
     until: Until = None,
@@ -166,12 +152,8 @@ def compare(
     """
     from everloop.monitoring import compare_versions
 
-    first, last = _moment(since, "--since"), _moment(until, "--until")
-    with opened(home) as store:
-        _check_endpoint(store, endpoint)
-        found = compare_versions(
-            store, endpoint, champion, challenger, metric, labels_after=labels_after, since=first, until=last
-        )
+    with _asked(endpoint, since, until, home) as (store, period):
+        found = compare_versions(store, endpoint, champion, challenger, metric, labels_after=labels_after, **period)
     rows = "the same rows" if found.paired else "their own shares of the traffic"
     pairs = [
         (f"{found.metric} of {champion}", f"{found.champion_value:.4g} ({count(found.champion_rows, 'row')})"),
@@ -197,12 +179,8 @@ def fairness(
     """Show how differently a model of two classes treats groups, by period."""
     from everloop.monitoring import fairness_over_time
 
-    first, last = _moment(since, "--since"), _moment(until, "--until")
-    with opened(home) as store:
-        _check_endpoint(store, endpoint)
-        found = fairness_over_time(
-            store, endpoint, by, every, version=version, labels_after=labels_after, since=first, until=last
-        )
+    with _asked(endpoint, since, until, home) as (store, period):
+        found = fairness_over_time(store, endpoint, by, every, version=version, labels_after=labels_after, **period)
     names = (by, "measure", "rows", "value", "rest", "gap", "gap_low", "gap_high")
     _show(found, json, f"Fairness of '{endpoint}' by {by}", names)
 
@@ -224,18 +202,21 @@ def attribution(
     """Show how important each input of a version is, by period."""
     from everloop.monitoring import attribution_over_time
 
-    first, last = _moment(since, "--since"), _moment(until, "--until")
-    with opened(home) as store:
-        _check_endpoint(store, endpoint)
-        found = attribution_over_time(store, endpoint, version, every, metric=metric, since=first, until=last)
+    with _asked(endpoint, since, until, home) as (store, period):
+        found = attribution_over_time(store, endpoint, version, every, metric=metric, **period)
     title = f"Importance of the inputs of {version}" + (f" for {metric}" if metric else "")
     _show(found, json, title, ("feature", "rows", "importance", "low", "high", "share"))
 
 
-def _check_endpoint(store: Store, endpoint: str) -> None:
+@contextmanager
+def _asked(endpoint: str, since: str | None, until: str | None, home: Path | None) -> Iterator[tuple[Store, Period]]:
+    """Open the store of an existing endpoint, and read the period as the arguments `since` and `until`."""
     from everloop.records import EndpointRecord
 
-    store.records.get(EndpointRecord, endpoint)
+    period = Period(since=_moment(since, "--since"), until=_moment(until, "--until"))
+    with opened(home) as store:
+        store.records.get(EndpointRecord, endpoint)
+        yield store, period
 
 
 def _moment(text: str | None, option: str) -> datetime | None:
