@@ -242,7 +242,7 @@ def _draw_watches(checked: int, incidents: list[Incident]) -> None:
 
 def _draw(report: MonitoringReport, html: Path | None) -> None:
     say(report.headline)
-    say(f"Compared {report.current_rows:,} rows of {report.current_name} with {report.reference_rows:,} of "
+    say(f"Compared {count(report.current_rows, 'row')} of {report.current_name} with {report.reference_rows:,} of "
         f"{report.reference_name}, in {count(len(report.windows), 'window')}.")  # fmt: skip
     if report.incidents:
         rows = [(one.severity, one.state, one.began_at, one.title, one.message) for one in report.incidents[:_SHOWN]]
@@ -264,6 +264,10 @@ def _draw(report: MonitoringReport, html: Path | None) -> None:
         say(f"Quality: {f'{note.column}: ' if note.column is not None else ''}{note.message}")
     for remark in report.remarks:
         say(remark)
+    if report.skipped:
+        names = [f"'{name}' ({reason})" for name, reason in list(report.skipped.items())[:_SHOWN]]
+        more = len(report.skipped) - len(names)
+        say(f"Not compared: {'; '.join(names)}{f'; and {more} more' if more else ''}.")
     say(f"Report: {html}" if html is not None else "For the full report, add: --html report.html")
 
 

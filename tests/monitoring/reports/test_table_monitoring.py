@@ -410,3 +410,28 @@ def test_all_columns_together_are_compared_if_asked() -> None:
     assert few.joint is None
     assert any("cannot be compared together" in remark for remark in few.remarks)
     assert monitor_tables(before, now).joint is None
+
+
+def test_a_column_that_numbers_the_rows_is_left_out() -> None:
+    generator = np.random.default_rng(4)
+
+    def table(first: int, rows: int) -> pl.DataFrame:
+        numbers = np.arange(first, first + rows + 5)
+        return pl.DataFrame(
+            {
+                "number": generator.permutation(np.delete(numbers, [3, 4, 5, 6, 7])),
+                "income": np.sort(generator.choice(10**6, rows, replace=False)),
+                "age": generator.integers(20, 60, rows),
+            }
+        )
+
+    before, now = table(1, 1000), table(900, 800)
+    report = monitor_tables(before, now)
+    assert not report.open_alarms
+    assert report.skipped == {"number": "it numbers the rows, so it differs in every table"}
+    # Who names it has it compared.
+    named = monitor_tables(before, now, columns=["number"])
+    assert [column.name for column in named.columns] == ["number"]
+    assert named.open_alarms
+    # Few rows may have different values by chance.
+    assert "number" not in monitor_tables(before[:60], now).skipped

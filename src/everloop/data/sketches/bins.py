@@ -157,7 +157,8 @@ def _bins_of(values: pl.Series, bins: int, categories: int) -> Bins | str:
     """Return the cells of a column, or why it has none."""
     kind = column_kind(values.dtype)
     if kind is None:
-        return f"columns of type {values.dtype} are not monitored"
+        what = "dates and times" if values.dtype.is_temporal() else f"columns of type {values.dtype}"
+        return f"{what} are not monitored"
     if kind == "categorical":
         return _frequent_categories(values, categories)
     edges = _quantile_edges(values, bins)

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from everloop.monitoring.reports.table_windows import WindowShifts
 
 _FLAGGED_P = 0.05
+_LEAST_NUMBERED = 100
+"""In fewer rows, whole numbers may be different by chance."""
+_MOST_GAPS = 1.1
+"""Numbers of rows have a range of about the number of rows, even if some rows have been left out."""
 _ALARM_P = 0.01
 
 
@@ -65,7 +69,8 @@ def monitor_tables(
         time: column with the time of each row. Default: all rows of the current table are one window.
         every: length of a window, such as `1d` or `1w`.
         incidents_per_month: how many incidents a month you tolerate if nothing has changed.
-        columns: the columns to monitor, besides target and prediction. Default: all of the reference.
+        columns: the columns to monitor, besides target and prediction. Default: all of the reference, except those
+            that number its rows.
         joint: also measure how all inputs together differ, which takes some seconds: by a classifier that tells the two
             tables apart, and by the main components of the reference.
         names: how reference and current table are called in messages. Default: their paths.
@@ -92,6 +97,8 @@ def monitor_tables(
     from everloop.monitoring.reports.table_windows import ONE_COMPARISON, compare_windows, cut_windows
 
     chosen = [name for name in (columns if columns is not None else before.columns) if name != time]
+    numbering = [] if columns is not None else _numbering(before, now, {time, target, prediction})
+    chosen = [name for name in chosen if name not in numbering]
     specs = choose_specs(before, [name for name in chosen if name not in (target, prediction)])
     before, now = derive(before, specs), derive(now, specs)
     # Of free texts and vectors, a few numbers are monitored.
@@ -136,6 +143,7 @@ def monitor_tables(
         quality=tuple(quality_notes(before, now, monitored, chosen, time)),
         skipped={
             **{name: baseline.skipped[key] for name, key in _keys(roles).items() if key in baseline.skipped},
+            **dict.fromkeys(numbering, "it numbers the rows, so it differs in every table"),
             **dict.fromkeys(_unshared(before, now, columns, {time, target}), "the reference does not have it"),
         },
         remarks=tuple(remarks),
@@ -231,6 +239,21 @@ def _unshared(
         return []
     # A column that is missing now is monitored: all of its values are missing.
     return [name for name in now.columns if name not in before.columns and name not in apart]
+
+
+def _numbering(before: pl.DataFrame, now: pl.DataFrame, apart: set[str | None]) -> list[str]:
+    """Return the columns that number the rows of both tables: different whole numbers with hardly any gaps."""
+    if before.height < _LEAST_NUMBERED:
+        return []
+    shared = [name for name in before.columns if name in now.columns and name not in apart]
+    return [name for name in shared if all(_numbers_rows(table[name]) for table in (before, now))]
+
+
+def _numbers_rows(values: pl.Series) -> bool:
+    if not values.dtype.is_integer() or values.null_count():
+        return False
+    span = int(values.max()) - int(values.min())  # type: ignore[arg-type]
+    return span < _MOST_GAPS * len(values) and values.n_unique() == len(values)
 
 
 def _keys(roles: dict[str, ColumnRole]) -> dict[str, str]:
