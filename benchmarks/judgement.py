@@ -45,7 +45,7 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import polars as pl
-from judgement_peers import METHODS, versions
+from judgement_peers import METHODS, PACKAGES, environment, versions
 from judgement_power import peer_scores, power_rows, print_power, run_power
 from judgement_streams import POWER, QUIET, TIME, Made, Stream, make
 from judgement_subject import Opened, everloop_incidents, runs, subject_name
@@ -348,7 +348,7 @@ def chosen(items: Sequence[Any], only: Sequence[str], quick_names: Sequence[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a selection with few seeds, in about three minutes")
+    parser.add_argument("--quick", action="store_true", help="a selection with few seeds, in less than 15 minutes")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="streams with this text in their name")
     parser.add_argument("--tables", nargs="+", default=[*TABLES], choices=TABLES)
     parser.add_argument(
@@ -363,22 +363,35 @@ def main() -> None:
     if "quiet" in options.tables:
         streams = chosen(QUIET, options.only, QUICK if options.quick else None)
         result["quiet"] = quiet_table(streams, options.quick, options.processes) if streams else []
+        keep(options.json, result)
     if "honest" in options.tables:
         streams = chosen(QUIET, options.only, HONEST)
         result["honest"] = honest_table(streams, 1 if options.quick else 3, options.processes) if streams else []
-    if "peers" in options.tables and peers and not options.quick:
-        streams = chosen(QUIET, options.only, PEERS_QUIET)
-        result["peers"] = peers_table(streams, peers, 2, options.processes) if streams else []
-        result["versions"] = {name: version for name, version in versions().items() if name in peers}
+        keep(options.json, result)
+    if "peers" in options.tables and peers:
+        streams = chosen(QUIET, options.only, PEERS_QUIET[:3] if options.quick else PEERS_QUIET)
+        seeds = 1 if options.quick else 2
+        result["peers"] = peers_table(streams, peers, seeds, options.processes) if streams else []
+        # Environments of peers that do not take part need not exist.
+        used = [name for name in PACKAGES if name in peers]
+        result["versions"] = versions(used)
     if "power" in options.tables:
         seeds = options.seeds or (8 if options.quick else 24)
         result["power"] = power_table(options.only, options.quick, peers, seeds, options.processes)
     estimation = Path(__file__).with_name("estimation.py")
     if "harm" in options.tables and not options.only and estimation.exists():
         print("\nHarm and estimated performance", flush=True)
-        subprocess.run([sys.executable, str(estimation)], check=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        command = [sys.executable, str(estimation), "--seeds", "1" if options.quick else "2"]
+        if "nannyml" in peers:
+            command += ["--peer", str(environment("nannyml") / "bin" / "python")]
+        subprocess.run(command, check=True)
+    keep(options.json, result)
+
+
+def keep(path: Path | None, result: dict[str, object]) -> None:
+    """Write what has been found so far, because a full run takes hours."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -98,14 +98,14 @@ def environment(name: str) -> Path:
     return folder
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the peers."""
+def versions(names: list[str]) -> dict[str, str]:
+    """Return the versions of some peers."""
     code = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
     return {
         name: subprocess.run(
             [str(environment(name) / "bin" / "python"), "-c", code, name], check=True, capture_output=True, text=True
         ).stdout.strip()
-        for name in PACKAGES
+        for name in names
     }
 
 
