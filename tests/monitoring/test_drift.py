@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from everloop.data.sketches.bins import NumericBins
+from everloop.data.sketches.column_sketches import Sketch
 from everloop.errors import EmptySampleError, NotFoundError, UsageError
 from everloop.monitoring import (
     build_baseline,
@@ -19,6 +21,7 @@ from everloop.monitoring import (
     keep_baseline,
     logged_windows,
 )
+from everloop.monitoring.drift import compare_sketches
 from everloop.monitoring.drift_judge import MONTH
 from everloop.monitoring.incidents.incident_engine import ongoing_incidents, update_incidents
 from everloop.monitoring.window_counts import counts_of, unpack_correlations, unpack_window_counts
@@ -492,3 +495,22 @@ def test_a_reference_without_features_to_monitor_is_summarised(airport: Airport,
     (summary,) = check_drift(store, "delays", "delays@1", START, START + DAY, baseline=built)
     assert summary.message == "No drift among 0 subjects in 100 predictions."
     assert summary.evidence["skipped"] == built.skipped
+
+
+@pytest.mark.parametrize("level", [0.0, 0.01, 0.5])
+def test_a_window_of_a_hundred_million_rows_is_judged_by_how_levels_wander(baseline: Baseline, level: float) -> None:
+    generator = np.random.default_rng(6)
+    known = baseline.features.sketches["distance"]
+    assert isinstance(known.bins, NumericBins)
+    values = np.sort(generator.normal(1000 + 300 * level, 300, 10**6))
+    cells = 1 + np.searchsorted(np.asarray(known.bins.edges), values)
+    shares = np.bincount(cells, minlength=known.bins.cells) / len(values)
+    counts = generator.multinomial(10**8, shares)
+    live = Sketch(known.bins, tuple(map(int, counts)))
+    found = compare_sketches(baseline, {"distance": live}, None, span=DAY)
+    distance = next(shift for shift in found if shift.subject == "distance")
+    assert distance.live.rows == 10**8
+    assert np.isfinite([distance.strength, distance.psi, distance.p_value]).all()
+    # Chance is tiny in so large a window. Only what levels may do anyway keeps it quiet.
+    assert (distance.verdict != "quiet") == (level > 0.1)
+    assert distance.message()
