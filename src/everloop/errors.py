@@ -7,7 +7,7 @@
     ├── NotFoundError             exit 3   404   no such run, version, snapshot, …
     ├── AlreadyExistsError        exit 4   409
     ├── ConflictError             exit 4   409   another process changed it first
-    │   └── LeaseLostError        exit 4   409   this process stopped renewing its lease, and another may hold it now
+    ├── LeaseLostError            exit 4   409   this process stopped renewing its lease, and another may hold it now
     ├── TrustError                exit 5   403   bytes that contain code have no trusted signature
     ├── DataError                 exit 6   422
     │   ├── SourceError           exit 6   422   a file, table or URL cannot be read as declared
@@ -96,8 +96,13 @@ class ConflictError(EverloopError):
     exit_code, http_status = 4, 409
 
 
-class LeaseLostError(ConflictError):
-    """The work belongs to another process now. What this one has not written yet must not be written."""
+class LeaseLostError(EverloopError):
+    """The work belongs to another process now. What this one has not written yet must not be written.
+
+    It is not a conflict that could be solved by reading the record again.
+    """
+
+    exit_code, http_status = 4, 409
 
 
 class TrustError(EverloopError):

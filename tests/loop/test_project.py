@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 import everloop as el
+from everloop.cli.loop import store_of
 from everloop.data.features import load_view, open_online
 from everloop.errors import NotFoundError, ProjectError, UsageError
 from everloop.loop import load_project
@@ -220,3 +222,18 @@ def test_other_code_of_the_source_makes_a_new_version_of_the_view(store):
     assert (first.key, other.key) == ("weather@1", f"weather@{other.version}")
     assert other.version > first.version
     assert len({first.code, same.code, other.code}) == 3
+
+
+def test_a_command_uses_the_project_of_its_folder_and_not_of_the_current_one(tmp_path, monkeypatch):
+    """`everloop models check --in shop` in the folder of another project, with one store for both."""
+    for name in ("shop", "bank"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "everloop.toml").write_text(f'[project]\nname = "{name}"\n')
+    monkeypatch.chdir(tmp_path / "bank")
+    for home, named in ((Path("one"), None), (None, "one")):
+        monkeypatch.chdir(tmp_path / "bank")
+        if named is not None:
+            monkeypatch.setenv("EVERLOOP_STORE", named)
+        with store_of(tmp_path / "shop", home) as store:
+            assert store.project == "shop"
+            assert store.home == tmp_path / "bank" / "one"

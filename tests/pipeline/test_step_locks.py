@@ -84,6 +84,8 @@ def test_the_lease_of_a_step_is_shared_by_its_elements_and_by_no_other_run(hosts
             assert other
     with there.hold("fp:a", "fp:whole") as later:
         assert later
+    rows = hosts[0].records.database.read("SELECT name FROM leases", ())  # type: ignore[attr-defined]
+    assert not rows, "no row is left for each step that ever ran"
 
 
 def test_a_lease_that_is_lost_does_not_fail_the_run(hosts: list[Store]) -> None:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError, UsageError
+from everloop.errors import ConflictError, CorruptionError, LeaseLostError, NotFoundError, UnavailableError, UsageError
 from everloop.http.listening import bind
 from everloop.prediction_log import fold_labels, fold_predictions, read_labelled, read_predictions
 from everloop.records import EndpointRecord
 from everloop.registry import load_model
 from everloop.serving import EndpointProcess, is_served, serving_url
+from everloop.stores.leases import Leases
 from everloop.testing.models import sample_rows
 from everloop.testing.serving import by_row
 
@@ -48,6 +49,23 @@ def ask(connection: http.client.HTTPConnection, path: str, body: Any = None) -> 
     connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
     response = connection.getresponse()
     return response.status, json.loads(response.read())
+
+
+@pytest.mark.slow
+def test_a_process_whose_lease_was_taken_over_cannot_write_the_state(release: Any, route: Any, store: Store) -> None:
+    route(release(algorithm="lightgbm").key)
+    held = Leases(store).acquire("endpoint:delays", ttl_s=60)
+    assert held is not None
+    process = EndpointProcess(store, "delays", lease=held.lease)
+    process.start()
+    assert store.records.get(EndpointRecord, "delays").state == "ready"
+    assert Leases(store, owner="b/scope/2/2", is_gone=lambda owner: True).acquire("endpoint:delays") is not None
+    with pytest.raises(LeaseLostError):
+        process.stop()
+    assert not process.alive
+    assert store.records.get(EndpointRecord, "delays").state == "ready", "the record of the new holder"
+    with pytest.raises(LeaseLostError):
+        EndpointProcess(store, "delays", lease=held.lease).start()
 
 
 def test_start_answer_stop(release: Any, route: Any, store: Store) -> None:

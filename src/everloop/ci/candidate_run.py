@@ -55,15 +55,13 @@ def forked_store(folder: Path, home: Path | None, project: str | None = None) ->
     Yields:
         The fork, and whether there is a store.
     """
-    import os
-
+    from everloop.loop.project_folder import enter_folder
     from everloop.stores import open_store
     from everloop.stores.clock import SystemClock
     from everloop.stores.forks.scratch_store import scratch_store
     from everloop.stores.home import find_store_urls
 
-    if home is None and "EVERLOOP_STORE" not in os.environ:
-        os.chdir(folder)
+    home = enter_folder(folder, home)
     try:
         origin = open_store(home, create=False)
     except NotFoundError:

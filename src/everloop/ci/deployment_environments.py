@@ -49,14 +49,12 @@ class DeploymentEnvironment:
         Raises:
             NotFoundError: the store does not exist, and `create` is off.
         """
-        import os
-
+        from everloop.loop.project_folder import enter_folder
         from everloop.stores import open_store
         from everloop.stores.home import open_urls, store_urls
 
         if self.home is None:
-            if "EVERLOOP_STORE" not in os.environ:
-                os.chdir(folder)
+            enter_folder(folder)
             return open_store(None, create=create)
         return open_urls(store_urls(self.home, self.parts), project=self.project, create=create)
 

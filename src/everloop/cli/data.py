@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -331,7 +330,7 @@ def contract(
 def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool, json: bool) -> None:
     from everloop.loop.contract_acceptance import accept_contract, find_loop, propose_contract
     from everloop.loop.project import load_project
-    from everloop.loop.project_folder import FILE, find_folder
+    from everloop.loop.project_folder import FILE, enter_folder, find_folder
 
     try:
         folder = find_folder(project)
@@ -340,8 +339,8 @@ def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool,
             raise
         folder = None  # the dataset does not belong to a loop
     loops = load_project(folder).loops if folder is not None else {}
-    if folder is not None and home is None and "EVERLOOP_STORE" not in os.environ:
-        os.chdir(folder)
+    if folder is not None:
+        home = enter_folder(folder, home)
     with opened(home) as store:
         loop = find_loop(store, loops, dataset)
         proposal = propose_contract(store, dataset, loop)

@@ -190,13 +190,10 @@ def keep_up(
 
 def store_of(folder: Path, home: Path | None) -> Store:
     """Open the store of a project, no matter which folder the command was called from."""
-    import os
-
+    from everloop.loop.project_folder import enter_folder
     from everloop.stores import open_store
 
-    if home is None and "EVERLOOP_STORE" not in os.environ:
-        os.chdir(folder)
-    return open_store(home)
+    return open_store(enter_folder(folder, home))
 
 
 def _aim(loops: dict[str, Loop], target: str | None) -> tuple[Loop, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from everloop.errors import ProjectError
@@ -23,3 +24,19 @@ def find_folder(start: Path | None = None) -> Path:
         f"No {FILE} in {start} or any folder above it.",
         help="Create a project with: everloop init, or look at an example with: everloop demo",
     )
+
+
+def enter_folder(folder: Path, home: Path | None = None) -> Path | None:
+    """Make a project's folder the current one, so that its `everloop.toml` names the project in the store.
+
+    The store stays the one that `home` or `EVERLOOP_STORE` names, also if that is a relative path.
+
+    Returns:
+        `home` as an absolute path.
+    """
+    named = os.environ.get("EVERLOOP_STORE")
+    if home is None and named is not None and "://" not in named:
+        os.environ["EVERLOOP_STORE"] = str(Path(named).expanduser().absolute())
+    home = None if home is None else home.expanduser().absolute()
+    os.chdir(folder)
+    return home

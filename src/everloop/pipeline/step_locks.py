@@ -73,7 +73,7 @@ class StepLocks:
             return
         del self._holders[whole]
         try:
-            self._held.pop(whole).release()
+            self._held.pop(whole).release(forget=True)
         except EverloopError as error:
             # It expires by itself, and the result is stored already.
             _log.warning("Cannot release the lease of a step: %s", error)

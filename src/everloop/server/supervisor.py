@@ -153,10 +153,7 @@ class Supervisor:
             if not self._may_start(endpoint.name):
                 continue
             process = EndpointProcess(
-                held.fenced(self.store),
-                endpoint.name,
-                port=self._ports.choose(endpoint.name),
-                lease=held.lease,
+                self.store, endpoint.name, port=self._ports.choose(endpoint.name), lease=held.lease
             )
             self._endpoints[endpoint.name] = process
             self._start(process)

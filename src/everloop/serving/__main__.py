@@ -32,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--allowed-host", action="append", default=[], help="a further host name to accept; can be repeated"
     )
     parser.add_argument("--contained", action="store_true", help="it runs in a container and needs no token")
+    parser.add_argument("--lease", help="the parent's lease of this endpoint; without it, nothing fences its state")
+    parser.add_argument("--fence", type=int, help="the fencing number of the lease")
     parser.add_argument("--listener", type=int, help="file descriptor of a socket inherited from the parent process")
-    parser.add_argument("--lease", help="lease of the process that starts this one")
-    parser.add_argument("--fence", type=int, help="fencing number of that lease")
     options = parser.parse_args(arguments)
     from everloop.serving.endpoint_server import serve_endpoint, serve_listener
     from everloop.serving.observability.telemetry import write_requests
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             workers=options.workers,
             grpc_port=options.grpc_port,
             allowed_hosts=options.allowed_host,
-            lease=None if options.lease is None else (options.lease, options.fence),
+            lease=None if options.lease is None else (options.lease, options.fence or 0),
         )
     except EverloopError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -15,6 +15,7 @@ from everloop import errors
 from everloop.errors import EverloopError, UnavailableError
 from everloop.records import EndpointRecord
 from everloop.serving.endpoint_state import check_endpoint_name, is_served, set_state
+from everloop.stores.leases import fenced_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,19 +44,21 @@ class EndpointProcess:
         grpc_port: int | None = None,
         lease: Lease | None = None,
     ) -> None:
-        """Prepare a process; it is not started yet.
+        """Describe the process.
 
         Args:
-            lease: the lease that this process holds for the endpoint. The new process stops changing the endpoint's
-                record once another process has taken it over.
+            lease: the caller's lease of this endpoint. After another process has taken it over, neither the caller nor
+                the endpoint's process can write the endpoint's state. Default: none.
         """
         check_endpoint_name(name)
+        self._lease = lease
+        if lease is not None:
+            store = fenced_store(store, lease)
         self._store = store
         self.name = name
         self.host = host
         self.port = port
         self.grpc_port = grpc_port
-        self._lease = lease
         self.url: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -79,13 +79,13 @@ def serve_endpoint(
         grpc_port: the port of the Open Inference Protocol over gRPC; 0 picks a free one, None: no gRPC.
         allowed_hosts: further host names to accept; if empty, see `http/host_names.py`.
         on_ready: called with the URL once the server answers.
-        lease: name and fencing number of the lease of the process that started this one. Once another process has
-            taken it over, this one does not change the endpoint's record any more.
+        lease: name and fencing number of the parent's lease of this endpoint. The endpoint's state is not written after
+            another process has taken the lease over.
 
     Raises:
-        LeaseLostError: the lease was taken over before the endpoint answered.
         NotFoundError: the endpoint or one of its versions does not exist.
         ConflictError: the endpoint is already being served, or a port is in use.
+        LeaseLostError: another process had taken the lease over before the endpoint was ready.
         UsageError: other machines can reach `host`, and the endpoint has no token.
     """
     check_endpoint_name(name)
@@ -93,13 +93,12 @@ def serve_endpoint(
         raise UsageError(f"Cannot serve with {workers} workers.", help=f"Use 1 to {MOST_WORKERS}, about one per core.")
     with open_store(home, project=project, create=False) as store:
         record = store.records.get(EndpointRecord, name)
+        fenced = store if lease is None else fenced_by(store, *lease)
         if not is_loopback(host) and not exposed and not token_digests(record.options):
             raise UsageError(
                 f"The endpoint '{name}' has no token, so it does not listen on '{host}', where others can reach it.",
                 help=f"Create a token: everloop endpoints token {name}. Or listen on 127.0.0.1, localhost or ::1.",
             )
-        # After a takeover, the state and URL in the record are those of another host's process.
-        state = store if lease is None else fenced_by(store, *lease)
         with store.lock(lock_name(store, name), block=False) as locked:
             if not locked:
                 url = store.records.get(EndpointRecord, name).url
@@ -122,12 +121,11 @@ def serve_endpoint(
 
             try:
                 if workers > 1:
-                    ready = partial(set_state, state, name, "ready")
-                    _watch(store, name, listener, identity, with_parent, ready, announce_url)
+                    _watch(store, fenced, name, listener, identity, with_parent, announce_url)
                 else:
                     if grpc is not None:
                         grpc.close()
-                    ready = partial(set_state, state, name, "ready")
+                    ready = partial(set_state, fenced, name, "ready")
                     _serve(store, name, listener, identity, with_parent, ready, announce_url)
             finally:
                 listener.close()
@@ -135,8 +133,9 @@ def serve_endpoint(
                     grpc.close()
                 if port_file is not None:
                     Path(port_file).unlink(missing_ok=True)
+                # If the lease was taken over, the record describes the process of the new holder.
                 with suppress(LeaseLostError):
-                    set_state(state, name, "stopped", None)
+                    set_state(fenced, name, "stopped", None)
 
 
 def serve_endpoints(
@@ -212,11 +211,11 @@ def serve_listener(
 
 def _watch(
     store: Store,
+    fenced: Store,
     name: str,
     listener: socket.socket,
     identity: WorkerIdentity,
     with_parent: bool,
-    ready: Callable[[str], object],
     announce_url: Callable[[str], None],
 ) -> None:
     """Start the workers, announce the endpoint when all answer, and restart those that die, until a signal."""
@@ -236,7 +235,7 @@ def _watch(
     worker_processes = Workers(name, store, listener, identity, counts)
     try:
         if worker_processes.start(stopping):
-            ready(url_of(listener))
+            set_state(fenced, name, "ready", url_of(listener))
             announce_url(url_of(listener))
         seen = -1
         while not stopping.wait(LOOK_S):
@@ -280,9 +279,17 @@ def _serve(
     url = url_of(listener)
     config = _config(app, FastPathProtocol)
 
+    failed: list[EverloopError] = []
+
     def announce() -> None:
-        if ready is not None:
-            ready(url)
+        try:
+            if ready is not None:
+                ready(url)
+        except EverloopError as error:
+            # An exception here would leave the server half started. It is raised once the server has stopped.
+            failed.append(error)
+            server.should_exit = True
+            return
         # The write made a new revision. It is loaded before the endpoint is announced.
         reloader.reload()
         reloader.start()
@@ -307,6 +314,8 @@ def _serve(
         reloader.load()
         if not server.should_exit:
             server.run(sockets=[listener])
+        if failed:
+            raise failed[0]
     finally:
         reloader.stop()
         app.close()

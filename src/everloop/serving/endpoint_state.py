@@ -40,7 +40,11 @@ def is_served(store: Store, name: str) -> bool:
 
 
 def set_state(store: Store, name: str, state: EndpointState, url: str | None) -> None:
-    """Write an endpoint's state and URL, also if its record changes meanwhile. Does nothing if it is gone."""
+    """Write an endpoint's state and URL, also if its record changes meanwhile. Does nothing if it is gone.
+
+    Raises:
+        LeaseLostError: `store` is fenced by a lease that another process has taken over.
+    """
     while True:
         try:
             endpoint = store.records.get(EndpointRecord, name)

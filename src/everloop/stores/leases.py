@@ -35,6 +35,7 @@ from everloop.stores.records.sql_records import SqlRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from everloop.stores.home import Store
     from everloop.stores.records.sql_logs import Database
@@ -83,8 +84,8 @@ class Leases:
         self._elapsed = elapsed
         self._is_gone = is_gone
         self._guard = threading.Lock()
-        self._seen: dict[str, tuple[int, int, float]] = {}
-        """Name to fencing number, heartbeat count and the time at which this process first saw both."""
+        self._seen: dict[str, tuple[tuple[int, int, datetime], float]] = {}
+        """Name to what identifies a heartbeat, and the time at which this process first saw it."""
 
     def find(self, name: str) -> Lease | None:
         """The lease as it is stored, held or released; None if it was never acquired."""
@@ -112,10 +113,12 @@ class Leases:
             return True
         now = self._elapsed()
         with self._guard:
-            fence, beats, since = self._seen.get(lease.name, (-1, -1, now))
-            if (fence, beats) != (lease.fence, lease.beats):
+            # A lease that was deleted and acquired again counts from 1 again, but was acquired at another time.
+            heartbeat = (lease.fence, lease.beats, lease.acquired_at)
+            seen, since = self._seen.get(lease.name, (heartbeat, now))
+            if seen != heartbeat:
                 since = now
-            self._seen[lease.name] = (lease.fence, lease.beats, since)
+            self._seen[lease.name] = (heartbeat, since)
         return now - since >= lease.ttl_s or self._is_gone(lease.owner)
 
     def acquire(self, name: str, *, ttl_s: float = TTL_S) -> HeldLease | None:
@@ -266,18 +269,23 @@ class HeldLease:
             self.lost.set()
             raise self._gone()
 
-    def release(self) -> None:
-        """Free the lease at once for others, and stop its heartbeat. Does nothing else if it was lost."""
+    def release(self, *, forget: bool = False) -> None:
+        """Free the lease at once for others, and stop its heartbeat. Does nothing else if it was lost.
+
+        Args:
+            forget: delete the row, because the name is of one piece of work and is unlikely to be used again. Only for
+                leases that fence nothing, because the fencing number begins again.
+        """
         self._released.set()
         if self._heart is not None and self._heart is not threading.current_thread():
             self._heart.join()
         if self.lost.is_set():
             return
         self.lost.set()
+        end = "DELETE FROM leases" if forget else "UPDATE leases SET owner = '', beats = beats + 1"
         with self._leases.store.records.transaction():
             self._leases.database.write(
-                "UPDATE leases SET owner = '', beats = beats + 1"
-                " WHERE project = ? AND name = ? AND fence = ? AND owner = ?",
+                f"{end} WHERE project = ? AND name = ? AND fence = ? AND owner = ?",
                 (self._leases.store.project, self.name, self.fence, self.lease.owner),
             )
 
@@ -315,7 +323,7 @@ def fenced_store(store: Store, lease: Lease) -> Store:
 
 
 def fenced_by(store: Store, name: str, fence: int) -> Store:
-    """As `fenced_store`, for a child process of the holder, which knows the name and number of the lease only."""
+    """As `fenced_store`, for a child process of the holder, which is given the name and the fencing number."""
     now = store.now()
     return fenced_store(
         store, Lease(name=name, fence=fence, beats=0, owner="", ttl_s=0, acquired_at=now, renewed_at=now)

@@ -171,6 +171,26 @@ class LeaseSuite:
                 assert [lease.fence for lease in winners] == [round_ + 1]
                 winners[0].release()
 
+    def test_a_forgotten_lease_leaves_no_row_and_its_name_can_be_used_again(self, store: Store) -> None:
+        here, there = LeaseHost(store, "a"), LeaseHost(store, "b")
+        held = here.leases.acquire("step:1", ttl_s=TTL_S)
+        assert held is not None
+        assert there.leases.acquire("step:1", ttl_s=TTL_S) is None
+        there.wait(TTL_S - 1)
+        held.release(forget=True)
+        assert there.leases.find("step:1") is None
+        # The same number and count of heartbeats as before. It is another lease, so its time begins again.
+        again = here.leases.acquire("step:1", ttl_s=TTL_S)
+        assert again is not None
+        assert (again.fence, again.lease.beats) == (held.fence, held.lease.beats)
+        assert there.leases.acquire("step:1", ttl_s=TTL_S) is None
+        there.wait(2)
+        assert there.leases.acquire("step:1", ttl_s=TTL_S) is None
+        there.wait(TTL_S)
+        assert there.leases.acquire("step:1", ttl_s=TTL_S) is not None
+        again.release(forget=True)
+        assert there.leases.find("step:1") is not None, "it was lost, so it was not deleted"
+
     def test_heartbeats_add_no_events_and_no_revisions(self, store: Store) -> None:
         before = store.records.last_event()
         held = LeaseHost(store, "a").leases.acquire("train", ttl_s=TTL_S)
