@@ -157,7 +157,7 @@ def test_a_rollout_compares_the_labels_that_were_served(store: Store, monkeypatc
 
 
 def test_a_rollout_compares_predicted_labels_on_different_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.loop.releases.live_evidence._has_all_inputs", lambda *_: pl.lit(value=False))
+    monkeypatch.setattr("everloop.loop.releases.live_evidence.has_all_inputs", lambda *_: pl.lit(value=False))
     log = pl.concat([logged(store, "returns@1", TEST.head(400)), logged(store, "returns@2", TEST.tail(200))])
     found = live(store, log, monkeypatch)
     assert found["paired"] is False

@@ -44,6 +44,7 @@ def tick(store, monkeypatch):
     """A function that starts a release if there is none, and does a tick with some evidence at a time."""
     found = {}
     monkeypatch.setattr(release_steps, "live_evidence", lambda *_: found["outcome"])
+    monkeypatch.setattr(release_steps, "unlabelled_problem", lambda *_: found.get("unlabelled"))
 
     def act(canary, outcome, after, **evidence):
         if find_rolling(store, "e") is None:

@@ -6,16 +6,20 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from scipy import stats
 
 from everloop.loop.releases.metric_influence import (
     MeasuredGain,
+    ProofError,
     clustered_error,
     influence,
     measure_gain,
+    measure_separate_gain,
     normal_equivalent,
 )
 from everloop.loop.releases.sequential_test import look
+from everloop.loop.releases.spending_boundaries import boundaries
 from everloop.training.intervals import delong_covariance
 from everloop.training.metrics import score
 
@@ -134,3 +138,62 @@ def test_a_better_candidate_is_promoted_and_a_bad_one_rolled_back():
     assert (verdicts(streams(0.02, streams=300), margin=0.05) == "success").mean() >= 0.97
     assert (verdicts(streams(-0.2, streams=300), margin=0.05) == "harm").mean() >= 0.99
     assert (verdicts(streams(0.0, streams=300), margin=0.05) == "harm").mean() <= 0.02
+
+
+@given(error=st.floats(1e-4, 10), freedom=st.floats(2, 1e6), skewness=st.floats(-1.5, 1.5), deviations=st.floats(-5, 5))
+def test_the_reach_of_a_proof_is_the_excess_that_it_just_proves(error, freedom, skewness, deviations):
+    proof = ProofError(error, freedom, skewness)
+    assert proof.deviations(proof.reach(deviations)) == pytest.approx(deviations, abs=1e-5)
+    plain = ProofError(error, freedom)
+    assert proof.deviations(error) <= plain.deviations(error), "the correction only ever asks for more"
+
+
+def test_a_proof_from_skewed_days_keeps_its_error():
+    """Most days are a little better than average and some far worse, so a plain t value is too often large."""
+    rng = np.random.default_rng(4)
+    errors = {"plain": 0, "corrected": 0}
+    for _ in range(3000):
+        days = 1.0 - rng.exponential(size=30)
+        found = clustered_error(np.repeat(days - days.mean(), 2), None, np.repeat(np.arange(30), 2), 60)
+        t = days.mean() / found.proof.value
+        errors["plain"] += normal_equivalent(t, found.proof.freedom) > stats.norm.isf(0.025)
+        errors["corrected"] += found.proof.deviations(days.mean()) > stats.norm.isf(0.025)
+    assert errors["plain"] / 3000 > 0.05
+    assert errors["corrected"] / 3000 < 0.04
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("skewed", "effect"), [(False, 3.0), (True, 1.0), (True, 3.0)])
+def test_with_daily_looks_days_that_differ_promote_no_more_candidates_at_the_limit(skewed, effect):
+    """`effect`: the variance between days over that within days. Sums of 84 rows of 60 days."""
+    rng = np.random.default_rng(7)
+    streams, looks = 800, np.arange(3, 61)
+    limits = boundaries([84 * day / 5000 for day in looks], 0.05, "late")
+    spread = math.sqrt((effect - 1.0) / 84)
+    promoted = 0
+    for _ in range(streams):
+        days = 1.0 - rng.gamma(4.0, 0.25, size=60) if skewed else rng.normal(0, 0.5, size=60)
+        sums = 84 * spread * days / 0.5 + rng.normal(0, math.sqrt(84), size=60)
+        for day, limit in zip(looks, limits, strict=True):
+            seen = sums[:day] - sums[:day].mean()
+            # Two rows a day with the same sum and the variance of 84 rows.
+            within = np.repeat(seen / 2, 2) + np.tile([1.0, -1.0], day) * math.sqrt(84 / 2)
+            proof = clustered_error(within * 2 * day / (84 * day), None, np.repeat(np.arange(day), 2), 84 * day).proof
+            if proof.deviations(sums[:day].mean() / 84) > limit:
+                promoted += 1
+                break
+    assert promoted / streams <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / streams)
+
+
+def test_success_needs_the_days_that_are_declared():
+    rng = np.random.default_rng(3)
+    labels = (rng.uniform(size=3000) < 0.3).astype(float)
+    good, bad = (1 / (1 + np.exp(-(labels * strength + rng.normal(size=3000)))) for strength in (1.6, 0.8))
+    days = np.repeat(np.arange(6), 500)
+    found = measure_gain("roc_auc", labels, good, bad, days=days)
+    assert found.days == 6
+    assert look(found, (), least_days=6, planned=2000).verdict == "success"
+    assert look(found, (), least_days=7, planned=2000).verdict == "open"
+    apart = measure_separate_gain("roc_auc", (labels, good, days), (labels, bad, days))
+    assert apart.days == 6
+    assert apart.error_of_proof.value >= found.error_of_proof.value

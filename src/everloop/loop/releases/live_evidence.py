@@ -76,13 +76,13 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
         if not difference <= _SERVED_DIFFERENCE:
             evidence = {"largest_difference": difference, "rows": by_candidate.height}
             return GateOutcome("fail", f"the canary's scores differ by {difference:.2g} from its package's", evidence)
-    shared = rows.filter(_has_all_inputs(rows, {release.candidate: candidate, previous: champion}))
+    shared = rows.filter(has_all_inputs(rows, {release.candidate: candidate, previous: champion}))
     if shared.height >= canary.least_labels:
         if not _is_measurable(shared, candidate):
             return None
         every = classes_of_both(candidate, champion)
         own, other = (
-            scores_of(metric, _predictions(shared, model, version, scored[version]), model, every)
+            scores_of(metric, predictions_of(shared, model, version, scored[version]), model, every)
             for model, version in ((candidate, release.candidate), (champion, previous))
         )
         labels = shared["label"].to_numpy()
@@ -119,6 +119,7 @@ def _judged(
         margin=canary.margin,
         error=canary.error,
         planned=canary.planned,
+        least_days=canary.least_days,
     )
     fresh = rows.filter(pl.col("event_at") >= step_began).height
     outcome: Outcome = {"success": "pass", "harm": "fail", "open": "undecided"}[seen.verdict]  # type: ignore[assignment]
@@ -150,6 +151,7 @@ def _judged(
         "deviations": _finite(seen.above),
         "needed": _finite(seen.needed),
         "design_effect": measured.design_effect,
+        "days": measured.days,
         "since_step": fresh,
         "ready": fresh >= canary.least_labels and seen.seems_harmless,
         "looks": list(seen.looks),
@@ -179,8 +181,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _predictions(rows: pl.DataFrame, model: Predictor, version: str, scored: ScoredRows) -> ClassScores:
-    """Return a version's predictions for logged rows, with the labels that it served for the rows it answered."""
+def predictions_of(rows: pl.DataFrame, model: Predictor, version: str, scored: ScoredRows) -> ClassScores:
+    """Return a version's predictions for logged rows, with the labels that it served for the rows it answered.
+
+    Args:
+        rows: rows of the log, or labelled rows, of any version.
+        scored: what this process remembers of the version's answers.
+    """
     import numpy as np
     import polars as pl
 
@@ -210,7 +217,7 @@ def _with_labels(labelled: pl.DataFrame, candidate: Predictor, champion: Predict
     return labelled.with_columns(label).filter(pl.col("label").is_not_null())
 
 
-def _has_all_inputs(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
+def has_all_inputs(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
     """Whether a logged row has the inputs of every model."""
     import polars as pl
 
@@ -220,7 +227,7 @@ def _has_all_inputs(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr
         # The endpoint checked these rows against every version, and logged the inputs of all versions that fit.
         checked = pl.col("unasked").is_not_null()
         fits_all = ~pl.any_horizontal([cannot_score(version) for version in models])
-        return pl.when(checked).then(fits_all).otherwise(_has_all_inputs(rows.drop("unasked"), models))
+        return pl.when(checked).then(fits_all).otherwise(has_all_inputs(rows.drop("unasked"), models))
     complete = pl.lit(value=True)
     for answering in rows["version"].unique().to_list():
         # Rows have the inputs of the version that answered; those of other versions only if they were logged as well.
@@ -256,7 +263,7 @@ def _compare_unpaired(
         answered = rows.filter(pl.col("version") == version)
         if not _is_measurable(answered, model):
             return None
-        judged = scores_of(metric, _predictions(answered, model, version, scored[version]), model, every)
+        judged = scores_of(metric, predictions_of(answered, model, version, scored[version]), model, every)
         samples.append((answered["label"].to_numpy(), judged, _days(answered)))
     measured = measure_separate_gain(metric, *samples)
     answered_by = {version: int((rows["version"] == version).sum()) for version in (release.candidate, previous)}

@@ -7,7 +7,8 @@ standard error that several rows of a key, or days that differ as a whole, do no
 Sources: influence values of the area under the ROC curve are the structural components of DeLong, DeLong and
 Clarke-Pearson, Biometrics 44 (1988); standard errors by clusters: Liang and Zeger, Biometrika 73 (1986); the variance
 over few days is moderated as in Smyth, "Linear models and empirical Bayes methods", SAGMB 3 (2004); the normal
-equivalent of a t value is Wallace's, Annals of Mathematical Statistics 30 (1959).
+equivalent of a t value is Wallace's, Annals of Mathematical Statistics 30 (1959); the t value of skewed observations is
+corrected as in P. Hall, "On the removal of skewness by transformation", JRSS B 54 (1992).
 """
 
 from __future__ import annotations
@@ -23,10 +24,42 @@ if TYPE_CHECKING:
 
 _PRIOR_FREEDOM = 4.0
 """The variance between days is moderated as if this many more days had shown no difference between days."""
+_LEAST_SKEWED = 8
+"""With fewer clusters, their skewness cannot be estimated."""
 _GROUPS = 200
 """Groups of rows that are left out in turn, for metrics without influence values of their own."""
 _MEANS = ("log_loss", "brier", "accuracy")
 """Metrics of classes that are means over rows, so that a rare class does not limit their precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofError:
+    """The standard error of an estimate, without any assumption about how much days differ.
+
+    Attributes:
+        value: the larger of the standard errors by keys and by days.
+        freedom: degrees of freedom: those of the days, because few days do not show how much days differ.
+        skewness: of the estimate, from the clusters that it is the mean of.
+    """
+
+    value: float
+    freedom: float
+    skewness: float = 0.0
+
+    def deviations(self, excess: float) -> float:
+        """Return how many standard deviations an excess is above 0, as a normal variable.
+
+        If a candidate is usually a little better and on some days far worse, most samples lack such days. Their mean
+        is too high and their standard error too small. The correction for skewness lowers the result then. It never
+        raises it.
+        """
+        t = excess / self.value
+        return normal_equivalent(min(t, _without_skewness(t, self.skewness)), self.freedom)
+
+    def reach(self, deviations: float) -> float:
+        """Return the excess that has these `deviations`; the inverse of them."""
+        t = t_equivalent(deviations, self.freedom)
+        return self.value * max(t, _with_skewness(t, self.skewness))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +70,7 @@ class ClusteredError:
     freedom: float
     units: int
     design_effect: float = 1.0
+    proof: ProofError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +86,8 @@ class MeasuredGain:
         rows: labelled rows behind the estimate.
         units: independent observations that limit the precision: keys, or rows of the rarest class.
         design_effect: variance by days over variance by keys, at least 1.
+        days: the number of days that the rows are of.
+        proof: the standard error for a proof of success; default: `standard_error`.
     """
 
     gain: float
@@ -62,12 +98,25 @@ class MeasuredGain:
     rows: int
     units: int
     design_effect: float = 1.0
+    days: int = 1
+    proof: ProofError | None = None
 
     def deviations_above(self, value: float) -> float:
         """Return how many standard deviations the gain is above a value, as a normal variable; NaN if undefined."""
         if not (math.isfinite(self.gain) and self.standard_error > 0 and self.freedom > 0):
             return math.nan
         return normal_equivalent((self.gain - value) / self.standard_error, self.freedom)
+
+    def proven_above(self, value: float) -> float:
+        """As `deviations_above`, by the standard error that a proof of success needs."""
+        if not math.isfinite(self.deviations_above(value)):
+            return math.nan
+        return self.error_of_proof.deviations(self.gain - value)
+
+    @property
+    def error_of_proof(self) -> ProofError:
+        """`proof`, or else `standard_error`."""
+        return self.proof or ProofError(self.standard_error, self.freedom)
 
 
 def measure_gain(
@@ -95,9 +144,19 @@ def measure_gain(
     own, own_influence = influence(metric, labels, candidate, groups)
     other, other_influence = influence(metric, labels, champion, groups)
     sign = 1.0 if get_metric(metric).greater_is_better else -1.0
-    error = clustered_error(own_influence - other_influence, keys, days, _rarest(labels, metric))
-    gain = sign * (own - other)
-    return MeasuredGain(gain, error.value, error.freedom, own, other, len(labels), error.units, error.design_effect)
+    error = clustered_error(sign * (own_influence - other_influence), keys, days, _rarest(labels, metric))
+    return MeasuredGain(
+        gain=sign * (own - other),
+        standard_error=error.value,
+        freedom=error.freedom,
+        candidate_value=own,
+        champion_value=other,
+        rows=len(labels),
+        units=error.units,
+        design_effect=error.design_effect,
+        days=_count_days(days),
+        proof=error.proof,
+    )
 
 
 def measure_separate_gain(
@@ -110,11 +169,14 @@ def measure_separate_gain(
 
     sign = 1.0 if get_metric(metric).greater_is_better else -1.0
     values, errors = [], []
-    for labels, scores, days in (candidate, champion):
+    for toward, (labels, scores, days) in zip((sign, -sign), (candidate, champion), strict=True):
         value, moved = influence(metric, labels, scores, _groups_of(len(labels), None))
         values.append(value)
-        errors.append(clustered_error(moved, None, days, _rarest(labels, metric)))
+        errors.append(clustered_error(toward * moved, None, days, _rarest(labels, metric)))
     own, other = errors
+    proofs = [error.proof or ProofError(error.value, error.freedom) for error in errors]
+    spread = float(np.hypot(proofs[0].value, proofs[1].value))
+    third = sum(proof.skewness * proof.value**3 for proof in proofs)
     return MeasuredGain(
         gain=sign * (values[0] - values[1]),
         standard_error=float(np.hypot(own.value, other.value)),
@@ -124,6 +186,8 @@ def measure_separate_gain(
         rows=len(candidate[0]) + len(champion[0]),
         units=min(own.units, other.units),
         design_effect=max(own.design_effect, other.design_effect),
+        days=min(_count_days(days) for _, _, days in (candidate, champion)),
+        proof=ProofError(spread, min(proof.freedom for proof in proofs), third / spread**3 if spread > 0 else 0.0),
     )
 
 
@@ -169,16 +233,46 @@ def clustered_error(moved: Array, keys: Array | None, days: Array | None, rarest
     if units < 2:
         return ClusteredError(math.nan, 0.0, units)
     variance = float(by_key @ by_key) * len(by_key) / (len(by_key) - 1) / rows**2
-    plain = ClusteredError(math.sqrt(variance), units - 1.0, units)
     by_day = moved[:0] if days is None else _sums(moved, days)
     if len(by_day) < 2 or variance <= 0:
-        return plain
+        proof = ProofError(math.sqrt(variance), units - 1.0, _skewness_of_mean(by_key))
+        return ClusteredError(math.sqrt(variance), units - 1.0, units, proof=proof)
     between = float(by_day @ by_day) / rows**2 * len(by_day) / (len(by_day) - 1)
+    proof = ProofError(math.sqrt(max(variance, between)), min(units, len(by_day)) - 1.0, _skewness_of_mean(by_day))
     freedom = _PRIOR_FREEDOM + len(by_day) - 1
     moderated = (_PRIOR_FREEDOM * variance + (len(by_day) - 1) * between) / freedom
     if not moderated > variance:
-        return plain
-    return ClusteredError(math.sqrt(moderated), min(units - 1.0, freedom), units, moderated / variance)
+        return ClusteredError(math.sqrt(variance), units - 1.0, units, proof=proof)
+    return ClusteredError(math.sqrt(moderated), min(units - 1.0, freedom), units, moderated / variance, proof)
+
+
+def _skewness_of_mean(sums: Array) -> float:
+    """Return the skewness of a mean of clusters, given their sums; 0 if there are too few to estimate it."""
+    import numpy as np
+
+    if len(sums) < _LEAST_SKEWED:
+        return 0.0
+    centred = sums - sums.mean()
+    spread = float(np.sqrt(np.mean(centred**2)))
+    return float(np.mean(centred**3)) / spread**3 / math.sqrt(len(sums)) if spread > 0 else 0.0
+
+
+def _without_skewness(t: float, skewness: float) -> float:
+    """Hall's transformation of a t value. It rises with t."""
+    return t + skewness * t**2 / 3.0 + skewness**2 * t**3 / 27.0 + skewness / 6.0
+
+
+def _with_skewness(t: float, skewness: float) -> float:
+    """Return the t value that `_without_skewness` transforms into `t`."""
+    if abs(skewness) < 1e-9 or not math.isfinite(t):
+        return t
+    return 3.0 / skewness * (math.cbrt(1.0 + skewness * (t - skewness / 6.0)) - 1.0)
+
+
+def _count_days(days: Array | None) -> int:
+    import numpy as np
+
+    return 1 if days is None else max(1, len(np.unique(days)))
 
 
 def _sums(moved: Array, groups: Array) -> Array:
@@ -191,6 +285,15 @@ def normal_equivalent(t: float, freedom: float) -> float:
     """Return the z with about the same tail probability as a t value with these degrees of freedom."""
     factor = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0)
     return math.copysign(factor * math.sqrt(freedom * math.log1p(t * t / freedom)), t)
+
+
+def t_equivalent(z: float, freedom: float) -> float:
+    """Return the t value of which `normal_equivalent` is z."""
+    if not math.isfinite(z):
+        return z
+    factor = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0)
+    exponent = (z / factor) ** 2 / freedom
+    return math.copysign(math.sqrt(freedom * math.expm1(exponent)), z) if exponent < 700 else math.copysign(math.inf, z)
 
 
 def _area_influence(y: Array, scores: Array) -> Array:
@@ -278,9 +381,11 @@ def _rarest(labels: Array, metric: str) -> int:
 __all__ = [
     "ClusteredError",
     "MeasuredGain",
+    "ProofError",
     "clustered_error",
     "influence",
     "measure_gain",
     "measure_separate_gain",
     "normal_equivalent",
+    "t_equivalent",
 ]

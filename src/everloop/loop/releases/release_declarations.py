@@ -27,6 +27,7 @@ class Canary:
       `margin`, or, with `rule="better"`, to be better by more than `margin`.
     * If the candidate is proven to be worse, it is rolled back and the champion gets all the traffic.
     * Failed requests, slow answers and wrong answers roll it back within seconds, without labels.
+    * Scores or estimates that are far from what held-out rows showed roll it back before labels arrive.
 
     Args:
         steps: shares of the traffic in percent, rising and ending with 100. A first step of 0 is a shadow: the
@@ -49,6 +50,10 @@ class Canary:
         most_errors: the share of failed requests, and of invalid answers, that is tolerated.
         slowdown: the candidate may be this many times as slow as the champion, at the 99th percentile.
         p99_ms: a limit of the time of an answer, in milliseconds, that 99 % have to keep. Default: none.
+        least_days: success is proven only by labelled predictions of at least this many days. If days differ as a
+            whole, fewer than about 7 days cannot show by how much.
+        before_labels: roll back as well if live rows without labels show that the candidate is bad: by estimates of its
+            metric, by scores far from those of the held-out rows, or by answers far from the champion's.
 
     Raises:
         UsageError: the steps do not rise to 100, a duration or a window cannot be read, or a number is out of range.
@@ -72,6 +77,8 @@ class Canary:
     most_errors: float = 0.01
     slowdown: float = 2.0
     p99_ms: float | None = None
+    least_days: int = 1
+    before_labels: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", _checked_steps(self.steps))
@@ -79,6 +86,7 @@ class Canary:
             object.__setattr__(self, "margin", 0.01 if self.rule == "not_worse" else 0.0)
         check_number("Canary(margin=)", self.margin)
         check_number("Canary(least_labels=)", self.least_labels, least=1, whole=True)
+        check_number("Canary(least_days=)", self.least_days, least=1, whole=True)
         check_duration("Canary(patience=)", self.patience)
         _check_choice("Canary(rule=)", self.rule, ("not_worse", "better"))
         _check_choice("Canary(if_undecided=)", self.if_undecided, ("back", "advance", "hold"))
@@ -93,10 +101,11 @@ class Canary:
         for name, span in (("longest", self.longest), ("shadow", self.shadow)):
             if span is not None:
                 check_duration(f"Canary({name}=)", span)
-        if not isinstance(self.approval, bool):
-            raise UsageError(
-                f"Canary(approval=) is {self.approval!r}, but must be True or False.", help="Change it in loop.py."
-            )
+        for name, value in (("approval", self.approval), ("before_labels", self.before_labels)):
+            if not isinstance(value, bool):
+                raise UsageError(
+                    f"Canary({name}=) is {value!r}, but must be True or False.", help="Change it in loop.py."
+                )
         check_number("Canary(slowdown=)", self.slowdown, least=1)
         if self.p99_ms is not None:
             check_number("Canary(p99_ms=)", self.p99_ms, above=0)

@@ -22,6 +22,7 @@ from everloop.loop.releases.rollout import (
     is_shadowing,
     step_started_at,
 )
+from everloop.loop.releases.unlabelled_evidence import unlabelled_problem
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def _decide(loop: Loop, store: Store, release: Release, previous: str, canary: C
     from everloop.registry import get_version
 
     metric = loop.live_metric or deciding_metric(get_version(store, release.candidate))
+    bad = unlabelled_problem(loop, store, release, previous, canary, metric)
+    if bad is not None:
+        return abort_release(store, release, bad.message, bad.evidence)
     outcome = live_evidence(store, release, previous, canary, metric)
     coverage = schema_coverage(store, release, previous)
     if outcome is None:

@@ -9,6 +9,10 @@ One error budget belongs to the whole release, over all its steps and looks. Two
 With the rule `not_worse`, success means a gain above `-margin`, and harm a gain below it. With `better`, success means
 a gain above `margin`, and harm a gain below 0. A candidate exactly at the limit of success is promoted with at most the
 probability `error`, however often the release is looked at.
+
+Success is judged by the standard error between days, without an assumption about how much days differ, and corrected
+for days on which the candidate is far worse than usual (`ProofError`). Harm is judged by a standard error that assumes
+a little, so that a bad candidate is rolled back on its first days.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from everloop.loop.releases.metric_influence import t_equivalent
 from everloop.loop.releases.spending_boundaries import boundaries
 
 if TYPE_CHECKING:
@@ -75,6 +80,7 @@ def look(
     margin: float = 0.0,
     error: float = 0.05,
     planned: int = 5_000,
+    least_days: int = 1,
 ) -> Look:
     """Look at the evidence, after some looks that decided nothing.
 
@@ -85,10 +91,11 @@ def look(
         margin: for `not_worse`, the loss that is tolerated; for `better`, the gain that is required.
         error: the probability that a candidate at the limit of success is promoted, over the whole release.
         planned: labelled rows by which most of the error is spent.
+        least_days: with labelled rows of fewer days, success is not proven.
     """
     success_above = -margin if rule == "not_worse" else margin
     harm_below = -margin if rule == "not_worse" else 0.0
-    above = measured.deviations_above(success_above)
+    above = measured.proven_above(success_above)
     below = -measured.deviations_above(harm_below)
     counted = (
         math.isfinite(above)
@@ -102,19 +109,12 @@ def look(
     fractions = [count / planned for count in rows]
     needed = boundaries(fractions, error, "late")[-1]
     harmful = boundaries(fractions, error, "even")[-1]
-    verdict: Verdict = "success" if above > needed else "harm" if below > harmful else "open"
-    low = measured.gain - _t_equivalent(needed, measured.freedom) * measured.standard_error
-    high = measured.gain + _t_equivalent(harmful, measured.freedom) * measured.standard_error
+    verdict: Verdict = "harm" if below > harmful else "open"
+    if above > needed and measured.days >= least_days:
+        verdict = "success"
+    low = measured.gain - measured.error_of_proof.reach(needed)
+    high = measured.gain + t_equivalent(harmful, measured.freedom) * measured.standard_error
     return Look(verdict, rows, True, above, needed, below, harmful, low, high)
-
-
-def _t_equivalent(z: float, freedom: float) -> float:
-    """Return the t value of which `normal_equivalent` is z."""
-    if not math.isfinite(z):
-        return z
-    factor = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0)
-    exponent = (z / factor) ** 2 / freedom
-    return math.copysign(math.sqrt(freedom * math.expm1(exponent)), z) if exponent < 700 else math.inf
 
 
 __all__ = ["LEAST_GROWTH", "LEAST_UNITS", "Look", "Rule", "Verdict", "look"]
