@@ -2,9 +2,9 @@
 
     python benchmarks/release_scale.py [--predictions 1000000] [--labelled 0.2]
 
-A log of a day of predictions is written, of which a share has labels. Printed are the seconds of the first decision of
-a process, which reads the whole log, of a decision after 1,000 more predictions and labels, and of one after nothing
-new. The decisions are those of `live_evidence`, with folding included.
+A log of predictions of 20 days is written, of which a share has labels. Printed are the seconds of the first decision
+of a process, which reads the whole log, of a decision after nothing new, after 1,000 more labelled rows, which are too
+few for a look of the test, and after enough of them. The decisions are those of `live_evidence`, folding included.
 """
 
 from __future__ import annotations
@@ -106,11 +106,14 @@ def main():
                 at = time.perf_counter()
                 found = live_evidence(store, release, versions[0], Canary(), options.metric)
                 print(f"{name:28}{time.perf_counter() - at:8.2f} s   {found.message}", flush=True)
+                return found.evidence["rows"]
 
-            decide("first decision")
+            rows = decide("first decision")
             decide("nothing new")
-            write_log(store, models, options.predictions, 1_000, 1.0, began)
-            decide("1,000 predictions more")
+            release = replace(release, looks=(rows,))
+            for count in (1_000, options.predictions // 20):
+                write_log(store, models, options.predictions + count, count, 1.0, began)
+                decide(f"{count:,} labelled rows more")
 
 
 if __name__ == "__main__":

@@ -153,15 +153,18 @@ def read_labelled(
     within = horizon if horizon is not None else label_horizon(store, endpoint)
     wanted = read_predictions(store, endpoint, since, until, version, roles=roles)
     latest = until + within if until is not None and within is not None and until.year < _LAST_YEAR else None
-    # Only the labels and predictions with the keys of these rows concern them. The keys are far smaller than the rows.
-    keys = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming").lazy()
     # In the order of the table, because of two labels that arrived together the last one counts.
     stored = label_rows(store, endpoint, since, latest)
-    labels = stored.join(keys, on="entity", how="semi", maintain_order="left").collect(engine="streaming")
+    if until is not None:
+        # Only the labels with the keys of these rows concern them. Up to now, nearly all labels do.
+        keys = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming")
+        stored = stored.join(keys.lazy(), on="entity", how="semi", maintain_order="left")
+    labels = stored.collect(engine="streaming")
     # Any later prediction may be nearer to a label, of any version.
     last = pl.lit(labels["event_at"].max(), dtype=pl.Datetime("us", "UTC"))
     made = read_predictions(store, endpoint, since).filter(pl.col("event_at") <= last).select(_MATCHED)
-    of_keys = made.join(labels.lazy().select("entity").unique(), on="entity", how="semi").collect(engine="streaming")
+    labelled_keys = labels.select("entity").unique().lazy()
+    of_keys = made.join(labelled_keys, on="entity", how="semi").collect(engine="streaming")
     labels_of_rows = newest_labels(labels.lazy()).select(
         "entity",
         pl.col("event_at").alias("label_event_at"),
@@ -170,6 +173,8 @@ def read_labelled(
         pl.col("arrived_at").alias("label_arrived_at"),
     )
     matched = match_labels(of_keys.lazy(), labels_of_rows, within).collect().lazy()
+    # Most rows of a long log have no label, and are left out before their ids are looked at.
+    wanted = wanted.join(labelled_keys, on="entity", how="semi")
     joined = wanted.with_columns(base_id().alias("_base")).join(matched, on="_base", how="inner").sort("event_at", "id")
     numbers = [encoded_label(store, wanted).alias("actual")]
     if "label" in joined.collect_schema().names():

@@ -10,6 +10,8 @@ scores each row once.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.comparison.champions import classes_of_both, same_classes, spread
@@ -18,7 +20,8 @@ from everloop.loop.comparison.scored_rows import ScoredRows, scored_rows
 from everloop.loop.gates.gate_checks import GateOutcome
 from everloop.loop.releases.metric_influence import measure_gain, measure_separate_gain
 from everloop.loop.releases.rollout import step_started_at
-from everloop.loop.releases.sequential_test import look
+from everloop.loop.releases.sequential_test import LEAST_GROWTH, look
+from everloop.stores.clock import micros
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,6 +42,29 @@ _SERVED_DIFFERENCE = 1e-9
 """A served score that differs by more than this from the package's score is not rounding: another model gave it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the labelled rows of a release show. It depends on the log only, and not on what has been decided."""
+
+    measured: MeasuredGain | None
+    """None: `outcome` says why."""
+    outcome: GateOutcome | None = None
+    """If nothing is measured: a failure, or None for too few rows."""
+    events: Array | None = None
+    """Event times of the rows, in µs since 1970, in order."""
+    found: dict[str, Json] = field(default_factory=dict)
+    remark: str = ""
+    label_rows: int = 0
+    """Rows of the table of labels when it was read."""
+
+
+_LARGE = 20_000
+"""Evidence with fewer rows is read again for every new label, because it takes a fraction of a second."""
+_remembered: OrderedDict[tuple[object, ...], tuple[tuple[object, ...], Evidence]] = OrderedDict()
+"""Evidence by release and what is measured, with the versions of the tables that it was read from."""
+_MOST_REMEMBERED = 4
+
+
 def live_evidence(store: Store, release: Release, previous: str, canary: Canary, metric: str) -> GateOutcome | None:
     """Compare candidate and champion on the labelled rows since the rollout began; None if there are too few.
 
@@ -47,39 +73,85 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     estimate gives no sign of harm. The scores that the canary served must equal those of its package, otherwise the
     outcome is fail.
 
+    The log is read again only if predictions or labels have been added since the last call in this process. If there
+    are many, it is read only once there are enough new labels for a look of the test, or for a step.
+
     Args:
         previous: key of the champion.
     """
+    from everloop.prediction_log.log_reading import fold_logs
+
+    fold_logs(store, release.endpoint)
+    versions = _table_versions(store, release.endpoint)
+    if versions is None:
+        evidence = read_evidence(store, release, previous, canary.least_labels, metric)
+    else:
+        key = (store.tables.root, store.project, release.id, previous, metric, canary.least_labels)
+        known = _remembered.pop(key, None)
+        if known is not None and (known[0] == versions or not _may_decide(store, release, canary, known[1])):
+            evidence = known[1]
+        else:
+            labels = _label_rows(store, release.endpoint)
+            evidence = replace(read_evidence(store, release, previous, canary.least_labels, metric), label_rows=labels)
+        _remembered[key] = (versions, evidence)
+        while len(_remembered) > _MOST_REMEMBERED:
+            _remembered.popitem(last=False)
+    if evidence.measured is None or evidence.events is None:
+        return evidence.outcome
+    return _judged(evidence, evidence.measured, evidence.events, release, previous, canary, metric)
+
+
+def _may_decide(store: Store, release: Release, canary: Canary, known: Evidence) -> bool:
+    """Whether labels that have arrived since may allow a look of the test, or a step."""
+    if known.measured is None or known.events is None or known.measured.rows < _LARGE or not release.looks:
+        return True
+    # A label counts for at most one prediction.
+    new = _label_rows(store, release.endpoint) - known.label_rows
+    fresh = _count_since(known.events, step_started_at(release))
+    may_look = known.measured.rows + new >= LEAST_GROWTH * release.looks[-1]
+    return new < 0 or may_look or fresh < canary.least_labels <= fresh + new
+
+
+def _label_rows(store: Store, endpoint: str) -> int:
+    import polars as pl
+
+    from everloop.prediction_log.prediction_log import LABELS, table_name
+
+    return int(store.tables.scan(table_name(store, LABELS, endpoint)).select(pl.len()).collect().item())
+
+
+def read_evidence(store: Store, release: Release, previous: str, least_labels: int, metric: str) -> Evidence:
+    """Measure the gain on all labelled rows since the rollout began."""
     import numpy as np
     import polars as pl
 
     from everloop.prediction_log import read_labelled
     from everloop.registry import load_model
 
-    step_began = step_started_at(release)
     known = read_labelled(store, release.endpoint, since=release.created_at)
-    if known.select(pl.len()).collect().item() < canary.least_labels:
+    if known.select(pl.len()).collect().item() < least_labels:
         # Most ticks end here, without reading inputs.
-        return None
+        return Evidence(None)
     labelled = known.collect()
     candidate, champion = (load_model(store, key) for key in (release.candidate, previous))
     began = release.created_at
     scored = {version: scored_rows(store.tables.root, began, version) for version in (release.candidate, previous)}
     rows = _with_labels(labelled, candidate, champion)
-    if rows.height < canary.least_labels:
-        return None
+    if rows.height < least_labels:
+        return Evidence(None)
     by_candidate = rows.filter(pl.col("version") == release.candidate)
     if by_candidate.height and candidate.task != "multiclass":
         own = scored[release.candidate].answer(candidate, by_candidate).scores
         difference = float(np.abs(own - by_candidate["score"].to_numpy()).max())
         # An answer that is not a number differs from any other.
         if not difference <= _SERVED_DIFFERENCE:
-            evidence = {"largest_difference": difference, "rows": by_candidate.height}
-            return GateOutcome("fail", f"the canary's scores differ by {difference:.2g} from its package's", evidence)
+            evidence: dict[str, Json] = {"largest_difference": difference, "rows": by_candidate.height}
+            message = f"the canary's scores differ by {difference:.2g} from its package's"
+            return Evidence(None, GateOutcome("fail", message, evidence))
     shared = rows.filter(has_all_inputs(rows, {release.candidate: candidate, previous: champion}))
-    if shared.height >= canary.least_labels:
+    if shared.height >= least_labels:
         if not _is_measurable(shared, candidate):
-            return None
+            return Evidence(None)
         every = classes_of_both(candidate, champion)
         own, other = (
             scores_of(metric, predictions_of(shared, model, version, scored[version]), model, every)
@@ -87,9 +159,23 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
         )
         labels = shared["label"].to_numpy()
         measured = measure_gain(metric, labels, own, other, keys=_keys(shared), days=_days(shared))
-        found = {"answered_by_canary": int((shared["version"] == release.candidate).sum())}
-        return _judged(measured, release, previous, canary, metric, shared, step_began, found)
-    return _compare_unpaired(rows, candidate, champion, release, previous, canary, metric, scored, step_began)
+        found: dict[str, Json] = {"answered_by_canary": int((shared["version"] == release.candidate).sum())}
+        return Evidence(measured, events=_event_times(shared), found=found)
+    return _compare_unpaired(rows, candidate, champion, release.candidate, previous, metric, scored)
+
+
+def _table_versions(store: Store, endpoint: str) -> tuple[object, ...] | None:
+    """The versions of the tables that evidence is read from; None if there are no predictions or labels yet."""
+    from everloop.prediction_log.label_matching import label_horizon
+    from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
+
+    if store.read_only:
+        # A view of the past hides rows of the tables.
+        return None
+    found = [store.tables.snapshot(table_name(store, what, endpoint)) for what in (PREDICTIONS, LABELS)]
+    if None in found:
+        return None
+    return (label_horizon(store, endpoint), *((one.id, one.version) for one in found if one is not None))
 
 
 def scores_of(metric: str, predictions: ClassScores, model: Predictor, every: list[Json]) -> Array:
@@ -100,18 +186,15 @@ def scores_of(metric: str, predictions: ClassScores, model: Predictor, every: li
 
 
 def _judged(
+    evidence: Evidence,
     measured: MeasuredGain,
+    events: Array,
     release: Release,
     previous: str,
     canary: Canary,
     metric: str,
-    rows: pl.DataFrame,
-    step_began: datetime,
-    found: dict[str, Json],
 ) -> GateOutcome:
     """Look at a measured gain with the sequential test."""
-    import polars as pl
-
     seen = look(
         measured,
         release.looks,
@@ -121,7 +204,7 @@ def _judged(
         planned=canary.planned,
         least_days=canary.least_days,
     )
-    fresh = rows.filter(pl.col("event_at") >= step_began).height
+    fresh = _count_since(events, step_started_at(release))
     outcome: Outcome = {"success": "pass", "harm": "fail", "open": "undecided"}[seen.verdict]  # type: ignore[assignment]
     wanted = f"not worse by {canary.margin:g}" if canary.rule == "not_worse" else f"better by {canary.margin:g}"
     proof = {
@@ -132,9 +215,9 @@ def _judged(
     numbers = f"{measured.candidate_value:.3f} against {measured.champion_value:.3f} of {previous}"
     message = (
         f"{metric} {numbers} on {measured.rows:,} labelled rows: {measured.gain:+.4f} "
-        f"(standard error {measured.standard_error:.4f}); {proof}"
+        f"(standard error {measured.standard_error:.4f}); {proof}{evidence.remark}"
     )
-    evidence: dict[str, Json] = {
+    details: dict[str, Json] = {
         "champion": previous,
         "metric": metric,
         "candidate_value": _finite(measured.candidate_value),
@@ -155,9 +238,20 @@ def _judged(
         "since_step": fresh,
         "ready": fresh >= canary.least_labels and seen.seems_harmless,
         "looks": list(seen.looks),
-        **found,
+        **evidence.found,
     }
-    return GateOutcome(outcome, message, evidence)
+    return GateOutcome(outcome, message, details)
+
+
+def _count_since(events: Array, moment: datetime) -> int:
+    return len(events) - int(events.searchsorted(micros(moment), side="left"))
+
+
+def _event_times(rows: pl.DataFrame) -> Array:
+    import numpy as np
+
+    found: Array = np.sort(rows["event_at"].dt.epoch("us").to_numpy())
+    return found
 
 
 def _keys(rows: pl.DataFrame) -> Array | None:
@@ -248,27 +342,24 @@ def _compare_unpaired(
     rows: pl.DataFrame,
     candidate: Predictor,
     champion: Predictor,
-    release: Release,
+    candidate_key: str,
     previous: str,
-    canary: Canary,
     metric: str,
     scored: dict[str, ScoredRows],
-    step_began: datetime,
-) -> GateOutcome | None:
+) -> Evidence:
     import polars as pl
 
     every = classes_of_both(candidate, champion)
     samples = []
-    for model, version in ((candidate, release.candidate), (champion, previous)):
+    for model, version in ((candidate, candidate_key), (champion, previous)):
         answered = rows.filter(pl.col("version") == version)
         if not _is_measurable(answered, model):
-            return None
+            return Evidence(None)
         judged = scores_of(metric, predictions_of(answered, model, version, scored[version]), model, every)
         samples.append((answered["label"].to_numpy(), judged, _days(answered)))
     measured = measure_separate_gain(metric, *samples)
-    answered_by = {version: int((rows["version"] == version).sum()) for version in (release.candidate, previous)}
+    answered_by = {version: int((rows["version"] == version).sum()) for version in (candidate_key, previous)}
     why = "the versions read different columns, and too few requests had the columns of both"
     found: dict[str, Json] = {"paired": False, "why": why, "answered_by": dict(answered_by)}
-    outcome = _judged(measured, release, previous, canary, metric, rows, step_began, found)
-    message = f"{outcome.message}; each on its own rows, not comparable on the same rows: {why}"
-    return GateOutcome(outcome.outcome, message, outcome.evidence)
+    remark = f"; each on its own rows, not comparable on the same rows: {why}"
+    return Evidence(measured, events=_event_times(rows), found=found, remark=remark)
