@@ -99,6 +99,13 @@ def test_a_bad_candidate_is_rolled_back_within_500_requests(store, answer, kind)
     assert "m@2" in ended.decisions[-1].reason
 
 
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_a_bad_candidate_is_rolled_back_although_the_clock_jumps(store, answer, hours):
+    store.clock = store.simulate(store.now() + timedelta(hours=hours))
+    assert check_guards(LOOP, store) is None
+    assert run(store, answer, BAD["not a number"]) is not None
+
+
 def test_a_healthy_candidate_stays(store, answer):
     assert run(store, answer, lambda rng: (float(rng.uniform()), float(rng.lognormal(-6, 0.5))), 1500, 0.5) is None
     assert find_rolling(store, "e") is not None

@@ -171,6 +171,16 @@ def test_a_step_that_is_ready_is_taken_although_patience_has_run_out_meanwhile(s
     assert tick(canary, "undecided", 9 * DAY, **READY).percent == 50, "the worker was not running for a week"
 
 
+def test_a_clock_that_jumps_forward_moves_no_release_forward(store, tick):
+    """Patience runs out at once, and the champion keeps the traffic."""
+    canary = Canary(steps=[10, 50, 100], patience="2d", shadow="1d")
+    assert tick(canary, None, HOUR).percent == 0
+    assert tick(canary, "undecided", DAY + HOUR, **READY).percent == 10
+    ended = tick(canary, "undecided", 400 * DAY, since_step=0, ready=False)
+    assert ended.state == "rolled_back"
+    assert routes(store) == {"m@1": ("champion", 100)}
+
+
 def test_labels_that_never_come_and_the_longest_time_end_a_release(store, tick):
     assert tick(Canary(steps=[10, 100], patience="1d"), None, DAY).state == "rolled_back"
     canary = Canary(steps=[10, 50, 100], longest="3d")

@@ -167,6 +167,8 @@ class ReleaseTraffic:
         self._requests = dict.fromkeys(self._requests, 0)
         is_first, self._began = not self._began, True
         earliest = micros(store.now())
+        # If the clock was set back, the present answers are from before the release by their times.
+        self.since, self._failures_since = min(self.since, earliest), min(self._failures_since, earliest)
         table = table_name(store, PREDICTIONS, self.release.endpoint)
         for path in list_journals(store.journals, stream_name(store, PREDICTIONS, self.release.endpoint)):
             if is_first:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_duration, check_number, check_severity
@@ -25,7 +25,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class OnDrift:
+class _OnIncident:
+    """Retrain if there is an incident of a kind about the current champion."""
+
+    cooldown: str
+    at_least: IncidentSeverity = "alarm"
+    limits: RetrainLimits | None = None
+
+    kind: ClassVar[FindingKind]
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_duration(f"{name}(cooldown=)", self.cooldown)
+        check_severity(f"{name}(at_least=)", self.at_least)
+
+    def check(self, context: TriggerContext) -> Due | None:
+        return _on_incident(self, context)
+
+    def next_at(self, context: TriggerContext) -> datetime | None:
+        return _after_cooldown(self.cooldown, context)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDrift(_OnIncident):
     """Trigger: retrain if there is a drift incident about the current champion. Needs a `Drift` watch.
 
     Args:
@@ -41,28 +63,14 @@ class OnDrift:
     """
 
     cooldown: str = "2w"
-    at_least: IncidentSeverity = "alarm"
-    limits: RetrainLimits | None = None
-
-    def __post_init__(self) -> None:
-        check_duration("OnDrift(cooldown=)", self.cooldown)
-        check_severity("OnDrift(at_least=)", self.at_least)
-
-    def check(self, context: TriggerContext) -> Due | None:
-        return _on_incident("drift", self, context)
-
-    def next_at(self, context: TriggerContext) -> datetime | None:
-        return _after_cooldown(self.cooldown, context)
+    kind: ClassVar[FindingKind] = "drift"
 
 
 @dataclass(frozen=True, slots=True)
-class OnPerformance:
+class OnPerformance(_OnIncident):
     """Trigger: retrain if there is a performance incident about the current champion. Needs a `Performance` watch.
 
-    Args:
-        cooldown: shortest time between the start of the last run and a run that this trigger starts.
-        at_least: `"alarm"` for incidents that harm predictions, or are expected to; `"notice"` for all incidents.
-        limits: further limits for this trigger.
+    The arguments are those of `OnDrift`.
 
     Raises:
         UsageError: `cooldown` is not a duration, or `at_least` is not a severity.
@@ -72,18 +80,7 @@ class OnPerformance:
     """
 
     cooldown: str = "1w"
-    at_least: IncidentSeverity = "alarm"
-    limits: RetrainLimits | None = None
-
-    def __post_init__(self) -> None:
-        check_duration("OnPerformance(cooldown=)", self.cooldown)
-        check_severity("OnPerformance(at_least=)", self.at_least)
-
-    def check(self, context: TriggerContext) -> Due | None:
-        return _on_incident("performance", self, context)
-
-    def next_at(self, context: TriggerContext) -> datetime | None:
-        return _after_cooldown(self.cooldown, context)
+    kind: ClassVar[FindingKind] = "performance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +239,7 @@ def _after_cooldown(cooldown: str, context: TriggerContext) -> datetime:
     return context.last.started_at + parse_duration(cooldown)
 
 
-def _on_incident(kind: FindingKind, trigger: OnDrift | OnPerformance, context: TriggerContext) -> Due | None:
+def _on_incident(trigger: _OnIncident, context: TriggerContext) -> Due | None:
     from everloop.loop.releases.rollout import champion_of
     from everloop.monitoring.incidents.incident_actions import is_muted
     from everloop.monitoring.incidents.incident_engine import ongoing_incidents
@@ -254,7 +251,7 @@ def _on_incident(kind: FindingKind, trigger: OnDrift | OnPerformance, context: T
     incident = next(
         (
             one
-            for one in ongoing_incidents(context.store, context.endpoint, kind)
+            for one in ongoing_incidents(context.store, context.endpoint, trigger.kind)
             # What was seen before the last run began is answered by that run.
             if one.seen_at > context.last.started_at
             and not is_muted(one, now)
