@@ -56,7 +56,7 @@ def compare_metrics(context: GateContext, holder: ComparedVersion | None) -> tup
             except EverloopError:
                 row = {"champion": None}
         elif holder is not None:
-            # Measured on other rows, so there is no difference to show.
+            # Measured on other rows, so no difference can be shown.
             recorded = holder.metrics.get(name) or {}
             value = recorded.get("value")
             row = {"champion": float(value) if isinstance(value, int | float) else None}

@@ -120,7 +120,7 @@ def run_candidate(
     parts: dict[str, pl.DataFrame | None] = {name: _part(result, name) for name in ("train", "test")}
     test = parts["test"] if parts["test"] is not None else stored_part(store, version, "test")
     if test is None:
-        raise NotFoundError(f"The held-out rows of {version.key} are not stored any more.", help="Add --full.")
+        raise NotFoundError(f"The held-out rows of {version.key} have been removed from the store.", help="Add --full.")
     context = context_for(
         store,
         version,

@@ -58,7 +58,7 @@ def check_change(
 
     Raises:
         ProjectError: the folder is not in a git repository.
-        NotFoundError: there is no such base.
+        NotFoundError: the base does not exist.
         UsageError: `sample` is too small, or `replay` is not a duration.
         StoreError: the store cannot be read.
     """
@@ -109,7 +109,7 @@ def _compared(
     holder = None
     if not exists:
         remarks.append(
-            "The project has no store here, so there is no champion to compare with: the gates alone decide."
+            "The project has no store here, and so no champion to compare with. The gates alone decide."
         )
     elif champion is None:
         remarks.append(f"'{loop.model}' has no champion yet: the gates alone decide.")

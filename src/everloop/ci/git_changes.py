@@ -60,7 +60,7 @@ def find_change(folder: Path, base: str) -> GitChange:
 
     Raises:
         ProjectError: the folder is not in a git repository, or git is missing.
-        NotFoundError: there is no such commit, or the branches have no commit in common.
+        NotFoundError: the commit does not exist, or the branches have no commit in common.
     """
     top = Path(git(folder, "rev-parse", "--show-toplevel").strip())
     head = git(folder, "rev-parse", "--verify", "HEAD^{commit}").strip()
@@ -85,7 +85,7 @@ def resolve(folder: Path, name: str) -> str:
 
     Raises:
         UsageError: the name is empty or contains control characters.
-        NotFoundError: there is no such commit.
+        NotFoundError: the commit does not exist.
     """
     if not name.strip() or any(letter < " " for letter in name):
         raise UsageError(f"{name!r} is not the name of a commit.", help="For example: --base origin/main")

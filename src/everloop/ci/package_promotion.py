@@ -62,7 +62,7 @@ def promote_package(
         reason: why it is promoted.
 
     Raises:
-        NotFoundError: there is no such version, or it has no package.
+        NotFoundError: the version does not exist, or has no package.
         ConflictError: the package has another digest than expected, or a gate has rejected the version.
         TrustError: no key that is trusted here has signed the package.
         CorruptionError: the package changed on its way, or does not predict what it did when it was built.

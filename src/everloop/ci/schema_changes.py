@@ -38,7 +38,7 @@ def signature_changes(before: Signature, after: Signature) -> tuple[SchemaChange
     for name in before.fields:
         if name not in after.fields:
             accepted = name in after.ignored
-            rest = "is not used any more" if accepted else "is removed, and requests with it are refused"
+            rest = "is not used by the candidate" if accepted else "is removed, and requests with it are refused"
             found.append(SchemaChange(f"input '{name}' {rest}", breaking=not accepted))
     if before.task != after.task:
         found.append(SchemaChange(f"the task changed: {before.task} → {after.task}", breaking=True))
@@ -54,7 +54,7 @@ def _input_changes(before: Input, after: Input) -> Iterator[SchemaChange]:
         wider = (before.type, after.type) in _WIDER
         yield SchemaChange(f"input '{name}' changed its type: {before.type} → {after.type}", breaking=not wider)
     if before.nullable and not after.nullable:
-        yield SchemaChange(f"input '{name}' must not be null any more", breaking=True)
+        yield SchemaChange(f"input '{name}' must not be null, as it may be now", breaking=True)
     lost = sorted(set(before.categories) - set(after.categories)) if after.closed else []
     if lost or (after.closed and not before.closed):
         text = f": {', '.join(map(repr, lost[:5]))} are refused" if lost else ""

@@ -80,7 +80,7 @@ def _switch_webhook(store: Store, change: StateChange) -> None:
 
     hook = find_webhook(store, change.subject)
     if hook is None:
-        raise NotFoundError(f"There is no webhook '{change.subject}' any more.")
+        raise NotFoundError(f"The webhook '{change.subject}' has been removed since the plan was made.")
     records = store.records.for_project(WEBHOOK_PROJECT)
     if change.after is None:
         records.delete(Webhook, hook.id)
@@ -99,7 +99,7 @@ def _first_difference(before: StatePlan, now: StatePlan) -> str:
         if change not in now.changes:
             same = next((one for one in now.changes if (one.kind, one.subject) == (change.kind, change.subject)), None)
             if same is None:
-                return f"{change.kind} '{change.subject}' does not need to change any more"
+                return f"{change.kind} '{change.subject}' has already been changed"
             return f"{change.kind} '{change.subject}' was {change.before} and is {same.before} now"
     added = next((one for one in now.changes if one not in before.changes), None)
     return (

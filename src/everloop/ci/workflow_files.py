@@ -34,13 +34,13 @@ def write_workflow(host: str, folder: Path, *, force: bool = False) -> Path:
 
     Raises:
         UsageError: the host is not known, or the file cannot be written.
-        NotFoundError: there is no such folder.
+        NotFoundError: the folder does not exist.
         AlreadyExistsError: another file of this name exists, and `force` is off.
     """
     path = folder / PATHS[_checked(host)]
     text = workflow_text(host)
     if not folder.is_dir():
-        raise NotFoundError(f"There is no folder '{folder}'.", help="Name an existing folder with --dir.")
+        raise NotFoundError(f"The folder '{folder}' does not exist.", help="Name an existing folder with --dir.")
     try:
         if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
             return path

@@ -152,7 +152,7 @@ def _stored(store: Store, version: ModelVersion, part: str) -> pl.DataFrame:
     rows: pl.DataFrame | None = _find_stored(store, version, part)
     if rows is None:
         raise NotFoundError(
-            f"The held-out rows of {version.key} are not stored any more.",
+            f"The held-out rows of {version.key} have been removed from the store.",
             help="Pass rows with the target: --data FILE",
         )
     return rows

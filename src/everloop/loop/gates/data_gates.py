@@ -88,9 +88,7 @@ class NoLeakage:
         if problems:
             return GateOutcome("fail", f"{'; '.join(problems)}; allowed {self.too_good:.0%}", evidence)
         if not scores and training is None:
-            text = (
-                f"{rows.height:,} rows are too few to look for leakage, and the training rows are not stored any more"
-            )
+            text = f"{rows.height:,} rows are too few to look for leakage, and the training rows have been removed"
             return GateOutcome("undecided", text, evidence)
         strongest = (
             f"the strongest single feature, '{best[0]}', predicts {best[1]:.0%}" if best else "no single feature"

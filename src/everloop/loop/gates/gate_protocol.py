@@ -92,7 +92,7 @@ class GateContext:
         target: the column with the labels.
         key: the column that identifies a row, or None.
         time: the column with a row's time, or None.
-        training_rows: the rows that the model was trained on, or None if they are not stored any more.
+        training_rows: the rows that the model was trained on, or None if they have been removed.
         version: key of the candidate, such as `delays@3`.
         model: name of the model in the registry.
         predictor: the loaded package. None in tests of gates that do not need it.

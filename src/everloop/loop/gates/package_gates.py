@@ -137,7 +137,7 @@ class PackageParity:
 
         package, predictor = context.package(), context.predictor
         if predictor is None or context.store is None:
-            return GateOutcome("undecided", "there is no loaded package to compare", {})
+            return GateOutcome("undecided", "no loaded package was passed to compare", {})
         frame = context.rows.select(context.features).head(self.rows)
         if not frame.height:
             return GateOutcome("undecided", "there are no held-out rows to compare", {"rows": 0})

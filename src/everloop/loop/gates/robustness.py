@@ -98,7 +98,7 @@ class Robust:
     def check(self, context: GateContext) -> GateOutcome:
         predictor = context.predictor
         if predictor is None:
-            return GateOutcome("undecided", "there is no loaded package to try", {})
+            return GateOutcome("undecided", "no loaded package was passed to try", {})
         frame = context.rows.select(context.features)
         if not frame.height:
             return GateOutcome("undecided", "there are no held-out rows to damage", {"rows": 0})

@@ -92,7 +92,7 @@ class TriggerContext:
         endpoint: name of the endpoint, if the loop serves one.
         last: the last run that ended by itself.
         trigger: name of the trigger.
-        mark: what `mark` of this trigger returned when the last run began; None if there is no such value.
+        mark: what `mark` of this trigger returned when the last run began; None if it returned nothing.
         plan: returns the steps that a run would execute now, and why. This takes longer than other checks.
     """
 

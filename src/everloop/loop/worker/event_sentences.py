@@ -11,54 +11,69 @@ if TYPE_CHECKING:
     from everloop.records import Event, Json
 
 
+SENTENCES = {
+    "queued_run": {
+        "queued": "Queued a run of '{loop}'. {trigger}",
+        "joined": "Another trigger joins the queued run of '{loop}'. {trigger}",
+        "started": "Started the run of '{loop}', on {runner}.",
+        "taken_over": "Started the run of '{loop}' again, on {runner}: attempt {attempt}.",
+        "done": "The run of '{loop}' has finished.",
+        "failed": "The run of '{loop}' has failed. {error}",
+        "died": "The process of the run of '{loop}' has died. It is started again.",
+        "cancelled": "The run of '{loop}' is cancelled, by {actor}.",
+        "cancel_requested": "The run of '{loop}' is cancelled, by {actor}.",
+    },
+    "loop": {
+        "reload_failed": "The changed code cannot be used, so the previous loop stays. {error}",
+        "tick_failed": "Checking the loop '{loop}' failed. {error}",
+    },
+    "runner": {"runner_failed": "A runner has a problem. {error}"},
+    "release": {
+        "created": "A release has begun.",
+        "advanced": "The release is advanced. {reason}",
+        "completed": "The release is completed. {reason}",
+        "rolled_back": "The release is rolled back. {reason}",
+        "rejected": "The release is rejected. {reason}",
+    },
+}
+"""What events mean, by kind and verb. Other events need no attention."""
+
+
 def event_sentences(event: Event) -> list[str]:
     """What an event means, as lines for people; empty for events that need no attention.
 
     Args:
         event: of the kind `loop`, `queued_run`, `runner` or `release`.
     """
-    data = event.data
-    loop = str(data.get("loop", event.key))
-    error = str(data.get("error", ""))
-    match event.kind, event.verb:
-        case "queued_run", "queued":
-            return [f"Queued a run of '{loop}'. {_sentence(data.get('trigger'))}"]
-        case "queued_run", "joined":
-            return [f"Another trigger joins the queued run of '{loop}'. {_sentence(data.get('trigger'))}"]
-        case "queued_run", "started":
-            return [f"Started the run of '{loop}', on {_runner(data)}."]
-        case "queued_run", "taken_over":
-            return [f"Started the run of '{loop}' again, on {_runner(data)}: attempt {data.get('attempt')}."]
-        case "queued_run", "done":
-            return [f"The run of '{loop}' has finished."]
-        case "queued_run", "failed":
-            return [f"The run of '{loop}' has failed. {error}"]
-        case "queued_run", "died":
-            return [f"The process of the run of '{loop}' has died. It is started again."]
-        case "queued_run", "cancelled" | "cancel_requested":
-            return [f"The run of '{loop}' is cancelled, by {event.actor}."]
-        case "loop", "reloaded":
-            plan = ReloadPlan(list(data.get("changes", [])), list(data.get("steps", [])))
-            files = ", ".join(data.get("files", []))
-            return [f"Loaded the changed code ({files}):", *(f"  {line}" for line in plan.sentences())]
-        case "loop", "reload_failed":
-            return [f"The changed code cannot be used, so the previous loop stays. {error}"]
-        case "loop", "tick_failed":
-            return [f"Checking the loop '{loop}' failed. {error}"]
-        case "runner", "runner_failed":
-            return [f"A runner has a problem. {error}"]
-        case "release", "created":
-            return ["A release has begun."]
-        case "release", "advanced" | "completed" | "rolled_back" | "rejected":
-            return [f"The release is {event.verb.replace('_', ' ')}. {_sentence(data.get('reason'))}".rstrip()]
-    return []
+    if (event.kind, event.verb) == ("loop", "reloaded"):
+        return _reloaded(event.data)
+    template = SENTENCES.get(event.kind, {}).get(event.verb)
+    if template is None:
+        return []
+    owner = str(event.data.get("runner", ""))
+    sentence = template.format(
+        loop=event.data.get("loop", event.key),
+        trigger=_closed(event.data.get("trigger")),
+        reason=_closed(event.data.get("reason")),
+        runner=f"the runner {pid_of(owner)} of {host_of(owner)}" if "{runner}" in template else "",
+        attempt=event.data.get("attempt"),
+        error=event.data.get("error", ""),
+        actor=event.actor,
+    )
+    return [sentence.rstrip()]
 
 
-def _runner(data: dict[str, Json]) -> str:
-    owner = str(data.get("runner", ""))
-    return f"the runner {pid_of(owner)} of {host_of(owner)}"
+def _reloaded(data: dict[str, Json]) -> list[str]:
+    files, changes, steps = (data.get(name) for name in ("files", "changes", "steps"))
+    names = ", ".join(map(str, files)) if isinstance(files, list) else ""
+    plan = ReloadPlan(
+        [str(change) for change in changes] if isinstance(changes, list) else [],
+        [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else [],
+    )
+    return [f"Loaded the changed code ({names}):", *(f"  {line}" for line in plan.sentences())]
 
 
-def _sentence(text: object) -> str:
+def _closed(text: object) -> str:
+    """A text with a full stop; empty stays empty."""
     words = str(text or "").rstrip(".")
     return f"{words}." if words else ""
