@@ -94,7 +94,7 @@ A = Input(name="a", type="float")
         (signature(A), []),
         (signature(A, Input(name="b", type="int")), [("'b' (int) is new", True)]),
         (signature(Input(name="b", type="int")), [("'b' (int) is new", True), ("'a' is removed", True)]),
-        (signature(Input(name="b", type="int"), ignored=("a",)), [("'b'", True), ("'a' is not used by the candidate", False)]),
+        (signature(Input(name="b", type="int"), ignored=("a",)), [("'b'", True), ("'a' is not used", False)]),
         (signature(Input(name="a", type="string")), [("float → string", True)]),
         (signature(Input(name="a", type="float", nullable=False)), [("must not be null", True)]),
         (signature(A, task="regression", classes=()), [("binary → regression", True)]),

@@ -96,7 +96,7 @@ class ChangeReport:
         rows: how many held-out rows were compared.
         sample: size of the sample, or None if the loop ran on all rows.
         seen_by_champion: number of held-out rows that the champion was trained on; None if that is not known.
-        replay_remark: why the history was not replayed, if it was not.
+        replay_remark: why the history was not replayed, or why a policy has no live metric.
     """
 
     loop: str

@@ -176,7 +176,8 @@ def _replay(report: ChangeReport) -> list[str]:
         for one in report.replay
     ]
     heads = ("policy", f"live {report.metric}", "retrainings", "promotions", "rollbacks")
-    return ["### Replay of the last weeks", "", *_table(heads, rows)]
+    remark = ["", f"_{_plain(report.replay_remark)}._"] if report.replay_remark else []
+    return ["### Replay of the last weeks", "", *_table(heads, rows), *remark]
 
 
 def _costs(report: ChangeReport) -> list[str]:

@@ -28,7 +28,7 @@ def replay_recent(
         folder: the project's folder.
 
     Returns:
-        The outcomes, and why there are none if so.
+        The outcomes, and why there are none, or why a policy has no live metric.
 
     Raises:
         UsageError: the span is not a duration.
@@ -51,8 +51,11 @@ def replay_recent(
         result: Any = replay(loop, start=newest - length, policies=list(POLICIES), processes=1, project=folder)
     except EverloopError as error:
         return (), f"the replay failed: {error.message}"
-    return tuple(
+    outcomes = tuple(
         ReplayOutcome(name, one.mean, one.retrainings, one.promotions, one.rollbacks)
         for name in POLICIES
         for one in [result.outcome(name)]
-    ), ""
+    )
+    silent = [one.policy for one in outcomes if one.mean is None]
+    remark = f"nothing was released with {' and '.join(silent)}, so no predictions could be measured" if silent else ""
+    return outcomes, remark
