@@ -21,6 +21,7 @@ TABLE: dict[str, dict[str, str]] = {
         "horizon": "everloop.data.time_travel:horizon_state",
         "version": "everloop.data.sources.snapshot_sources:version_state",
         "cursor": "everloop.data.sources.cursors:cursor_state",
+        "predictions": "everloop.prediction_log.prediction_source:answers_state",
         "opened": "everloop.pipeline.outside.outside_state:opened_state",
         "listed": "everloop.pipeline.outside.outside_state:listed_state",
         "environment": "everloop.pipeline.outside.outside_state:environment_state",
@@ -33,9 +34,14 @@ TABLE: dict[str, dict[str, str]] = {
         "remote": "everloop.data.sources.remote_files:remote_change",
         "version": "everloop.data.sources.snapshot_sources:version_change",
         "cursor": "everloop.data.sources.cursors:cursor_change",
+        "predictions": "everloop.prediction_log.prediction_source:answers_change",
         "opened": "everloop.pipeline.outside.outside_state:opened_change",
         "listed": "everloop.pipeline.outside.outside_state:listed_change",
         "environment": "everloop.pipeline.outside.outside_state:environment_change",
+    },
+    # What `el.read` opens by a scheme of a room below it: (rest of the URL) -> rows, state.
+    "source": {
+        "predictions": "everloop.prediction_log.prediction_source:scan_answers",
     },
     # How a value is stored as an artifact; tried in this order.
     "artifact": {

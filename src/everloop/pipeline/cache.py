@@ -13,6 +13,7 @@ from everloop.pipeline.artifacts import Stored
 from everloop.pipeline.artifacts.lists import ListFormat, load_elements
 from everloop.pipeline.fingerprint import MISSING
 from everloop.records import Artifact, Json, StepRun
+from everloop.stores import checked_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -163,7 +164,8 @@ class Cache:
             if key not in self._states:
                 try:
                     read_state: Callable[..., str] = plugins.load("observation", kind)
-                    self._states[key] = read_state(spec, since=state)
+                    with checked_in(self.store):
+                        self._states[key] = read_state(spec, since=state)
                 except (EverloopError, OSError) as error:
                     # State that cannot be read any more counts as changed; the step itself gives the better error.
                     self._states[key] = f"{_UNREADABLE}{error}"

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     )
     from everloop.stores.objects.content_addressing import ContentStore as ContentStore
     from everloop.stores.objects.manifests import TreeEntry as TreeEntry
-    from everloop.stores.observations import collect_observations as collect_observations, observe as observe
+    from everloop.stores.observations import (
+        checked_in as checked_in,
+        checked_store as checked_store,
+        collect_observations as collect_observations,
+        observe as observe,
+    )
     from everloop.stores.records.record_store import Condition as Condition, Op as Op, RecordStore as RecordStore
     from everloop.stores.tables.delta_tables import Tables as Tables
     from everloop.stores.tables.memory_tables import MemoryTables as MemoryTables
@@ -45,7 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "objects.byte_stores": ["ByteStore", "LocalBytes", "ObstoreBytes", "open_bytes"],
         "objects.content_addressing": ["ContentStore"],
         "objects.manifests": ["TreeEntry"],
-        "observations": ["collect_observations", "observe"],
+        "observations": ["checked_in", "checked_store", "collect_observations", "observe"],
         "records.record_store": ["Condition", "Op", "RecordStore"],
         "tables.delta_tables": ["Tables"],
         "tables.memory_tables": ["MemoryTables"],

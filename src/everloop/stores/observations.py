@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from everloop.records import Json
+    from everloop.stores.home import Store
 
+_checked: ContextVar[Store | None] = ContextVar("everloop_checked_store", default=None)
 _collector: ContextVar[list[dict[str, Json]] | None] = ContextVar("everloop_observations", default=None)
 
 
@@ -50,3 +52,21 @@ def collect_observations() -> Iterator[list[dict[str, Json]]]:
         yield seen
     finally:
         _collector.reset(token)
+
+
+@contextmanager
+def checked_in(store: Store) -> Iterator[None]:
+    """Look up outside state that is part of a store, such as dataset versions, in this store inside the block.
+
+    A plan may be made for another store than that of the current folder, such as a fork.
+    """
+    token = _checked.set(store)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def checked_store() -> Store | None:
+    """The store of the enclosing `checked_in`; None outside of one."""
+    return _checked.get()

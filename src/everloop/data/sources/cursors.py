@@ -233,8 +233,10 @@ def _text(cursor: Cursor) -> str:
 
 
 def _store(stack: ExitStack) -> Store:
-    from everloop.stores import open_store
+    from everloop.stores import checked_store, open_store
     from everloop.tracking import current_run
 
-    run = current_run()
+    run, checked = current_run(), checked_store()
+    if checked is not None:
+        return checked
     return run.store if run is not None else stack.enter_context(open_store())

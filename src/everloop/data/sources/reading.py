@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from errno import ENOENT
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import polars as pl
@@ -33,6 +33,7 @@ from everloop.data.sources.sql_sources import is_sql, query_with_state, redacted
 from everloop.data.table_inputs import Frame, as_lazy, as_utc, is_moment, nearest
 from everloop.data.time_travel import find_horizon, horizon_state
 from everloop.errors import DataError, SourceError, UsageError
+from everloop.plugins import load
 from everloop.stores import observe
 from everloop.stores.store_urls import mask_url, remembered
 
@@ -40,6 +41,9 @@ __all__ = ["Format", "files_change", "files_state", "read", "sql_change", "sql_s
 
 Format = Literal["csv", "parquet", "json", "arrow", "delta"]
 Source = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | Frame
+
+PREDICTIONS = "predictions:"
+"""Scheme of the answers of an endpoint."""
 
 _SCANS: dict[str, Callable[[list[DataFile], Mapping[str, Any]], list[pl.LazyFrame]]] = {
     "csv": scan_csv,
@@ -86,6 +90,7 @@ def read(
             - a database URL, with `query`: `sqlite:///file.db`, `postgresql://user@host/name`, `mysql+pymysql://…`,
               and whatever else SQLAlchemy supports.
             - a dataset version: `everloop:flights@3`.
+            - the answers of an endpoint to its clients: `predictions:returns`, see `prediction_log.prediction_source`.
             - a function, with `cursor`.
             - a dlt source or resource.
             - an iterable of dicts, one per row.
@@ -154,6 +159,16 @@ def _open(source: Source, format: Format | None, query: str | None, options: Map
         frame, state = scan_version(source)
         observe("version", {"ref": source.removeprefix(SCHEME)}, state)
         return frame
+    if isinstance(source, str) and source.startswith(PREDICTIONS):
+        if query is not None or format is not None or options:
+            raise UsageError(
+                f"'{source}' is the log of an endpoint, which takes no query=, format= or other options.",
+                help="Leave them out.",
+            )
+        endpoint = source.removeprefix(PREDICTIONS)
+        frame, state = load("source", "predictions")(endpoint)
+        observe("predictions", {"url": source}, state)
+        return cast("pl.LazyFrame", frame)
     if isinstance(source, str) and is_sql(source):
         engine = options.get("engine")
         if query is None or format is not None or options.keys() - {"engine"}:
