@@ -1,9 +1,10 @@
 """The web page's speed in Chromium: first load, 100,000 runs, scrolling, and a large comparison.
 
-    python benchmarks/ui/web_page.py [--runs 100000]
+    python benchmarks/ui/web_page.py [--runs 100000] [--store FOLDER]
 
-It needs Chromium, Playwright and the built page (`make page`). The store is temporary; its runs are written straight as
-records, in batches. Each figure is printed beside its aim.
+It needs Chromium, Playwright and the built page (`make page`). The store is temporary unless `--store` names a folder:
+then it is filled once and measured again later. Its runs are written straight as records, in batches. Each figure is
+printed beside its aim.
 """
 
 from __future__ import annotations
@@ -80,20 +81,29 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--compared", type=int, default=200, help="runs that are compared")
     parser.add_argument("--points", type=int, default=10_000, help="points of each of 10 metrics")
+    parser.add_argument("--store", type=Path, help="folder that keeps the store, so that it is filled only once")
+    parser.add_argument("--fill-only", action="store_true", help="fill the store and measure nothing")
     options = parser.parse_args()
     size = sum(len(one.gzipped or gzip.compress(one.body)) for one in read_page().values())
     print(f"first load               {size / 1024:7.0f} KB gzip     (aim 350)")
-    with tempfile.TemporaryDirectory() as folder:
-        with open_store(Path(folder) / "home", project="p") as store:
-            began = time.perf_counter()
-            fill(store, options.runs)
-            compared = fill_compared(store, options.compared, 10, options.points)
-            print(f"(store written in {time.perf_counter() - began:.0f} s)")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.store or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = folder / "compared.txt"
+        if not names.is_file():
+            with open_store(folder / "home", project="p") as store:
+                began = time.perf_counter()
+                fill(store, options.runs)
+                names.write_text("\n".join(fill_compared(store, options.compared, 10, options.points)))
+                print(f"(store written in {time.perf_counter() - began:.0f} s)")
+        if options.fill_only:
+            return
+        compared = names.read_text().split()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-c", "from everloop.cli import main; main()", "server", "--no-auth"]
-        command += ["--home", str(Path(folder) / "home"), "--project", "p", "--port", str(port)]
+        command += ["--home", str(folder / "home"), "--project", "p", "--port", str(port)]
         server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_for(f"http://127.0.0.1:{port}/health")

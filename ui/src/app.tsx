@@ -9,16 +9,17 @@ import { useTheme } from "./components/theme";
 import { useZone, zoneName } from "./format";
 import { ArtifactPage } from "./pages/artifact_page";
 import { ComparePage } from "./pages/compare_page";
-import { DataPage, SnapshotPage } from "./pages/data_page";
+import { DataPage, FeatureViewPage, SnapshotPage } from "./pages/data_page";
 import { EndpointPage, EndpointsPage } from "./pages/endpoints_page";
 import { HOME_KINDS, LoopPage } from "./pages/loop_page";
 import { ModelPage, ModelsPage, VersionPage } from "./pages/models_page";
 import { IncidentPage, MonitorPage } from "./pages/monitor_page";
+import { PredictionPage } from "./pages/prediction_page";
 import { ReplayPage, ReplaysPage } from "./pages/replay_page";
 import { RunPage } from "./pages/run_page";
 import { RunsPage } from "./pages/runs_page";
 import { SettingsPage } from "./pages/settings_page";
-import { TracesPage } from "./pages/traces_page";
+import { TracePage, TracesPage } from "./pages/traces_page";
 import { go, href, useRoute } from "./router";
 
 const PAGES: { name: string; title: string; key: string }[] = [
@@ -33,6 +34,9 @@ const PAGES: { name: string; title: string; key: string }[] = [
   { name: "settings", title: "Settings", key: "s" },
 ];
 
+/** Pages that belong to another one's place in the navigation. */
+const BELOW: Record<string, string> = { compare: "runs", artifacts: "runs", features: "data", predictions: "models" };
+
 export function App() {
   const route = useRoute();
   const help = useRef<HTMLDialogElement>(null);
@@ -46,7 +50,7 @@ export function App() {
       <a className="visually-hidden" href="#main-content" onClick={(event) => { event.preventDefault(); document.getElementById("main-content")?.focus(); }}>
         Skip to the content
       </a>
-      <Navigation current={first === "compare" || first === "artifacts" ? "runs" : first} help={() => help.current?.showModal()} />
+      <Navigation current={BELOW[first] ?? first} help={() => help.current?.showModal()} />
       <main className="main" id="main-content" tabIndex={-1}>
         <Connection />
         <Boundary at={route.raw}>{page(first, second, third)}</Boundary>
@@ -66,6 +70,10 @@ function page(first: string, second: string | undefined, third: string | undefin
       return <ComparePage />;
     case "data":
       return second ? <SnapshotPage name={second} /> : <DataPage />;
+    case "features":
+      return second ? <FeatureViewPage name={second} /> : <DataPage />;
+    case "predictions":
+      return second ? <PredictionPage id={second} /> : <ModelsPage />;
     case "models":
       return second && third ? <VersionPage model={second} number={third} /> : second ? <ModelPage name={second} /> : <ModelsPage />;
     case "endpoints":
@@ -77,7 +85,7 @@ function page(first: string, second: string | undefined, third: string | undefin
     case "artifacts":
       return second ? <ArtifactPage id={second} /> : <RunsPage />;
     case "traces":
-      return <TracesPage />;
+      return second ? <TracePage id={second} /> : <TracesPage />;
     case "settings":
       return <SettingsPage />;
     default:

@@ -126,3 +126,5 @@ export function text(value: unknown): string {
 
 /** Words for people: `rolled_back` becomes `rolled back`. */
 export const words = (name: string): string => name.replaceAll("_", " ");
+
+export const percent = (share: number): string => `${(100 * share).toFixed(share > 0.1 || share === 0 ? 0 : 1)} %`;

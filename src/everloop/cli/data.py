@@ -279,6 +279,9 @@ def contract(
     accept: Annotated[
         bool, typer.Option("--accept", help="Accept a deliberate change: update the contract to match today's data.")
     ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Edited TOML file to save as the newest contract of the dataset.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --accept: do not ask for confirmation.")] = False,
     project: Annotated[
         Path | None,
@@ -296,7 +299,14 @@ def contract(
 
     With --accept, the contract of the project's dataset is updated to match today's data instead. The differences are
     shown first, and the change is recorded as an event.
+
+    With --save, an edited contract is stored as the newest version instead, and the change is recorded as an event.
     """
+    if save is not None:
+        if accept or output is not None:
+            raise UsageError("--save stores an edited contract.", help="Leave out --accept and --output.")
+        _save_contract(dataset, save, home, json=json)
+        return
     if accept:
         if output is not None:
             raise UsageError("--accept writes the project's own contract file.", help="Leave out --output.")
@@ -325,6 +335,18 @@ def contract(
             )
         output.write_text(text, encoding="utf-8")
     emit(found, json, lambda: console().print(text if output is None else f"Written: {output}", markup=False))
+
+
+def _save_contract(dataset: str, file: Path, home: Path | None, *, json: bool) -> None:
+    from everloop.data.contracts.contract_editing import edit_contract
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{file}' cannot be read: {error}.", help="Name a TOML file in UTF-8.") from error
+    with opened(home) as store:
+        saved, _ = edit_contract(store, dataset, text)
+    emit(saved, json, lambda: console().print(f"{saved.key} is the contract from now on.", markup=False))
 
 
 def _accept(dataset: str, project: Path | None, home: Path | None, *, yes: bool, json: bool) -> None:

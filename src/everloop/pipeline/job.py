@@ -11,6 +11,7 @@ from everloop.errors import StepOutputError
 from everloop.pipeline.artifacts import Stored, UnkeepableError, keep_value, load_value
 from everloop.pipeline.context import LogCall, StepContext, running_step
 from everloop.pipeline.outside.read_tracking import track_reads
+from everloop.pipeline.step_output import attach_log, collect_output, keep_output
 from everloop.pipeline.steps import RESULT, Step, no_tracing
 from everloop.pipeline.type_annotations import check_result, declared_types, wanted_class
 
@@ -82,6 +83,8 @@ class JobOutcome:
     seconds: float
     logged: tuple[LogCall, ...] = ()
     """Metrics that the step logged and that the caller has to write."""
+    printed: Stored | None = None
+    """What the step printed; None if it printed nothing."""
 
 
 class RemoteError(Exception):
@@ -120,18 +123,26 @@ def perform(
     context = StepContext(
         job.run, job.name, store, job.attempt, log or (lambda metrics, step: logged.append((metrics, step)))
     )
-    with (
-        no_tracing(),
-        collect_observations() as declared,
-        running_step(context),
-        track_reads(store, job.packages) as tracker,
-    ):
-        arguments = {name: _load_input(value, store, types.get(name), held) for name, value in job.inputs.items()}
-        value = _call(job.step.function, arguments)
-        # A lazy frame is computed when it is stored, so storing is part of the step as well.
-        outputs = _store_result(job, value, types.get("return", Any), store, held)
+    with collect_output() as output:
+        try:
+            with (
+                no_tracing(),
+                collect_observations() as declared,
+                running_step(context),
+                track_reads(store, job.packages) as tracker,
+            ):
+                arguments = {
+                    name: _load_input(value, store, types.get(name), held) for name, value in job.inputs.items()
+                }
+                value = _call(job.step.function, arguments)
+                # A lazy frame is computed when it is stored, so storing is part of the step as well.
+                outputs = _store_result(job, value, types.get("return", Any), store, held)
+        except Exception as error:
+            attach_log(error, keep_output(output, store.objects))
+            raise
     tracked = [one for one in tracker.observations(job.reached) if one not in declared]
-    return JobOutcome(outputs, (*declared, *tracked), time.perf_counter() - began, tuple(logged))
+    printed = keep_output(output, store.objects)
+    return JobOutcome(outputs, (*declared, *tracked), time.perf_counter() - began, tuple(logged), printed)
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -27,6 +27,7 @@ from everloop.pipeline.running_tasks import RunningTasks
 from everloop.pipeline.scheduled_tasks import FanOut, ScheduledTask, count_readers
 from everloop.pipeline.step_failures import clean_text, describe_failure, show_error, step_error
 from everloop.pipeline.step_locks import StepLocks
+from everloop.pipeline.step_output import log_of
 from everloop.pipeline.step_progress import watch_steps
 from everloop.pipeline.step_recorder import StepRecorder
 from everloop.pipeline.steps import RESULT
@@ -274,6 +275,7 @@ class GraphScheduler:
 
     def _finish_run(self, task: ScheduledTask, outcome: JobOutcome) -> None:
         ids = self.recorder.add_artifacts(task.name, outcome.outputs)
+        self.recorder.add_log(task.name, outcome.printed)
         self._finish(task, "ran", task.reason, outcome.outputs, ids, outcome.observed, seconds=outcome.seconds)
 
     def _finish(
@@ -344,6 +346,7 @@ class GraphScheduler:
 
     def _fail(self, task: ScheduledTask, error: BaseException) -> None:
         self.recorder.add_step(task, "failed", task.reason, error=describe_failure(error))
+        self.recorder.add_log(task.name, log_of(error))
         self.recorder.write()
         task.release()
         if self.result.error is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
 from everloop.pipeline import fingerprint as fp
+from everloop.pipeline.step_output import LOG
 from everloop.pipeline.steps import RESULT
 from everloop.records import Artifact, Record, StepRun, StepStatus
 
@@ -77,21 +78,29 @@ class StepRecorder:
     def add_artifacts(self, step: str, outputs: Mapping[str, Stored]) -> dict[str, str]:
         """Record what a step returned. Returns output name to the id of its artifact."""
         artifacts = [
-            self.store.new(
-                Artifact,
-                run=self.result.run,
-                step=step,
-                name=step if name == RESULT else f"{step}.{name}",
-                type=stored.type,
-                digest=stored.digest,
-                size_bytes=stored.size_bytes,
-                meta=stored.meta,
-                signature=stored.signature,
-            )
+            self._artifact(step, step if name == RESULT else f"{step}.{name}", stored)
             for name, stored in outputs.items()
         ]
         self._unwritten.extend(artifacts)
         return {name: artifact.id for name, artifact in zip(outputs, artifacts, strict=True)}
+
+    def add_log(self, step: str, printed: Stored | None) -> None:
+        """Record what a step printed, if anything. It is not one of the step's outputs."""
+        if printed is not None:
+            self._unwritten.append(self._artifact(step, f"{step}.{LOG}", printed))
+
+    def _artifact(self, step: str, name: str, stored: Stored) -> Artifact:
+        return self.store.new(
+            Artifact,
+            run=self.result.run,
+            step=step,
+            name=name,
+            type=stored.type,
+            digest=stored.digest,
+            size_bytes=stored.size_bytes,
+            meta=stored.meta,
+            signature=stored.signature,
+        )
 
     def write(self) -> None:
         """Put everything that was added into the store, in one transaction."""

@@ -57,22 +57,28 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
     from everloop.server.access import Authenticator, UserStore
     from everloop.server.api import (
         access_routes,
+        contract_routes,
+        incident_routes,
         journal_routes,
         loop_routes,
         monitoring_routes,
         record_routes,
         registry_routes,
+        release_routes,
+        replay_routes,
         view_routes,
         webhook_routes,
     )
     from everloop.server.event_stream import EventStream
     from everloop.server.gateway.endpoint_addresses import EndpointAddresses
     from everloop.server.gateway.forwarding import Gateway
+    from everloop.server.replay_process import ReplayProcess
 
     options = options or ServerOptions()
     gateway = Gateway(EndpointAddresses(store, stale_s=options.access_stale_s), options)
     authenticator = Authenticator(UserStore(store), stale_s=options.access_stale_s) if options.auth else None
     events = EventStream(store)
+    replays = ReplayProcess(store, options.project_folder)
     routes: list[ControllerRouterHandler] = [
         status,
         asset,
@@ -81,6 +87,10 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
         health,
         *record_routes.routes(),
         *view_routes.routes(),
+        *incident_routes.routes(),
+        *release_routes.routes(),
+        *contract_routes.routes(options),
+        *replay_routes.routes(replays),
         *events.routes(),
         *registry_routes.routes(),
         *access_routes.routes(),
@@ -94,7 +104,7 @@ def make_app(store: Store, options: ServerOptions | None = None) -> AccessMiddle
     app = Litestar(
         route_handlers=routes,
         guards=[guard],
-        on_shutdown=[events.close, gateway.close],
+        on_shutdown=[events.close, gateway.close, replays.close],
         exception_handlers={
             EverloopError: _refuse,
             BodyError: _refuse_body,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 MEGABYTE = 2**20
 
@@ -46,3 +47,5 @@ class ServerOptions:
     """How long logins keep working while the store cannot be read; after that, requests that need a login get 503."""
     webhook_networks: tuple[str, ...] = ()
     """Private networks that webhooks may reach nevertheless, such as `10.1.0.0/16`."""
+    project_folder: Path | None = None
+    """The project that `everloop up` keeps up; not a setting. None: this server knows no project's files."""

@@ -23,7 +23,7 @@ from everloop.stores.home import nearest_config
 
 _LISTENING = ("host", "port", "auth")
 """Settings of `ServerSettings` itself; all others are options."""
-_NAMES = (*_LISTENING, *(one.name for one in fields(ServerOptions) if one.name != "auth"))
+_NAMES = (*_LISTENING, *(one.name for one in fields(ServerOptions) if one.name not in ("auth", "project_folder")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -73,9 +74,8 @@ class Supervisor:
         self.store = store
         self.folder = folder
         settings = settings or ServerSettings()
-        self.control = ControlPlane(
-            store, host=settings.host, port=settings.port, options=settings.options, auth=settings.auth
-        )
+        options = replace(settings.options, project_folder=folder)
+        self.control = ControlPlane(store, host=settings.host, port=settings.port, options=options, auth=settings.auth)
         self.url = self.control.url
         self.moved: dict[str, tuple[int, int]] = {}
         """Endpoint name to (former port, new port), for endpoints whose port another program has taken."""

@@ -1,5 +1,5 @@
 // Requests to everloop's own API. Addresses are relative to the page, so that it works behind a proxy's path.
-import { keepPreviousData, QueryClient, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { keepPreviousData, QueryClient, useQuery, useQueryClient } from "@tanstack/react-query";
 
 export class ApiError extends Error {
   constructor(
@@ -45,13 +45,32 @@ async function failure(response: Response): Promise<ApiError> {
   }
 }
 
-export type Query = Record<string, string | number | undefined>;
+/** A list is divided among several parameters, because the server limits the length of each. */
+export type Query = Record<string, string | number | readonly string[] | undefined>;
+
+const LIST_PART = 40;
 
 export function url(path: string, query: Query = {}): string {
   const parameters = new URLSearchParams();
-  for (const [name, value] of Object.entries(query)) if (value !== undefined && value !== "") parameters.set(name, String(value));
+  for (const [name, value] of Object.entries(query)) {
+    if (typeof value === "object") for (let at = 0; at < value.length; at += LIST_PART) parameters.append(name, value.slice(at, at + LIST_PART).join(","));
+    else if (value !== undefined && value !== "") parameters.set(name, String(value));
+  }
   const text = parameters.toString();
   return text ? `${path}?${text}` : path;
+}
+
+/** Read a text, such as a model card. */
+export function useText(path: string | null, kinds: readonly string[] = []) {
+  return useQuery<string, Error>({
+    queryKey: [kinds.join(","), "text", path],
+    enabled: path !== null,
+    queryFn: async ({ signal }) => {
+      const response = await fetch(`api/v1/${path}`, { signal });
+      if (!response.ok) throw await failure(response);
+      return response.text();
+    },
+  });
 }
 
 /** Read something. It is read again when an event of one of `kinds` arrives; the first part of the key is the kinds. */
@@ -65,11 +84,13 @@ export function useApi<T>(path: string | null, kinds: readonly string[] = [], op
   });
 }
 
-export function useAction<B>(path: (body: B) => string, method: "POST" | "PUT" | "PATCH" | "DELETE" = "POST") {
+/** Send something once and return what the server answers. Everything on the page is read again. */
+export function useSend() {
   const queries = useQueryClient();
-  return useMutation<unknown, Error, B>({
-    mutationFn: (body) =>
-      request(path(body), { method, body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
-    onSuccess: () => queries.invalidateQueries(),
-  });
+  return async <T>(path: string, method: "POST" | "PUT" | "PATCH" | "DELETE", body?: unknown): Promise<T> => {
+    const sent = body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } };
+    const answer = await request<T>(path, { method, ...sent });
+    await queries.invalidateQueries();
+    return answer;
+  };
 }

@@ -122,8 +122,15 @@ export function Confirm(props: {
   danger?: boolean;
   primary?: boolean;
   required?: boolean;
+  small?: boolean;
+  /** Whether the fields above the reason are filled in. */
+  ready?: boolean;
+  /** Left out if the server keeps no reason for it. */
+  withoutReason?: boolean;
   /** The role that it needs. Who has less does not see it. */
   role: Role;
+  /** Fields above the reason. */
+  children?: ReactNode;
 }) {
   const may = useMay(props.role);
   const dialog = useRef<HTMLDialogElement>(null);
@@ -146,7 +153,7 @@ export function Confirm(props: {
   if (!may) return null;
   return (
     <>
-      <button type="button" className={`button ${props.danger ? "danger" : ""} ${props.primary ? "primary" : ""}`} onClick={() => dialog.current?.showModal()}>
+      <button type="button" className={`button ${props.danger ? "danger" : ""} ${props.primary ? "primary" : ""} ${props.small ? "small" : ""}`} onClick={() => { setError(null); dialog.current?.showModal(); }}>
         {props.label}
       </button>
       <dialog ref={dialog} aria-label={props.title}>
@@ -159,17 +166,20 @@ export function Confirm(props: {
         >
           <h2>{props.title}</h2>
           <p>{props.explain}</p>
-          <label className="field">
-            <span>Reason{props.required ? "" : " (optional)"}</span>
-            <textarea className="input" rows={2} maxLength={10000} value={reason} required={props.required ?? false} onChange={(event) => setReason(event.target.value)} />
-          </label>
+          {props.children}
+          {!props.withoutReason && (
+            <label className="field">
+              <span>Reason{props.required ? "" : " (optional)"}</span>
+              <textarea className="input" rows={2} maxLength={10000} value={reason} required={props.required ?? false} onChange={(event) => setReason(event.target.value)} />
+            </label>
+          )}
           <div className="field">
             <span className="soft small">The same from the command line</span>
             <Command>{props.command(reason.trim())}</Command>
           </div>
           {error && <Problem error={error} />}
           <div className="row">
-            <button type="submit" className={`button ${props.danger ? "danger" : "primary"}`} disabled={busy}>
+            <button type="submit" className={`button ${props.danger ? "danger" : "primary"}`} disabled={busy || props.ready === false}>
               {busy ? "Working…" : props.label}
             </button>
             <button type="button" className="button" onClick={() => dialog.current?.close()}>

@@ -17,7 +17,7 @@ export function ComparePage() {
   const { query } = useRoute();
   const runs = (query.get("runs") ?? "").split(",").filter(Boolean);
   const names = useApi<RunColumns>("views/run-columns", ["run"]);
-  const found = useApi<ComparedRuns>(runs.length > 1 ? url("views/compare", { runs: runs.join(",") }) : null, ["run"]);
+  const found = useApi<ComparedRuns>(runs.length > 1 ? url("views/compare", { runs }) : null, ["run"]);
   const logged = useMemo(() => new Set(found.data?.runs.flatMap((run) => Object.keys(run.metrics ?? {})) ?? []), [found.data]);
   const keys = query.get("keys")?.split(",").filter(Boolean) ?? (names.data?.metrics ?? []).filter((name) => logged.has(name)).slice(0, 2);
   const chosen = (next: string[]) => go(href("compare", { runs: runs.join(","), keys: next.join(",") }), true);

@@ -1,11 +1,12 @@
 // Data: datasets and feature views, and one snapshot with its columns, contract and the versions trained on it.
 import { useState } from "react";
-import { url, useApi } from "../api/client";
-import type { DataPage as Data, SnapshotDetail } from "../api/schema";
-import { Card, Command, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { url, useApi, useSend } from "../api/client";
+import type { DataPage as Data, FeatureViewDetail, SavedContract, SnapshotDetail } from "../api/schema";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { RunLink, SnapshotLink, VersionLink } from "../components/record_links";
+import { Choose, Facts, Table } from "../components/table";
 import { bytes, count, number, text } from "../format";
-import { href } from "../router";
-import { VersionLink } from "./models_page";
+import { go, href, useRoute } from "../router";
 
 export function DataPage() {
   useTitle("Data");
@@ -19,73 +20,85 @@ export function DataPage() {
         {(data) => (
           <div className="stack">
             <Card title="Datasets">
-              {data.datasets.length === 0 ? (
-                <Empty title="No snapshots yet" command="everloop data add table.csv">
-                  A run takes one of the table that it learns from.
-                </Empty>
-              ) : (
-                <div className="scroll">
-                  <table>
-                    <thead>
-                      <tr>
-                        <th>Dataset</th>
-                        <th>Newest</th>
-                        <th className="number">Rows</th>
-                        <th className="number">Columns</th>
-                        <th className="number">Size</th>
-                        <th className="number">Snapshots</th>
-                        <th>Taken</th>
-                      </tr>
-                    </thead>
-                    <tbody>
-                      {data.datasets.map((one) => (
-                        <tr key={one.name}>
-                          <td>{one.name}</td>
-                          <td>
-                            <a href={href(["data", one.newest])}>{one.newest}</a>
-                          </td>
-                          <td className="number">{count(one.rows)}</td>
-                          <td className="number">{count(one.columns)}</td>
-                          <td className="number">{bytes(one.size_bytes)}</td>
-                          <td className="number">{count(one.snapshots)}</td>
-                          <td>
-                            <Time at={one.at} />
-                          </td>
-                        </tr>
-                      ))}
-                    </tbody>
-                  </table>
-                </div>
-              )}
+              <Table
+                rows={data.datasets}
+                label="Datasets"
+                rowKey={(one) => one.name}
+                empty={
+                  <Empty title="No snapshots yet" command="everloop data add table.csv NAME">
+                    A run takes one of the table that it learns from.
+                  </Empty>
+                }
+                columns={[
+                  { title: "Dataset", cell: (one) => one.name },
+                  { title: "Newest", cell: (one) => <SnapshotLink name={one.newest} /> },
+                  { title: "Rows", number: true, cell: (one) => count(one.rows) },
+                  { title: "Columns", number: true, cell: (one) => count(one.columns) },
+                  { title: "Size", number: true, cell: (one) => bytes(one.size_bytes) },
+                  { title: "Snapshots", number: true, cell: (one) => count(one.snapshots) },
+                  { title: "Taken", cell: (one) => <Time at={one.at} /> },
+                ]}
+              />
             </Card>
-            {data.views.length > 0 && (
-              <Card title="Feature views">
-                <table>
-                  <thead>
-                    <tr>
-                      <th>View</th>
-                      <th>Entity</th>
-                      <th>Features</th>
-                    </tr>
-                  </thead>
-                  <tbody>
-                    {data.views.map((view) => (
-                      <tr key={view.id}>
-                        <td>
-                          {view.name}@{view.version}
-                        </td>
-                        <td>{view.entity.join(", ")}</td>
-                        <td>{(view.features ?? []).join(", ")}</td>
-                      </tr>
-                    ))}
-                  </tbody>
-                </table>
-              </Card>
-            )}
+            <Card title="Feature views" side={<Command>everloop features ls</Command>}>
+              <Table
+                rows={data.views}
+                label="Feature views"
+                rowKey={(view) => view.id}
+                empty={
+                  <Empty title="No feature view is materialized" command="everloop features materialize">
+                    A feature view keeps features of an entity over time, for training and for serving.
+                  </Empty>
+                }
+                columns={[
+                  { title: "View", cell: (view) => <a href={href(["features", view.name])}>{`${view.name}@${view.version}`}</a> },
+                  { title: "Entity", cell: (view) => view.entity.join(", ") },
+                  { title: "Features", cell: (view) => (view.features ?? []).join(", ") },
+                ]}
+              />
+            </Card>
           </div>
         )}
       </Loaded>
     </>
+  );
+}
+
+export function FeatureViewPage({ name }: { name: string }) {
+  useTitle(name);
+  const found = useApi<FeatureViewDetail>(`views/features/${encodeURIComponent(name)}`, ["feature_view"]);
+  return (
+    <Loaded of={found}>
+      {(detail) => (
+        <>
+          <Head crumbs={<a href={href("data")}>Data</a>} title={`${detail.view.name}@${detail.view.version}`} sub={<Badge state={detail.stale ? "attention" : "ok"}>{detail.stale ? "stale" : "fresh"}</Badge>}>
+            <Command>{`everloop features show ${shell(`${detail.view.name}@${detail.view.version}`)}`}</Command>
+          </Head>
+          <div className="grid">
+            <Card title="Declaration" span="c5">
+              <Facts
+                of={[
+                  ["Entity", detail.view.entity.join(", ")],
+                  ["Time of an event", detail.view.time],
+                  ["Time of arrival", detail.view.arrival],
+                  ["Valid for", detail.view.ttl],
+                  ["Rows", count(detail.rows)],
+                  ["Newest event", <Time at={detail.event_at} />],
+                  ["Newest arrival", <Time at={detail.arrived_at} />],
+                  ["Versions", detail.versions.join(", ")],
+                ]}
+              />
+            </Card>
+            <Card title="Columns" span="c7">
+              <Table rows={Object.entries(detail.view.columns ?? {})} label="Columns" rowKey={([column]) => column} height="20rem" columns={[{ title: "Column", cell: ([column]) => column }, { title: "Type", className: "soft", cell: ([, type]) => type }]} />
+            </Card>
+            <Card title="Newest rows" span="c12">
+              <Table rows={detail.newest} label="Newest rows" rowKey={(_, index) => String(index)} height="26rem" empty={<Empty title="The view has no rows" />} columns={detail.names.map((column, index) => ({ title: column, className: "nowrap small", cell: (row: (string | null)[]) => row[index] ?? <span className="soft">missing</span> }))} />
+            </Card>
+          </div>
+        </>
+      )}
+    </Loaded>
   );
 }
 
@@ -115,40 +128,31 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
       </Head>
       <div className="grid">
         <Card title="Columns" span="c8">
-          <div className="scroll" style={{ maxHeight: "40rem", overflowY: "auto" }}>
-            <table>
-              <thead>
-                <tr>
-                  <th>Column</th>
-                  <th>Type</th>
-                  <th className="number">Missing</th>
-                  <th className="number">Smallest</th>
-                  <th className="number">Mean</th>
-                  <th className="number">Largest</th>
-                  <th>Contract</th>
-                </tr>
-              </thead>
-              <tbody>
-                {Object.entries(snapshot.columns).slice(0, 1000).map(([name, type]) => {
-                  const stats = snapshot.stats?.[name] ?? {};
+          <Table
+            rows={Object.entries(snapshot.columns).slice(0, 1000)}
+            label="Columns"
+            rowKey={([name]) => name}
+            height="40rem"
+            columns={[
+              {
+                title: "Column",
+                cell: ([name]) => {
                   const role = name === snapshot.target ? "target" : name === snapshot.time ? "time" : name === snapshot.entity ? "key" : null;
                   return (
-                    <tr key={name}>
-                      <td>
-                        {name} {role && <span className="tag accent">{role}</span>}
-                      </td>
-                      <td className="soft">{type}</td>
-                      <td className="number">{count(Number(stats["nulls"] ?? stats["null_count"] ?? 0))}</td>
-                      <td className="number">{short(stats["min"])}</td>
-                      <td className="number">{short(stats["mean"])}</td>
-                      <td className="number">{short(stats["max"])}</td>
-                      <td className="small soft">{rule(rules.get(name))}</td>
-                    </tr>
+                    <>
+                      {name} {role && <span className="tag accent">{role}</span>}
+                    </>
                   );
-                })}
-              </tbody>
-            </table>
-          </div>
+                },
+              },
+              { title: "Type", className: "soft", cell: ([, type]) => type },
+              { title: "Missing", number: true, cell: ([name]) => count(Number(statOf(snapshot, name)["nulls"] ?? statOf(snapshot, name)["null_count"] ?? 0)) },
+              { title: "Smallest", number: true, cell: ([name]) => short(statOf(snapshot, name)["min"]) },
+              { title: "Mean", number: true, cell: ([name]) => short(statOf(snapshot, name)["mean"]) },
+              { title: "Largest", number: true, cell: ([name]) => short(statOf(snapshot, name)["max"]) },
+              { title: "Contract", className: "small soft", cell: ([name]) => rule(rules.get(name)) },
+            ]}
+          />
         </Card>
         <Diff key={key} after={key} others={detail.others.map((one) => `${one.dataset}@${one.version}`).filter((one) => one !== key)} />
         <div className="stack c4">
@@ -156,20 +160,13 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
             {detail.versions.length === 0 ? <Empty title="No version yet" /> : detail.versions.map((version) => <div key={version.id}><VersionLink name={`${version.model}@${version.version}`} /></div>)}
           </Card>
           <Card title="Where it came from">
-            <dl className="facts">
-              {snapshot.run && (
-                <>
-                  <dt>Run</dt>
-                  <dd>
-                    <a href={href(["runs", snapshot.run])}>{snapshot.run.slice(-12)}</a>
-                  </dd>
-                </>
-              )}
-              <dt>Contract</dt>
-              <dd>{snapshot.contract ?? "none"}</dd>
-              <dt>Digest</dt>
-              <dd className="mono small">{snapshot.digest.slice(7, 27)}</dd>
-            </dl>
+            <Facts
+              of={[
+                ["Run", snapshot.run ? <RunLink id={snapshot.run} length={12} /> : null],
+                ["Contract", snapshot.contract ?? "none"],
+                ["Digest", <span className="mono small">{snapshot.digest.slice(7, 27)}</span>],
+              ]}
+            />
           </Card>
           <Card title="Snapshots of this dataset">
             {detail.others.slice(0, 20).map((one) => (
@@ -182,8 +179,49 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
             ))}
           </Card>
         </div>
+        {detail.contract_toml && <ContractEditor key={detail.newest_contract} detail={detail} />}
       </div>
     </>
+  );
+}
+
+const statOf = (snapshot: SnapshotDetail["snapshot"], name: string): Record<string, unknown> => snapshot.stats?.[name] ?? {};
+
+/** The dataset's newest contract as text. If another person has saved it in the meantime, the server refuses. */
+function ContractEditor({ detail }: { detail: SnapshotDetail }) {
+  const [source, setSource] = useState(detail.contract_toml);
+  const [saved, setSaved] = useState<SavedContract | null>(null);
+  const send = useSend();
+  const { dataset } = detail.snapshot;
+  const path = `contracts/${encodeURIComponent(dataset)}`;
+  return (
+    <Card title={`Contract ${detail.newest_contract}`} span="c12" side={<Command>{`everloop data contract ${shell(dataset)}`}</Command>}>
+      <label className="field">
+        <span>New data, requests and windows are checked against it. Lines that begin with # are comments.</span>
+        <textarea className="input mono small" rows={18} spellCheck={false} value={source} onChange={(event) => setSource(event.target.value)} />
+      </label>
+      <div className="row" style={{ marginTop: "0.7rem" }}>
+        <Confirm
+          role="editor"
+          primary
+          label="Save contract"
+          title={`Save the contract of ${dataset}?`}
+          ready={source !== detail.contract_toml}
+          explain="It becomes the newest version. If this server keeps up a project, the project's own file is changed as well."
+          command={() => `everloop data contract ${shell(dataset)} --save contract.toml`}
+          act={async (reason) => setSaved(await send<SavedContract>(path, "PUT", { text: source, expect: detail.newest_contract, reason }))}
+        />
+        <button type="button" className="button" disabled={source === detail.contract_toml} onClick={() => setSource(detail.contract_toml)}>
+          Undo changes
+        </button>
+        {saved && (
+          <span role="status" className="small">
+            Saved as {saved.contract.dataset}@{saved.contract.version}
+            {saved.file && `, and in ${saved.file}`}.
+          </span>
+        )}
+      </div>
+    </Card>
   );
 }
 
@@ -205,24 +243,16 @@ type Changes = {
 
 /** What has changed since another snapshot. It reads both tables, so it is done only when asked for. */
 function Diff({ after, others }: { after: string; others: string[] }) {
-  const [before, choose] = useState("");
+  const { query } = useRoute();
+  const before = query.get("before") ?? "";
+  const choose = (next: string) => go(href(["data", after], { before: next || undefined }), true);
   const found = useApi<Changes>(before ? url("views/snapshot-diff", { before, after }) : null);
   if (others.length === 0) return null;
   return (
     <Card
       title="Compare with another snapshot"
       span="c12"
-      side={
-        <label className="row small">
-          Snapshot
-          <select className="input" style={{ width: "auto" }} value={before} onChange={(event) => choose(event.target.value)}>
-            <option value="">Choose…</option>
-            {others.map((one) => (
-              <option key={one}>{one}</option>
-            ))}
-          </select>
-        </label>
-      }
+      side={<Choose label="Snapshot" value={before} options={[["", "Choose…"], ...others]} choose={choose} />}
     >
       {before ? <Loaded of={found}>{(changes) => <ChangesOf changes={changes} />}</Loaded> : <p className="soft">Choose a snapshot to see which rows, columns and distributions have changed since. Both tables are read for it.</p>}
     </Card>
@@ -244,30 +274,19 @@ function ChangesOf({ changes }: { changes: Changes }) {
         </p>
       ))}
       {shifts.length > 0 && (
-        <div className="scroll">
-          <table>
-            <thead>
-              <tr>
-                <th>Distribution of</th>
-                <th className="number">Distance</th>
-                <th>Measured by</th>
-                <th className="number">Mean before</th>
-                <th className="number">Mean after</th>
-              </tr>
-            </thead>
-            <tbody>
-              {shifts.slice(0, 100).map(([name, one]) => (
-                <tr key={name}>
-                  <td>{name}</td>
-                  <td className="number">{number(one.distance)}</td>
-                  <td>{one.kind === "ks" ? "Kolmogorov-Smirnov" : one.kind}</td>
-                  <td className="number">{number(one.before)}</td>
-                  <td className="number">{number(one.after)}</td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+        <Table
+          rows={shifts.slice(0, 100)}
+          label="Shifted distributions"
+          rowKey={([name]) => name}
+          height="26rem"
+          columns={[
+            { title: "Distribution of", cell: ([name]) => name },
+            { title: "Distance", number: true, cell: ([, one]) => number(one.distance) },
+            { title: "Measured by", cell: ([, one]) => (one.kind === "ks" ? "Kolmogorov-Smirnov" : one.kind) },
+            { title: "Mean before", number: true, cell: ([, one]) => number(one.before) },
+            { title: "Mean after", number: true, cell: ([, one]) => number(one.after) },
+          ]}
+        />
       )}
       <Command>{`everloop data diff ${shell(changes.before)} ${shell(changes.after)}`}</Command>
     </div>

@@ -1,13 +1,15 @@
 // Endpoints: who answers, how much and how fast, how a release goes, and a form to try a request.
-import { useMemo, useState } from "react";
-import { ApiError, useAction, useApi } from "../api/client";
-import type { EndpointDetail, EndpointRecord, MetricWindow, ModelVersion, Release, TrafficPoint } from "../api/schema";
+import { useMemo } from "react";
+import { useApi, useSend } from "../api/client";
+import type { EndpointDetail, EndpointRecord, MetricWindow, Release, TrafficPoint } from "../api/schema";
 import type { Series } from "../charts/align";
 import { LineChart, colour } from "../charts/line_chart";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, Problem, shell, Time, useTitle } from "../components/basics";
-import { count, words } from "../format";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { EndpointLink, VersionLink } from "../components/record_links";
+import { Facts, Table, Timeline } from "../components/table";
+import { count, number, percent, text, words } from "../format";
 import { href } from "../router";
-import { VersionLink } from "./models_page";
+import { TryRequest } from "./try_request";
 
 const KINDS = ["endpoint", "release", "incident", "finding"];
 
@@ -21,42 +23,24 @@ export function EndpointsPage() {
       </Head>
       <Card>
         <Loaded of={found}>
-          {(endpoints) =>
-            endpoints.length === 0 ? (
-              <Empty title="No endpoints yet" command="everloop serve MODEL@champion">
-                A loop with serve=el.Endpoint("name") gets one with its first champion.
-              </Empty>
-            ) : (
-              <div className="scroll">
-                <table>
-                  <thead>
-                    <tr>
-                      <th>Endpoint</th>
-                      <th>State</th>
-                      <th>Traffic</th>
-                      <th>URL</th>
-                    </tr>
-                  </thead>
-                  <tbody>
-                    {endpoints.map((one) => (
-                      <tr key={one.id}>
-                        <td>
-                          <a href={href(["endpoints", one.name])}>{one.name}</a>
-                        </td>
-                        <td>
-                          <Badge state={one.state} />
-                        </td>
-                        <td>
-                          <Split endpoint={one} />
-                        </td>
-                        <td className="mono small">{one.url ?? "–"}</td>
-                      </tr>
-                    ))}
-                  </tbody>
-                </table>
-              </div>
-            )
-          }
+          {(endpoints) => (
+            <Table
+              rows={endpoints}
+              label="Endpoints"
+              rowKey={(one) => one.id}
+              empty={
+                <Empty title="No endpoints yet" command="everloop serve MODEL@champion">
+                  A loop with serve=el.Endpoint("name") gets one with its first champion.
+                </Empty>
+              }
+              columns={[
+                { title: "Endpoint", cell: (one) => <EndpointLink name={one.name} /> },
+                { title: "State", cell: (one) => <Badge state={one.state} /> },
+                { title: "Traffic", cell: (one) => <Split endpoint={one} /> },
+                { title: "URL", className: "mono small", cell: (one) => one.url ?? "–" },
+              ]}
+            />
+          )}
         </Loaded>
       </Card>
     </>
@@ -93,8 +77,9 @@ export function EndpointPage({ name }: { name: string }) {
 
 function Detail({ detail }: { detail: EndpointDetail }) {
   const { endpoint } = detail;
-  const rollback = useAction<{ reason: string }>(() => `endpoints/${encodeURIComponent(endpoint.name)}/rollback`);
+  const send = useSend();
   const failed = Object.entries(detail.failures);
+  const errors = failed.reduce((sum, [, requests]) => sum + requests, 0);
   const total = detail.traffic.filter((one) => one.role !== "shadow").reduce((sum, one) => sum + one.rows, 0);
   return (
     <>
@@ -103,8 +88,13 @@ function Detail({ detail }: { detail: EndpointDetail }) {
         title={endpoint.name}
         sub={
           <>
-            <Badge state={endpoint.state} /> {endpoint.url && <span className="mono small">{endpoint.url}</span>} · {count(total)} predictions{" "}
-            {failed.length > 0 && <>· {failed.map(([status, requests]) => `${count(requests)} answered ${status}`).join(", ")}</>}
+            <Badge state={endpoint.state} /> {endpoint.url && <span className="mono small">{endpoint.url}</span>} · {count(total)} predictions
+            {failed.length > 0 && (
+              <>
+                {" "}
+                · {percent(errors / Math.max(1, errors + total))} of the requests failed: {failed.map(([status, requests]) => `${count(requests)} with ${status}`).join(", ")}
+              </>
+            )}
           </>
         }
       >
@@ -112,8 +102,9 @@ function Detail({ detail }: { detail: EndpointDetail }) {
           Monitor
         </a>
         {detail.releases.length > 0 && (
-          <Confirm role="approver" label="Roll back" danger required title={`Roll back '${endpoint.name}'?`} explain="A rollout in progress ends, and the champion gets all the traffic. Without one, the previous champion takes over again." command={(reason) => `everloop release rollback ${shell(endpoint.name)} --reason ${shell(reason || "…")}`} act={(reason) => rollback.mutateAsync({ reason })} />
+          <Confirm role="approver" label="Roll back" danger required title={`Roll back '${endpoint.name}'?`} explain="A rollout in progress ends, and the champion gets all the traffic. Without one, the previous champion takes over again." command={(reason) => `everloop release rollback ${shell(endpoint.name)} --reason ${shell(reason || "…")}`} act={(reason) => send(`endpoints/${encodeURIComponent(endpoint.name)}/rollback`, "POST", { reason })} />
         )}
+        <Command>{`everloop endpoints show ${shell(endpoint.name)}`}</Command>
       </Head>
       <div className="grid">
         <Card title="Who answers" span="c5">
@@ -124,13 +115,13 @@ function Detail({ detail }: { detail: EndpointDetail }) {
           <Performance windows={detail.performance} />
         </Card>
         <Card title={`Predictions per ${detail.every}`} span="c6">
-          <TrafficChart traffic={detail.traffic} field="rows" label="Predictions" />
+          <TrafficChart traffic={detail.traffic} />
         </Card>
         <Card title="Latency, milliseconds" span="c6" side={<span className="soft small">median and 99th percentile</span>}>
           <LatencyChart traffic={detail.traffic} />
         </Card>
         <Card title="Try a request" span="c6">
-          <TryRequest endpoint={endpoint} champion={detail.champion} />
+          <TryRequest endpoint={endpoint} champion={detail.champion ?? null} />
         </Card>
         <Card title="Releases" span="c6">
           <Releases releases={detail.releases} />
@@ -140,24 +131,76 @@ function Detail({ detail }: { detail: EndpointDetail }) {
   );
 }
 
+type Verb = { verb: string; label: string; explain: string; primary?: boolean; danger?: boolean };
+
+const VERBS: Verb[] = [
+  { verb: "approve", label: "Approve", explain: "The candidate may take all the traffic, as soon as the evidence suffices. The worker of everloop up completes the release.", primary: true },
+  { verb: "advance", label: "Advance", explain: "The candidate gets the next share of the traffic now, without waiting for evidence." },
+  { verb: "pause", label: "Pause", explain: "The candidate keeps its share and takes no step forward. It is still rolled back if it does harm." },
+  { verb: "resume", label: "Resume", explain: "The release goes forward again when the evidence allows it." },
+  { verb: "reject", label: "Reject", explain: "All traffic goes to the champion, and the release ends.", danger: true },
+];
+
+/** A release under way or the last one: its evidence, its decisions, and what a person may decide now. */
 function LatestRelease({ release }: { release: Release }) {
-  const decisions = [...(release.decisions ?? [])].reverse().slice(0, 6);
+  const send = useSend();
+  const rolling = release.state === "rolling_out";
+  const verbs = rolling ? VERBS.filter((one) => (release.paused ? one.verb !== "pause" && one.verb !== "advance" : one.verb !== "resume")) : [];
+  const decisions = [...(release.decisions ?? [])].reverse();
   return (
-    <div style={{ marginTop: "1rem" }}>
+    <div className="stack" style={{ marginTop: "1rem", gap: "0.7rem" }}>
       <h3>
-        Release of <VersionLink name={release.candidate} /> <Badge state={release.state} />
+        Release of <VersionLink name={release.candidate} /> <Badge state={release.state} /> {release.paused && <span className="tag">paused</span>}
       </h3>
-      <ul className="timeline">
-        {decisions.map((decision) => (
-          <li key={decision.at + decision.action}>
-            <Time at={decision.at} />
-            <span>
-              <b>{words(decision.action)}</b> at {decision.percent} %<div className="soft small">{decision.reason}</div>
-            </span>
-          </li>
-        ))}
-      </ul>
+      <Steps release={release} />
+      {verbs.length > 0 && (
+        <div className="row">
+          {verbs.map((one) => (
+            <Confirm key={one.verb} role="approver" small required label={one.label} primary={one.primary ?? false} danger={one.danger ?? false} title={`${one.label} the release of ${release.candidate}?`} explain={one.explain} command={(reason) => `everloop release ${one.verb} ${shell(release.endpoint)} --reason ${shell(reason || "…")}`} act={(reason) => send(`releases/${release.id}/${one.verb}`, "POST", { reason })} />
+          ))}
+        </div>
+      )}
+      <Evidence of={decisions.find((one) => Object.keys(one.evidence ?? {}).length > 0)?.evidence ?? {}} />
+      <Timeline of={decisions} limit={6} at={(decision) => <Time at={decision.at} />}>
+        {(decision) => (
+          <>
+            <b>{words(decision.action)}</b> at {decision.percent} % <span className="soft small">{decision.actor}</span>
+            <div className="soft small">{decision.reason}</div>
+          </>
+        )}
+      </Timeline>
     </div>
+  );
+}
+
+/** The declared steps of a rollout, and which of them it has reached. */
+function Steps({ release }: { release: Release }) {
+  return (
+    <ol className="steps" aria-label="Steps of the rollout">
+      {(release.steps ?? []).map((step) => {
+        const reached = release.state === "completed" || (release.percent ?? 0) >= step;
+        return (
+          <li key={step} className={reached ? "reached" : ""}>
+            {step === 0 ? "shadow" : `${step} %`}
+            <span className="visually-hidden">{reached ? " reached" : " not reached"}</span>
+          </li>
+        );
+      })}
+    </ol>
+  );
+}
+
+const EVIDENCE: Record<string, string> = { metric: "Metric", champion: "Champion", challenger: "Candidate", gain: "Gain", low: "Lower end of its interval", high: "Upper end", p_worse: "Probability that it is worse", rows: "Labelled rows", planned_rows: "Planned rows", deviations: "Standard errors above the limit", needed: "Needed" };
+
+/** The numbers of the last decision that had any; what is not a number or a word is in the JSON of the release. */
+function Evidence({ of }: { of: Record<string, unknown> }) {
+  const shown = Object.entries(of).filter(([name, value]) => name in EVIDENCE && (typeof value === "number" || typeof value === "string"));
+  if (shown.length === 0) return null;
+  return (
+    <details>
+      <summary>Evidence of the last decision</summary>
+      <Facts of={shown.map(([name, value]) => [EVIDENCE[name], typeof value === "number" ? number(value) : text(value)] as const)} />
+    </details>
   );
 }
 
@@ -190,7 +233,7 @@ function merged(rows: TrafficPoint[]): [number, number][] {
   return [...sums].sort((a, b) => a[0] - b[0]);
 }
 
-function TrafficChart({ traffic, label }: { traffic: TrafficPoint[]; field: "rows"; label: string }) {
+function TrafficChart({ traffic }: { traffic: TrafficPoint[] }) {
   const series = useMemo<Series[]>(
     () =>
       [...byVersion(traffic)].map(([name, rows]) => {
@@ -200,7 +243,7 @@ function TrafficChart({ traffic, label }: { traffic: TrafficPoint[]; field: "row
     [traffic],
   );
   if (traffic.length === 0) return <Empty title="No predictions yet" />;
-  return <LineChart series={series} times label={label} height={210} />;
+  return <LineChart series={series} times label="Predictions by version" height={210} />;
 }
 
 function LatencyChart({ traffic }: { traffic: TrafficPoint[] }) {
@@ -217,106 +260,28 @@ function LatencyChart({ traffic }: { traffic: TrafficPoint[] }) {
 }
 
 function Releases({ releases }: { releases: Release[] }) {
-  if (releases.length === 0) return <Empty title="Nothing has been released yet" />;
   return (
-    <div className="scroll">
-      <table>
-        <thead>
-          <tr>
-            <th>Candidate</th>
-            <th>Outcome</th>
-            <th>Why</th>
-          </tr>
-        </thead>
-        <tbody>
-          {releases.map((release) => (
-            <tr key={release.id}>
-              <td>
-                <VersionLink name={release.candidate} />
-                <div className="small">
-                  <Time at={release.created_at} />
-                </div>
-              </td>
-              <td>
-                <Badge state={release.state} />
-              </td>
-              <td className="small why">{release.decisions?.at(-1)?.reason}</td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
-  );
-}
-
-type Input = { name: string; type: string; nullable?: boolean; categories?: unknown[] };
-
-/** A value as the model's signature has it; an empty field of a nullable input is null. */
-export function typed(input: Input, value: string): unknown {
-  if (value === "") return null;
-  if (input.type === "float" || input.type === "int") {
-    const converted = Number(value);
-    return Number.isNaN(converted) ? value : converted;
-  }
-  if (input.type === "bool") return value === "true";
-  return value;
-}
-
-function TryRequest({ endpoint, champion }: { endpoint: EndpointRecord; champion: ModelVersion | null }) {
-  const inputs = ((champion?.signature?.["inputs"] ?? []) as Input[]).slice(0, 200);
-  const [values, setValues] = useState<Record<string, string>>({});
-  const [answer, setAnswer] = useState<unknown>(null);
-  const [error, setError] = useState<Error | null>(null);
-  const row = Object.fromEntries(inputs.map((input) => [input.name, typed(input, values[input.name] ?? "")]));
-  const send = async () => {
-    setError(null);
-    try {
-      const response = await fetch(`endpoints/${encodeURIComponent(endpoint.name)}/predict`, { method: "POST", body: JSON.stringify({ rows: [row] }), headers: { "content-type": "application/json" } });
-      const body = (await response.json()) as { error?: { message?: string; help?: string } };
-      if (response.ok) setAnswer(body);
-      else throw new ApiError(response.status, body.error?.message ?? `The endpoint answered ${response.status}.`, body.error?.help ?? null);
-    } catch (failure) {
-      setAnswer(null);
-      setError(failure as Error);
-    }
-  };
-  if (inputs.length === 0) return <Empty title="The champion has no signature to fill in" />;
-  return (
-    <form
-      className="stack"
-      onSubmit={(event) => {
-        event.preventDefault();
-        void send();
-      }}
-    >
-      <div style={{ display: "grid", gridTemplateColumns: "repeat(auto-fill, minmax(9.5rem, 1fr))", gap: "0.6rem", maxHeight: "19rem", overflowY: "auto" }}>
-        {inputs.map((input) => (
-          <label className="field" key={input.name}>
-            <span>
-              {input.name} <span className="soft">{input.type}</span>
-            </span>
-            {input.categories && input.categories.length <= 200 ? (
-              <select className="input" value={values[input.name] ?? ""} onChange={(event) => setValues({ ...values, [input.name]: event.target.value })}>
-                <option value="">missing</option>
-                {input.categories.map((one) => (
-                  <option key={String(one)}>{String(one)}</option>
-                ))}
-              </select>
-            ) : (
-              <input className="input" placeholder="missing" value={values[input.name] ?? ""} onChange={(event) => setValues({ ...values, [input.name]: event.target.value })} />
-            )}
-          </label>
-        ))}
-      </div>
-      <div className="row">
-        <button type="submit" className="button primary">
-          Predict
-        </button>
-        {endpoint.state !== "ready" && <span className="soft small">The endpoint is {endpoint.state}: start it with everloop up.</span>}
-      </div>
-      {error && <Problem error={error} />}
-      {answer !== null && <pre className="mono small">{JSON.stringify(answer, null, 2)}</pre>}
-      <Command>{`curl -d '${JSON.stringify({ rows: [row] }).replaceAll("'", "'\\''")}' -H 'content-type: application/json' ${window.location.origin}/endpoints/${encodeURIComponent(endpoint.name)}/predict`}</Command>
-    </form>
+    <Table
+      rows={releases}
+      label="Releases"
+      rowKey={(release) => release.id}
+      height="24rem"
+      empty={<Empty title="Nothing has been released yet" />}
+      columns={[
+        {
+          title: "Candidate",
+          cell: (release) => (
+            <>
+              <VersionLink name={release.candidate} />
+              <div className="small">
+                <Time at={release.created_at} />
+              </div>
+            </>
+          ),
+        },
+        { title: "Outcome", cell: (release) => <Badge state={release.state} /> },
+        { title: "Why", className: "small why", cell: (release) => release.decisions?.at(-1)?.reason },
+      ]}
+    />
   );
 }

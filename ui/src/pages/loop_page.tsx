@@ -1,8 +1,9 @@
 // Home: the ring of stages with their live state, what needs a person, and what has happened.
-import { useApi } from "../api/client";
+import { useApi, useSend } from "../api/client";
 import type { Attention, LoopState, Overview, Stage } from "../api/schema";
-import { Badge, Card, Command, Empty, Head, Loaded, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
 import { glyph } from "../components/icons";
+import { Timeline } from "../components/table";
 import { ago, words } from "../format";
 
 export const HOME_KINDS = ["run", "alias", "release", "snapshot", "model_version", "incident", "alias_request", "endpoint", "gate_result"];
@@ -50,20 +51,15 @@ function Loops({ overview }: { overview: Overview }) {
         {overview.attention.length === 0 ? <Empty title="Nothing waits for you">Incidents, approvals and failed runs appear here.</Empty> : overview.attention.slice(0, 12).map((one) => <AttentionItem key={`${one.kind} ${one.link}`} one={one} now={overview.now} />)}
       </Card>
       <Card title="What happened" span="c7">
-        <ul className="timeline">
-          {overview.happenings.slice(0, 16).map((one) => (
-            <li key={one.seq}>
-              <time dateTime={one.at} title={one.at}>
-                {ago(one.at, overview.now)}
-              </time>
-              <span>
-                {one.kind === "incident" && <span className="tag">incident {words(one.verb)}</span>} {one.link ? <a href={`#/${one.link}`}>{one.subject}</a> : <b>{one.subject}</b>}{" "}
-                {one.kind !== "incident" && (VERBS[`${one.kind}.${one.verb}`] ?? words(one.verb))}
-                {one.reason && <span className="soft">: {one.reason}</span>}
-              </span>
-            </li>
-          ))}
-        </ul>
+        <Timeline of={overview.happenings} limit={16} at={(one) => <time dateTime={one.at} title={one.at}>{ago(one.at, overview.now)}</time>}>
+          {(one) => (
+            <>
+              {one.kind === "incident" && <span className="tag">incident {words(one.verb)}</span>} {one.link ? <a href={`#/${one.link}`}>{one.subject}</a> : <b>{one.subject}</b>}{" "}
+              {one.kind !== "incident" && (VERBS[`${one.kind}.${one.verb}`] ?? words(one.verb))}
+              {one.reason && <span className="soft">: {one.reason}</span>}
+            </>
+          )}
+        </Timeline>
       </Card>
     </div>
   );
@@ -72,6 +68,10 @@ function Loops({ overview }: { overview: Overview }) {
 function LoopCard({ loop, now }: { loop: LoopState; now: string }) {
   return (
     <section className="card c12" aria-label={`Loop ${loop.name}`}>
+      <header>
+        <h2>{loop.name}</h2>
+        <Call name={loop.name} />
+      </header>
       <div className="grid">
         <div className="c5">
           <Ring loop={loop} />
@@ -92,6 +92,13 @@ function LoopCard({ loop, now }: { loop: LoopState; now: string }) {
         </div>
       </div>
     </section>
+  );
+}
+
+function Call({ name }: { name: string }) {
+  const send = useSend();
+  return (
+    <Confirm role="editor" label="Call this loop" title={`Call the loop '${name}'?`} explain="If the loop declares el.OnCall(), the worker of everloop up starts a run. Calls that arrive meanwhile share that run." command={(reason) => `everloop trigger ${shell(name)}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => send(`loops/${encodeURIComponent(name)}/trigger`, "POST", { reason })} />
   );
 }
 

@@ -1,11 +1,14 @@
-// Models, one model with its versions, and one version with its evidence.
-import { useMemo } from "react";
-import { useAction, useApi } from "../api/client";
-import type { GateResult, ModelDetail, ModelSummary, VersionDetail } from "../api/schema";
+// Models, one model with its versions, and one version with its evidence and what can be decided about it.
+import { useMemo, useState } from "react";
+import { url, useApi, useSend, useText } from "../api/client";
+import type { GateResult, ModelDetail, ModelSummary, ModelVersion, VersionDetail } from "../api/schema";
 import { Graph } from "../charts/graph";
 import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
-import { bytes, count, number, words } from "../format";
-import { href } from "../router";
+import { Markdown } from "../components/markdown";
+import { EndpointLink, SnapshotLink, VersionLink } from "../components/record_links";
+import { Choose, Facts, Table, Timeline } from "../components/table";
+import { bytes, count, number, text, words } from "../format";
+import { go, href, useRoute } from "../router";
 
 const KINDS = ["model_version", "alias", "alias_request", "release", "gate_result"];
 
@@ -15,60 +18,71 @@ export function ModelsPage() {
   return (
     <>
       <Head title="Models" sub="Every registered model, and the version that answers now.">
+        <FindPrediction />
         <Command>everloop models ls</Command>
       </Head>
       <Card>
         <Loaded of={found}>
-          {(models) =>
-            models.length === 0 ? (
-              <Empty title="No models yet" command="everloop run">
-                A run that passes its stages registers a version here.
-              </Empty>
-            ) : (
-              <div className="scroll">
-                <table>
-                  <thead>
-                    <tr>
-                      <th>Model</th>
-                      <th>Champion</th>
-                      <th className="number">Metric</th>
-                      <th>Endpoint</th>
-                      <th className="number">Versions</th>
-                      <th>Newest</th>
-                    </tr>
-                  </thead>
-                  <tbody>
-                    {models.map((model) => (
-                      <tr key={model.name}>
-                        <td>
-                          <a href={href(["models", model.name])}>{model.name}</a>
-                        </td>
-                        <td>{model.champion ? <VersionLink name={model.champion} /> : <span className="soft">none</span>}</td>
-                        <td className="number">
-                          {model.metric && <span className="soft">{model.metric} </span>}
-                          {number(model.value)}
-                        </td>
-                        <td>{model.endpoint ? <a href={href(["endpoints", model.endpoint])}>{model.endpoint}</a> : <span className="soft">–</span>}</td>
-                        <td className="number">{count(model.versions)}</td>
-                        <td>
-                          <VersionLink name={model.newest} /> <Time at={model.newest_at} />
-                        </td>
-                      </tr>
-                    ))}
-                  </tbody>
-                </table>
-              </div>
-            )
-          }
+          {(models) => (
+            <Table
+              rows={models}
+              label="Models"
+              rowKey={(model) => model.name}
+              empty={
+                <Empty title="No models yet" command="everloop run">
+                  A run that passes its stages registers a version here.
+                </Empty>
+              }
+              columns={[
+                { title: "Model", cell: (model) => <a href={href(["models", model.name])}>{model.name}</a> },
+                { title: "Champion", cell: (model) => (model.champion ? <VersionLink name={model.champion} /> : <span className="soft">none</span>) },
+                { title: "Metric", number: true, cell: (model) => <Metric name={model.metric ?? null} value={model.value} /> },
+                { title: "Endpoint", cell: (model) => <EndpointLink name={model.endpoint} /> },
+                { title: "Versions", number: true, cell: (model) => count(model.versions) },
+                {
+                  title: "Newest",
+                  cell: (model) => (
+                    <>
+                      <VersionLink name={model.newest} /> <Time at={model.newest_at} />
+                    </>
+                  ),
+                },
+              ]}
+            />
+          )}
         </Loaded>
       </Card>
     </>
   );
 }
 
-export function VersionLink({ name }: { name: string }) {
-  const at = name.lastIndexOf("@");
-  return <a href={href(["models", name.slice(0, at), name.slice(at + 1)])}>{name}</a>;
+function Metric({ name, value }: { name: string | null; value: number | null | undefined }) {
+  return (
+    <>
+      {name && <span className="soft">{name} </span>}
+      {number(value)}
+    </>
+  );
+}
+
+/** From the id of an answer to everything that it came from. */
+function FindPrediction() {
+  const [id, setId] = useState("");
+  return (
+    <form
+      className="row"
+      role="search"
+      onSubmit={(event) => {
+        event.preventDefault();
+        if (id.trim()) go(href(["predictions", id.trim()]));
+      }}
+    >
+      <input className="input" style={{ width: "15rem" }} aria-label="Find a prediction by its id" placeholder="Id of a prediction" value={id} onChange={(event) => setId(event.target.value)} />
+      <button type="submit" className="button">
+        Find
+      </button>
+    </form>
+  );
 }
 
 export function ModelPage({ name }: { name: string }) {
@@ -87,67 +101,56 @@ export function ModelPage({ name }: { name: string }) {
 function Versions({ model }: { model: ModelDetail }) {
   const aliases = new Map<string, string[]>();
   for (const alias of model.aliases) aliases.set(alias.version, [...(aliases.get(alias.version) ?? []), alias.name]);
+  const keyOf = (version: ModelVersion) => `${version.model}@${version.version}`;
   return (
     <div className="grid">
       <Card title="Versions" span="c7">
-        <div className="scroll">
-          <table>
-            <thead>
-              <tr>
-                <th>Version</th>
-                <th>State</th>
-                <th className="number">Metric</th>
-                <th>Data</th>
-                <th>Registered</th>
-              </tr>
-            </thead>
-            <tbody>
-              {model.versions.map((version) => {
+        <Table
+          rows={model.versions}
+          label="Versions"
+          rowKey={(version) => version.id}
+          height="34rem"
+          columns={[
+            {
+              title: "Version",
+              cell: (version) => (
+                <>
+                  <VersionLink name={keyOf(version)} />{" "}
+                  {(aliases.get(keyOf(version)) ?? []).map((alias) => (
+                    <span className="tag accent" key={alias}>
+                      {alias}
+                    </span>
+                  ))}
+                </>
+              ),
+            },
+            { title: "State", cell: (version) => <Badge state={version.state} /> },
+            {
+              title: "Metric",
+              number: true,
+              cell: (version) => {
                 const metric = typeof version.evaluation?.["metric"] === "string" ? (version.evaluation["metric"] as string) : null;
-                const key = `${version.model}@${version.version}`;
-                return (
-                  <tr key={version.id}>
-                    <td>
-                      <VersionLink name={key} />{" "}
-                      {(aliases.get(key) ?? []).map((alias) => (
-                        <span className="tag accent" key={alias}>
-                          {alias}
-                        </span>
-                      ))}
-                    </td>
-                    <td>
-                      <Badge state={version.state} />
-                    </td>
-                    <td className="number">
-                      {metric && <span className="soft">{metric} </span>}
-                      {metric ? number(version.metrics?.[metric]) : "–"}
-                    </td>
-                    <td>{version.snapshot ? <a href={href(["data", version.snapshot])}>{version.snapshot}</a> : "–"}</td>
-                    <td>
-                      <Time at={version.created_at} />
-                    </td>
-                  </tr>
-                );
-              })}
-            </tbody>
-          </table>
-        </div>
+                return metric ? <Metric name={metric} value={version.metrics?.[metric]} /> : "–";
+              },
+            },
+            { title: "Data", cell: (version) => <SnapshotLink name={version.snapshot} /> },
+            { title: "Registered", cell: (version) => <Time at={version.created_at} /> },
+          ]}
+        />
       </Card>
       <div className="stack c5">
         <Requests requests={model.requests} />
-        <Card title="Who was champion">
+        <Card title="Who was champion" side={<Command>{`everloop models history ${shell(model.name)}`}</Command>}>
           {model.champions.length === 0 && <Empty title="No version has been champion yet" />}
-          <ul className="timeline">
-            {[...model.champions].reverse().map((one) => (
-              <li key={one.since}>
-                <Time at={one.since} />
-                <span>
-                  <VersionLink name={one.version} /> {one.until ? <>until <Time at={one.until} /></> : <span className="tag accent">now</span>}
-                  {one.reason && <span className="soft small"> {one.reason}</span>}
-                </span>
-              </li>
-            ))}
-          </ul>
+          <Timeline of={[...model.champions].reverse()} at={(one) => <Time at={one.since} />}>
+            {(one) => (
+              <>
+                <VersionLink name={one.version} /> {one.until ? <>until <Time at={one.until} /></> : <span className="tag accent">now</span>}
+                {one.approved_by.length > 0 && <span className="tag">approved by {one.approved_by.join(", ")}</span>}
+                {one.reason && <span className="soft small"> {one.reason}</span>}
+              </>
+            )}
+          </Timeline>
         </Card>
       </div>
     </div>
@@ -155,20 +158,20 @@ function Versions({ model }: { model: ModelDetail }) {
 }
 
 function Requests({ requests }: { requests: ModelDetail["requests"] }) {
+  const send = useSend();
   const open = requests.filter((one) => one.state === "open");
-  const decide = useAction<{ id: string; verb: string; reason: string }>(({ id, verb }) => `alias-requests/${id}/${verb}`);
   if (open.length === 0) return null;
   return (
     <Card title="Waiting for approval">
       {open.map((one) => (
         <div className="attention" key={one.id}>
           <span>
-            <b>{one.version}</b> to become <span className="tag accent">{one.alias}</span>, requested by {one.asked_by}
+            <VersionLink name={one.version} /> to become <span className="tag accent">{one.alias}</span>, requested by {one.asked_by}
           </span>
           {one.reason && <p>{one.reason}</p>}
           <div className="row">
             {(["approve", "reject"] as const).map((verb) => (
-              <Confirm key={verb} role="approver" label={verb === "approve" ? "Approve" : "Reject"} primary={verb === "approve"} danger={verb === "reject"} title={`${verb === "approve" ? "Approve" : "Reject"} ${one.version} as ${one.alias}?`} explain="Your vote and your reason are kept in the history of the version." command={(reason) => `everloop approvals ${verb} ${one.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => decide.mutateAsync({ id: one.id, verb, reason })} />
+              <Confirm key={verb} role="approver" small label={verb === "approve" ? "Approve" : "Reject"} primary={verb === "approve"} danger={verb === "reject"} title={`${verb === "approve" ? "Approve" : "Reject"} ${one.version} as ${one.alias}?`} explain="Your vote and your reason are kept in the history of the version." command={(reason) => `everloop models ${verb} ${one.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => send(`alias-requests/${one.id}/${verb}`, "POST", { reason })} />
             ))}
           </div>
         </div>
@@ -215,6 +218,7 @@ function Version({ detail }: { detail: VersionDetail }) {
           </>
         }
       >
+        <Decisions version={version} name={key} />
         <Command>{`everloop models show ${shell(key)}`}</Command>
       </Head>
       <div className="grid">
@@ -223,93 +227,175 @@ function Version({ detail }: { detail: VersionDetail }) {
             <p>{version.description}</p>
           </Card>
         )}
+        <div className="c12">
+          <Requests requests={detail.requests} />
+        </div>
         <Card title="From data and code to answers" span="c12" side={<Command>{`everloop lineage ${shell(key)}`}</Command>}>
           <Graph nodes={nodes} label={`Lineage of ${key}`} />
         </Card>
         <Card title="Evaluation" span="c6" side={evaluation.rows !== undefined && <span className="soft small">{count(evaluation.rows)} held-out rows</span>}>
-          <table>
-            <thead>
-              <tr>
-                <th>Metric</th>
-                <th className="number">Value</th>
-                <th className="number">95 % interval</th>
-              </tr>
-            </thead>
-            <tbody>
-              {Object.entries(evaluation.metrics ?? {}).map(([name, one]) => (
-                <tr key={name}>
-                  <td>
+          <Table
+            rows={Object.entries(evaluation.metrics ?? {})}
+            label="Evaluation"
+            rowKey={([name]) => name}
+            empty={<Empty title="This version was not evaluated" />}
+            columns={[
+              {
+                title: "Metric",
+                cell: ([name]) => (
+                  <>
                     {name} {name === evaluation.metric && <span className="tag accent">decides</span>}
-                  </td>
-                  <td className="number">{number(one.value)}</td>
-                  <td className="number soft">{one.low === null ? "–" : `${number(one.low)} to ${number(one.high)}`}</td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
+                  </>
+                ),
+              },
+              { title: "Value", number: true, cell: ([, one]) => number(one.value) },
+              { title: "95 % interval", number: true, className: "soft", cell: ([, one]) => (one.low === null ? "–" : `${number(one.low)} to ${number(one.high)}`) },
+            ]}
+          />
         </Card>
         <Card title="Gates" span="c6">
           <Gates gates={detail.gates} />
         </Card>
+        <Difference of={key} model={version.model} />
         <Card title="Package" span="c6">
           {detail.package ? (
-            <dl className="facts">
-              <dt>Format</dt>
-              <dd>
-                {detail.package.format} {detail.package.compiled && <span className="tag accent">compiled</span>}
-              </dd>
-              <dt>Size</dt>
-              <dd>{bytes(detail.package.size_bytes)}</dd>
-              <dt>Digest</dt>
-              <dd className="mono small">{detail.package.digest}</dd>
-              <dt>Proved equal on</dt>
-              <dd>
-                {count(Number(detail.package.parity?.["sample_rows"] ?? 0))} rows and {count(Number(detail.package.parity?.["edge_rows"] ?? 0))} edge cases, largest difference {number(detail.package.parity?.["largest_difference"])}
-              </dd>
-              <dt>Signed by</dt>
-              <dd className="mono small">{detail.package.trust?.["key"] ?? "nothing"}</dd>
-            </dl>
+            <Facts
+              of={[
+                ["Format", <>{detail.package.format} {detail.package.compiled && <span className="tag accent">compiled</span>}</>],
+                ["Size", bytes(detail.package.size_bytes)],
+                ["Digest", <span className="mono small">{detail.package.digest}</span>],
+                Boolean(detail.package.parity?.["sample_rows"]) && ["Proved equal on", `${count(Number(detail.package.parity?.["sample_rows"]))} rows and ${count(Number(detail.package.parity?.["edge_rows"] ?? 0))} edge cases, largest difference ${number(detail.package.parity?.["largest_difference"])}`],
+                ["Signed by", <span className="mono small">{detail.package.trust?.["key"] ?? "nothing"}</span>],
+              ]}
+            />
           ) : (
             <Empty title="This version has no package" command={`everloop models adopt ${shell(key)}`} />
           )}
         </Card>
         <Card title="History" span="c6">
-          <ul className="timeline">
-            {detail.events
-              .slice(-20)
-              .reverse()
-              .map((event) => (
-                <li key={event.seq}>
-                  <Time at={event.at} />
-                  <span>
-                    {words(event.verb)} {typeof event.data?.["reason"] === "string" && <span className="soft">{event.data["reason"]}</span>} <span className="soft small">{event.actor}</span>
-                  </span>
-                </li>
-              ))}
-          </ul>
+          <Timeline of={[...detail.events].reverse()} limit={20} at={(event) => <Time at={event.at} />}>
+            {(event) => (
+              <>
+                {words(event.verb)} {typeof event.data?.["reason"] === "string" && <span className="soft">{event.data["reason"]}</span>} <span className="soft small">{event.actor}</span>
+              </>
+            )}
+          </Timeline>
         </Card>
+        <ModelCard version={version} name={key} />
       </div>
     </>
   );
 }
 
-export function Gates({ gates }: { gates: GateResult[] }) {
-  if (gates.length === 0) return <Empty title="No gate has judged this version" />;
+/** What a person can decide about a version: move an alias to it, request that, describe it, archive it. */
+function Decisions({ version, name }: { version: ModelVersion; name: string }) {
+  const send = useSend();
+  const [alias, setAlias] = useState("champion");
+  const [description, describe] = useState(version.description ?? "");
+  const aliases = `models/${encodeURIComponent(version.model)}/aliases/${encodeURIComponent(alias)}`;
+  const path = `models/${encodeURIComponent(version.model)}/versions/${version.version}`;
+  const archived = version.state === "archived";
+  const field = (
+    <label className="field">
+      <span>Alias</span>
+      <input className="input" value={alias} maxLength={200} onChange={(event) => setAlias(event.target.value.trim())} />
+    </label>
+  );
+  const because = (reason: string) => (reason ? ` --reason ${shell(reason)}` : "");
+  const promote = (reason: string) => `everloop models promote ${shell(name)}${alias === "champion" ? "" : ` --alias ${shell(alias || "ALIAS")}`}${because(reason)}`;
   return (
-    <table>
-      <tbody>
-        {gates.map((gate) => (
-          <tr key={gate.id}>
-            <td>
-              <Badge state={gate.outcome} />
-            </td>
-            <td>
+    <>
+      <Confirm role="editor" label="Set alias" title={`Set an alias of ${name}?`} ready={alias !== ""} explain="If the alias is the champion of an endpoint, its traffic moves as well. An alias with a policy moves only with its approvals." command={promote} act={(reason) => send(aliases, "PUT", { version: name, reason })}>
+        {field}
+      </Confirm>
+      <Confirm role="editor" label="Request approval" title={`Request approval of ${name}?`} ready={alias !== ""} explain="Others approve or reject the move of the alias. You cannot approve your own request. On the command line, promote asks for approval by itself if the alias has a policy." command={promote} act={(reason) => send(`${aliases}/requests`, "POST", { version: name, reason })}>
+        {field}
+      </Confirm>
+      <Confirm role="editor" label="Describe" withoutReason title={`Describe ${name}`} explain="The description is part of the model card." command={() => `everloop models describe ${shell(name)} ${shell(description || "…")}`} act={() => send(path, "PATCH", { description })}>
+        <label className="field">
+          <span>Description</span>
+          <textarea className="input" rows={4} value={description} maxLength={20000} onChange={(event) => describe(event.target.value)} />
+        </label>
+      </Confirm>
+      <Confirm role="approver" label={archived ? "Unarchive" : "Archive"} danger={!archived} title={`${archived ? "Bring back" : "Archive"} ${name}?`} explain={archived ? "It can be released again." : "It stays readable, and cannot be released any more. A version that answers at an endpoint cannot be archived."} command={(reason) => `everloop models ${archived ? "unarchive" : "archive"} ${shell(name)}${because(reason)}`} act={(reason) => send(`${path}/archived`, "PUT", { archived: !archived, reason })} />
+    </>
+  );
+}
+
+/** What differs between two versions, as the server's own comparison says it. */
+function Difference({ of, model }: { of: string; model: string }) {
+  const { query } = useRoute();
+  const before = query.get("before") ?? "";
+  const known = useApi<ModelDetail>(`views/models/${encodeURIComponent(model)}`, KINDS);
+  const found = useApi<Record<string, unknown>>(before ? url("diff", { a: before, b: of }) : null);
+  const others = (known.data?.versions ?? []).map((one) => `${one.model}@${one.version}`).filter((one) => one !== of);
+  if (others.length === 0) return null;
+  const [name, number_] = [of.slice(0, of.lastIndexOf("@")), of.slice(of.lastIndexOf("@") + 1)];
+  return (
+    <Card title="Compare with another version" span="c12" side={<Choose label="Version" value={before} options={[["", "Choose…"], ...others]} choose={(next) => go(href(["models", name, number_], { before: next || undefined }), true)} />}>
+      {before ? (
+        <Loaded of={found}>
+          {(changes) => (
+            <div className="stack">
+              <Table
+                rows={flat(changes)}
+                label="Differences"
+                rowKey={([path]) => path}
+                height="26rem"
+                empty={<Empty title="Nothing differs" />}
+                columns={[
+                  { title: "What", cell: ([path]) => path },
+                  { title: "Value", className: "small", cell: ([, value]) => value },
+                ]}
+              />
+              <Command>{`everloop models diff ${shell(before)} ${shell(of)}`}</Command>
+            </div>
+          )}
+        </Loaded>
+      ) : (
+        <p className="soft">Choose a version to see how metrics, inputs, data and code differ.</p>
+      )}
+    </Card>
+  );
+}
+
+/** A nested value as pairs of a path and a text; what is empty is left out. */
+export function flat(value: unknown, path = "", most = 400): [string, string][] {
+  if (value === null || value === undefined || value === "") return [];
+  if (Array.isArray(value)) return value.length === 0 ? [] : [[path, value.map((one) => text(one)).join(" → ").slice(0, 500)]];
+  if (typeof value === "object") return Object.entries(value).flatMap(([name, one]) => flat(one, path ? `${path}.${name}` : name, most)).slice(0, most);
+  return [[path, text(value).slice(0, 500)]];
+}
+
+function ModelCard({ version, name }: { version: ModelVersion; name: string }) {
+  const found = useText(`models/${encodeURIComponent(version.model)}/versions/${version.version}/card`, ["model_version"]);
+  return (
+    <Card title="Model card" span="c12" side={<Command>{`everloop models card ${shell(name)}`}</Command>}>
+      <Loaded of={found}>{(source) => <Markdown source={source} />}</Loaded>
+    </Card>
+  );
+}
+
+export function Gates({ gates }: { gates: GateResult[] }) {
+  return (
+    <Table
+      bare
+      rows={gates}
+      label="Gates"
+      rowKey={(gate) => gate.id}
+      empty={<Empty title="No gate has judged this version" />}
+      columns={[
+        { title: "Outcome", cell: (gate) => <Badge state={gate.outcome} /> },
+        {
+          title: "Gate",
+          cell: (gate) => (
+            <>
               <b>{gate.gate}</b>
               <div className="soft small">{gate.message}</div>
-            </td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
+            </>
+          ),
+        },
+      ]}
+    />
   );
 }

@@ -1,10 +1,12 @@
 // Replays: what each retraining policy would have done over history, side by side.
-import { useMemo } from "react";
-import { useApi } from "../api/client";
-import type { ReplayDetail, ReplaySummary } from "../api/schema";
+import { useMemo, useState } from "react";
+import { useApi, useSend } from "../api/client";
+import type { ReplayDetail, ReplayState, ReplaySummary } from "../api/schema";
 import type { Series } from "../charts/align";
 import { LineChart, colour } from "../charts/line_chart";
-import { Badge, Card, Command, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { RunLink } from "../components/record_links";
+import { Choose, Table } from "../components/table";
 import { count, duration, number } from "../format";
 import { href } from "../router";
 
@@ -52,53 +54,83 @@ export function ReplaysPage() {
       <Head title="Replay" sub="A loop is run over its own history, once for each retraining policy. Which would have been best?">
         <Command>everloop replay</Command>
       </Head>
-      <Card>
-        <Loaded of={found}>
-          {(replays) =>
-            replays.length === 0 ? (
-              <Empty title="No replay yet" command="everloop replay LOOP">
-                A virtual clock moves through history. Each policy sees only what had arrived by then, and its labels come late. The result appears here.
-              </Empty>
-            ) : (
-              <div className="scroll">
-                <table>
-                  <thead>
-                    <tr>
-                      <th>Replay of</th>
-                      <th>When</th>
-                      <th>Metric</th>
-                      <th className="number">Policies</th>
-                      <th>Recommended</th>
-                      <th>Run</th>
-                    </tr>
-                  </thead>
-                  <tbody>
-                    {replays.map((one) => (
-                      <tr key={one.id}>
-                        <td>
-                          <a href={href(["replay", one.id])}>{one.title}</a>
-                        </td>
-                        <td>
-                          <Time at={one.at} />
-                        </td>
-                        <td>{one.metric}</td>
-                        <td className="number">{count(one.policies)}</td>
-                        <td>{one.recommended ? <span className="tag accent">{one.recommended}</span> : <span className="soft">none</span>}</td>
-                        <td>
-                          <a className="mono small" href={href(["runs", one.run])}>
-                            {one.run.slice(-8)}
-                          </a>
-                        </td>
-                      </tr>
-                    ))}
-                  </tbody>
-                </table>
-              </div>
-            )
-          }
-        </Loaded>
-      </Card>
+      <div className="stack">
+        <Started />
+        <Card>
+          <Loaded of={found}>
+            {(replays) => (
+              <Table
+                rows={replays}
+                label="Replays"
+                rowKey={(one) => one.id}
+                empty={
+                  <Empty title="No replay yet" command="everloop replay LOOP">
+                    A virtual clock moves through history. Each policy sees only what had arrived by then, and its labels come late. The result appears here.
+                  </Empty>
+                }
+                columns={[
+                  { title: "Replay of", cell: (one) => <a href={href(["replay", one.id])}>{one.title}</a> },
+                  { title: "When", cell: (one) => <Time at={one.at} /> },
+                  { title: "Metric", cell: (one) => one.metric },
+                  { title: "Policies", number: true, cell: (one) => count(one.policies) },
+                  { title: "Recommended", cell: (one) => (one.recommended ? <span className="tag accent">{one.recommended}</span> : <span className="soft">none</span>) },
+                  { title: "Run", cell: (one) => <RunLink id={one.run} /> },
+                ]}
+              />
+            )}
+          </Loaded>
+        </Card>
+      </div>
     </>
+  );
+}
+
+/** A form that starts a replay, where the server knows the project, and the newest attempts. */
+function Started() {
+  const found = useApi<ReplayState>("replays", ["replay", "run"]);
+  const send = useSend();
+  const [loop, setLoop] = useState("");
+  const [every, setEvery] = useState("1w");
+  const [policies, setPolicies] = useState<string[]>([]);
+  const state = found.data;
+  if (!state || (!state.can_start && state.attempts.length === 0)) return null;
+  const chosen = loop || state.loops[0] || "";
+  const options = `${every === "1w" ? "" : ` --every ${shell(every)}`}${policies.length > 0 ? ` --policies ${policies.join(",")}` : ""}`;
+  return (
+    <Card
+      title="Started here"
+      side={
+        state.can_start &&
+        chosen && (
+          <Confirm role="editor" primary withoutReason label="Start a replay" title="Start a replay" ready={every !== ""} explain="It runs in a process of its own on this machine, uses all its cores and may take many minutes. The result is kept." command={() => `everloop replay ${shell(chosen)}${options}`} act={() => send("replays", "POST", { loop: chosen, policies, every })}>
+            <Choose label="Loop" value={chosen} options={state.loops} choose={setLoop} />
+            <Choose label="Length of a period" value={every} options={["1d", "1w", "2w", "4w"]} choose={setEvery} />
+            <fieldset className="row" style={{ border: 0, margin: 0, padding: 0 }}>
+              <legend className="small soft">Policies; none chosen: the usual ones</legend>
+              {state.policies.map((name) => (
+                <label key={name} className="row small">
+                  <input type="checkbox" checked={policies.includes(name)} onChange={() => setPolicies((before) => (before.includes(name) ? before.filter((one) => one !== name) : [...before, name]))} /> {name}
+                </label>
+              ))}
+            </fieldset>
+          </Confirm>
+        )
+      }
+    >
+      <Table
+        rows={state.attempts.slice(0, 8)}
+        label="Replays that were started here"
+        rowKey={(one) => one.id}
+        empty={<p className="soft">No replay has been started from this page yet.</p>}
+        columns={[
+          { title: "Loop", cell: (one) => one.loop },
+          { title: "State", cell: (one) => <Badge state={one.state} /> },
+          { title: "Since", cell: (one) => <Time at={one.at} /> },
+          { title: "By", cell: (one) => one.actor },
+          { title: "Why it failed", className: "small pre", cell: (one) => one.error.slice(-400) },
+        ]}
+      />
+    </Card>
   );
 }
 
@@ -166,86 +198,79 @@ function Detail({ result }: { result: Result }) {
 
 function Policies({ result }: { result: Result }) {
   return (
-    <div className="scroll" tabIndex={0} role="region" aria-label="Policies">
-      <table>
-        <thead>
-          <tr>
-            <th>Policy</th>
-            <th className="number">Mean {result.metric}</th>
-            <th className="number">Worse than the best by</th>
-            <th className="number">Retrainings</th>
-            <th className="number">Training time</th>
-            <th className="number">Promotions</th>
-            <th className="number">Rejected</th>
-            <th className="number">Rollbacks</th>
-            <th className="number">Incidents</th>
-          </tr>
-        </thead>
-        <tbody>
-          {Object.entries(result.policies).map(([name, one], index) => {
-            const regret = result.regret[name];
-            return (
-              <tr key={name}>
-                <td>
-                  <i className="swatch" style={{ background: colour(index) }} />
-                  {name} {name === result.recommended && <span className="tag accent">recommended</span>}
-                  {one.error && <div className="small soft">{one.error}</div>}
-                </td>
-                <td className="number">{number(one.metric)}</td>
-                <td className="number">{regret ? `${number(regret.value)} [${number(regret.low)}, ${number(regret.high)}]` : "–"}</td>
-                <td className="number">
-                  {count(one.retrainings)}
-                  {one.failed_trainings > 0 && <span className="soft"> ({count(one.failed_trainings)} failed)</span>}
-                </td>
-                <td className="number">{duration(one.training_seconds)}</td>
-                <td className="number">{count(one.promotions)}</td>
-                <td className="number">{count(one.rejections)}</td>
-                <td className="number">{count(one.rollbacks)}</td>
-                <td className="number">{one.watched ? count(one.incidents.length) : <span className="soft">not watched</span>}</td>
-              </tr>
-            );
-          })}
-        </tbody>
-      </table>
-    </div>
+    <Table
+      rows={Object.entries(result.policies)}
+      label="Policies"
+      rowKey={([name]) => name}
+      columns={[
+        {
+          title: "Policy",
+          cell: ([name, one], index) => (
+            <>
+              <i className="swatch" style={{ background: colour(index) }} />
+              {name} {name === result.recommended && <span className="tag accent">recommended</span>}
+              {one.error && <div className="small soft">{one.error}</div>}
+            </>
+          ),
+        },
+        { title: `Mean ${result.metric}`, number: true, cell: ([, one]) => number(one.metric) },
+        { title: "Worse than the best by", number: true, cell: ([name]) => interval(result.regret[name]) },
+        {
+          title: "Retrainings",
+          number: true,
+          cell: ([, one]) => (
+            <>
+              {count(one.retrainings)}
+              {one.failed_trainings > 0 && <span className="soft"> ({count(one.failed_trainings)} failed)</span>}
+            </>
+          ),
+        },
+        { title: "Training time", number: true, cell: ([, one]) => duration(one.training_seconds) },
+        { title: "Promotions", number: true, cell: ([, one]) => count(one.promotions) },
+        { title: "Rejected", number: true, cell: ([, one]) => count(one.rejections) },
+        { title: "Rollbacks", number: true, cell: ([, one]) => count(one.rollbacks) },
+        { title: "Incidents", number: true, cell: ([, one]) => (one.watched ? count(one.incidents.length) : <span className="soft">not watched</span>) },
+      ]}
+    />
   );
 }
+
+const interval = (regret: Result["regret"][string] | undefined): string => (regret ? `${number(regret.value)} [${number(regret.low)}, ${number(regret.high)}]` : "–");
 
 const MOST = 60;
 
 function Incidents({ result }: { result: Result }) {
   const all = Object.entries(result.policies).flatMap(([name, policy]) => policy.incidents.map((one) => ({ name, one })));
-  if (all.length === 0) return <Empty title="No policy would have opened an incident" />;
   return (
     <>
-      <div className="scroll" tabIndex={0} role="region" aria-label="Incidents" style={{ maxHeight: "26rem", overflowY: "auto" }}>
-        <table>
-          <thead>
-            <tr>
-              <th>Policy</th>
-              <th>Since</th>
-              <th>What</th>
-              <th>In hindsight</th>
-            </tr>
-          </thead>
-          <tbody>
-            {all.slice(0, MOST).map(({ name, one }, index) => (
-              <tr key={index}>
-                <td>{name}</td>
-                <td>
-                  <Time at={one.from} />
-                </td>
-                <td>
-                  <Badge state={one.severity} /> {one.title}
-                </td>
-                <td className="small">
-                  <b>{one.verdict}</b> {one.why}
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <Table
+        rows={all.slice(0, MOST)}
+        label="Incidents"
+        rowKey={(_, index) => String(index)}
+        height="26rem"
+        empty={<Empty title="No policy would have opened an incident" />}
+        columns={[
+          { title: "Policy", cell: ({ name }) => name },
+          { title: "Since", cell: ({ one }) => <Time at={one.from} /> },
+          {
+            title: "What",
+            cell: ({ one }) => (
+              <>
+                <Badge state={one.severity} /> {one.title}
+              </>
+            ),
+          },
+          {
+            title: "In hindsight",
+            className: "small",
+            cell: ({ one }) => (
+              <>
+                <b>{one.verdict}</b> {one.why}
+              </>
+            ),
+          },
+        ]}
+      />
       {all.length > MOST && <p className="soft small">{count(all.length - MOST)} more are in the JSON of the run.</p>}
     </>
   );

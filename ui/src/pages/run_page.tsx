@@ -1,16 +1,19 @@
 // One run: its curves, steps in time with the reasons of the cache, artifacts, parameters and environment.
-import { useMemo } from "react";
-import { url, useApi } from "../api/client";
+import { useMemo, useState } from "react";
+import { url, useApi, useText } from "../api/client";
 import type { Artifact, Curve, RunDetail, StepBar } from "../api/schema";
 import { Graph } from "../charts/graph";
 import type { Series } from "../charts/align";
 import { LineChart } from "../charts/line_chart";
 import { Badge, Card, Command, Empty, Head, Loaded, Time, useTitle } from "../components/basics";
+import { VersionLink } from "../components/record_links";
+import { Facts, Table } from "../components/table";
 import { bytes, count, duration, number, text, words } from "../format";
 import { href } from "../router";
 
 const LIVE_MS = 2_000;
 const MOST_CURVES = 24;
+const MOST_VALUES = 2000;
 
 export function RunPage({ id }: { id: string }) {
   const found = useApi<RunDetail>(`views/runs/${encodeURIComponent(id)}`, ["run", "step", "artifact"]);
@@ -52,9 +55,7 @@ function Detail({ detail }: { detail: RunDetail }) {
           <Card title="Model versions" span="c6">
             {detail.versions.map((version) => (
               <div className="row" key={version.id}>
-                <a href={href(["models", version.model, version.version])}>
-                  {version.model}@{version.version}
-                </a>
+                <VersionLink name={`${version.model}@${version.version}`} />
                 <Badge state={version.state} />
               </div>
             ))}
@@ -73,7 +74,7 @@ function Curves({ detail }: { detail: RunDetail }) {
   const { run } = detail;
   const keys = detail.metric_keys.slice(0, MOST_CURVES);
   const live = run.state === "running";
-  const found = useApi<Curve[]>(url("views/curves", { runs: run.id, keys: keys.join(","), points: 600 }), [], live ? { every: LIVE_MS, keep: true } : {});
+  const found = useApi<Curve[]>(url("views/curves", { runs: run.id, keys, points: 600 }), [], live ? { every: LIVE_MS, keep: true } : {});
   return (
     <Card title="Curves" span="c12" side={live && <Badge state="running">live</Badge>}>
       <Loaded of={found}>
@@ -120,6 +121,7 @@ function Steps({ steps }: { steps: StepBar[] }) {
             <span className="soft small" style={{ gridColumn: "2 / -1", marginTop: "-0.25rem" }}>
               {step.reason}
               {step.error && <pre style={{ color: "var(--bad)" }}>{step.error}</pre>}
+              {step.log && <StepLog id={step.log} name={step.name} />}
             </span>
           </div>
         ))}
@@ -128,58 +130,63 @@ function Steps({ steps }: { steps: StepBar[] }) {
   );
 }
 
-function Values({ values, none, numbers }: { values: Record<string, unknown>; none: string; numbers?: boolean }) {
-  const entries = Object.entries(values);
-  if (entries.length === 0) return <Empty title={none} />;
+/** What a step has printed. It is read when it is opened. */
+function StepLog({ id, name }: { id: string; name: string }) {
+  const [open, setOpen] = useState(false);
+  const found = useText(open ? `artifacts/${encodeURIComponent(id)}/content` : null);
   return (
-    <div className="scroll" style={{ maxHeight: "24rem", overflowY: "auto" }}>
-      <table>
-        <tbody>
-          {entries.slice(0, 2000).map(([name, value]) => (
-            <tr key={name}>
-              <td>{name}</td>
-              <td className={numbers ? "number" : ""}>{numbers ? (value === null ? <span className="soft">not finite</span> : number(value)) : text(value)}</td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
+    <details onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>Log</summary>
+      {open && (
+        <Loaded of={found} lines={2}>
+          {(printed) => (
+            <pre className="source mono small" tabIndex={0} aria-label={`Log of ${name}`} style={{ maxHeight: "22rem" }}>
+              {printed}
+            </pre>
+          )}
+        </Loaded>
+      )}
+    </details>
+  );
+}
+
+function Values({ values, none, numbers }: { values: Record<string, unknown>; none: string; numbers?: boolean }) {
+  return (
+    <Table
+      bare
+      rows={Object.entries(values).slice(0, MOST_VALUES)}
+      label={numbers ? "Metrics" : "Parameters"}
+      rowKey={([name]) => name}
+      height="24rem"
+      empty={<Empty title={none} />}
+      columns={[
+        { title: "Name", cell: ([name]) => name },
+        { title: "Value", number: numbers ?? false, cell: ([, value]) => (numbers ? value === null ? <span className="soft">not finite</span> : number(value) : text(value)) },
+      ]}
+    />
   );
 }
 
 function Artifacts({ artifacts }: { artifacts: Artifact[] }) {
-  if (artifacts.length === 0) return <Empty title="This run has stored no artifacts" />;
   return (
-    <div className="scroll">
-      <table>
-        <thead>
-          <tr>
-            <th>Name</th>
-            <th>Step</th>
-            <th>Type</th>
-            <th className="number">Size</th>
-            <th>Digest</th>
-          </tr>
-        </thead>
-        <tbody>
-          {artifacts.map((artifact) => (
-            <tr key={artifact.id}>
-              <td>
-                <a href={href(["artifacts", artifact.id])}>{artifact.name}</a>
-              </td>
-              <td>{artifact.step ?? "–"}</td>
-              <td>
-                <span className="tag">{artifact.type}</span>
-              </td>
-              <td className="number">{bytes(artifact.size_bytes)}</td>
-              <td className="mono small" title={artifact.digest}>
-                {artifact.digest.slice(7, 19)}
-              </td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
+    <Table
+      rows={artifacts}
+      label="Artifacts"
+      rowKey={(artifact) => artifact.id}
+      height="30rem"
+      empty={<Empty title="This run has stored no artifacts" />}
+      columns={[
+        { title: "Name", cell: (artifact) => <a href={href(["artifacts", artifact.id])}>{artifact.name}</a> },
+        { title: "Step", cell: (artifact) => artifact.step ?? "–" },
+        { title: "Type", cell: (artifact) => <span className="tag">{artifact.type}</span> },
+        { title: "Size", number: true, cell: (artifact) => bytes(artifact.size_bytes) },
+        {
+          title: "Digest",
+          className: "mono small",
+          cell: (artifact) => <span title={artifact.digest}>{artifact.digest.slice(7, 19)}</span>,
+        },
+      ]}
+    />
   );
 }
 
@@ -189,39 +196,23 @@ function Environment({ detail }: { detail: RunDetail }) {
   const packages = Object.entries(source.packages ?? {});
   return (
     <Card title="Code and environment" span="c12">
-      <dl className="facts">
-        {source.launch && source.launch.length > 0 && (
-          <>
-            <dt>Command</dt>
-            <dd className="mono">{source.launch.join(" ")}</dd>
-          </>
-        )}
-        <dt>Code</dt>
-        <dd className="mono">{source.code?.slice(7, 19) ?? "–"}</dd>
-        <dt>Commit</dt>
-        <dd className="mono">
-          {source.git_commit?.slice(0, 12) ?? "–"} {source.git_dirty ? "with changes" : ""}
-        </dd>
-        <dt>Python</dt>
-        <dd>{source.python ?? "–"}</dd>
-        <dt>Machine</dt>
-        <dd>
-          {source.host ?? "–"} {source.platform && <span className="soft">({source.platform})</span>}
-        </dd>
-        <dt>Packages</dt>
-        <dd>
-          <details>
-            <summary>{count(packages.length)} packages</summary>
-            <p className="mono small">{packages.map(([name, version]) => `${name}==${version}`).join("  ")}</p>
-          </details>
-        </dd>
-        {Object.entries(detail.run.tags ?? {}).map(([name, value]) => (
-          <div key={name} style={{ display: "contents" }}>
-            <dt>{words(name)}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+      <Facts
+        of={[
+          ["Command", source.launch && source.launch.length > 0 ? <span className="mono">{source.launch.join(" ")}</span> : null],
+          ["Code", <span className="mono">{source.code?.slice(7, 19) ?? "–"}</span>],
+          ["Commit", <span className="mono">{`${source.git_commit?.slice(0, 12) ?? "–"}${source.git_dirty ? " with changes" : ""}`}</span>],
+          ["Python", source.python],
+          ["Machine", `${source.host ?? "–"}${source.platform ? ` (${source.platform})` : ""}`],
+          [
+            "Packages",
+            <details>
+              <summary>{count(packages.length)} packages</summary>
+              <p className="mono small">{packages.map(([name, version]) => `${name}==${version}`).join("  ")}</p>
+            </details>,
+          ],
+          ...Object.entries(detail.run.tags ?? {}).map(([name, value]) => [words(name), value] as const),
+        ]}
+      />
     </Card>
   );
 }

@@ -60,7 +60,7 @@ export function RunsPage() {
       </Head>
       <div className="row" style={{ marginBottom: "0.8rem" }}>
         <FilterInput value={filter} names={names.data} error={found.error} apply={(next) => show({ filter: next || undefined })} />
-        <Command>{`everloop runs ls${filter ? ` ${shell(filter)}` : ""}`}</Command>
+        <Command>{`everloop runs ls${filter ? ` --where ${shell(filter)}` : ""}`}</Command>
       </div>
       {query.get("group") && <Groups by={query.get("group") as string} metric={extra.find((name) => name.startsWith("metrics.")) ?? null} filter={filter} take={(condition) => show({ filter: filter ? `(${filter}) and ${condition}` : condition, group: undefined })} />}
       {found.error && rows.length === 0 ? (

@@ -113,7 +113,9 @@ def read_content(store: Store, ref: str) -> tuple[bytes, str, str]:
     """
     artifact = store.records.get(Artifact, ref)
     if artifact.type == "tree":
-        raise NotFoundError(f"'{artifact.name}' is a folder.", help="Fetch it with: everloop runs artifacts")
+        raise NotFoundError(
+            f"'{artifact.name}' is a folder.", help="Read it in Python: store.objects.tree(artifact.digest)"
+        )
     if artifact.size_bytes > MOST_BYTES:
         raise DataError(
             f"'{artifact.name}' has {artifact.size_bytes} bytes; at most {MOST_BYTES} are sent here.",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 _MOST = 2000
+_NEWEST_ROWS = 30
+_LONGEST_CELL = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,27 @@ class SnapshotDetail:
     snapshot: Snapshot
     others: list[Snapshot]
     contract: Contract | None
+    contract_toml: str
+    """The dataset's newest contract as it can be edited; empty if it has none."""
+    newest_contract: str | None
+    """Key of that contract."""
     versions: list[ModelVersion]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureViewDetail:
+    """A feature view, its versions newest first, and its newest rows as text."""
+
+    view: FeatureViewRecord
+    versions: list[str]
+    rows: int
+    event_at: datetime | None
+    """Time of the newest event; None without rows."""
+    arrived_at: datetime | None
+    stale: bool
+    """Whether even the newest row is older than the view's time to live."""
+    names: list[str]
+    newest: list[list[str | None]]
 
 
 def read_diff(store: Store, before: str, after: str) -> SnapshotDiff:
@@ -93,6 +115,7 @@ def read_snapshot(store: Store, ref: str) -> SnapshotDetail:
     Raises:
         NotFoundError: there is no such snapshot.
     """
+    from everloop.data import contract_to_toml, find_contract
     from everloop.data.snapshots.snapshots import get_snapshot
 
     records = store.records
@@ -100,4 +123,35 @@ def read_snapshot(store: Store, ref: str) -> SnapshotDetail:
     others = records.find(Snapshot, ("dataset", "=", snapshot.dataset), order="-id", limit=200)
     contracts = records.find(Contract, ("key", "=", snapshot.contract), limit=1) if snapshot.contract else []
     versions = records.find(ModelVersion, ("snapshot", "=", snapshot.key), order="-id", limit=50)
-    return SnapshotDetail(snapshot, others, contracts[0] if contracts else None, versions)
+    newest = find_contract(snapshot.dataset, store)
+    return SnapshotDetail(
+        snapshot=snapshot,
+        others=others,
+        contract=contracts[0] if contracts else newest,
+        contract_toml="" if newest is None else contract_to_toml(newest),
+        newest_contract=None if newest is None else newest.key,
+        versions=versions,
+    )
+
+
+def read_feature_view(store: Store, ref: str) -> FeatureViewDetail:
+    """Return a feature view, by name or NAME@VERSION.
+
+    Raises:
+        NotFoundError: there is no such view.
+    """
+    from everloop.data.features import check_freshness, find_version
+    from everloop.data.features.materializing import stored_rows
+
+    view = find_version(store, ref)
+    fresh = check_freshness(store, view.key)
+    same = store.records.find(FeatureViewRecord, ("name", "=", view.name), order="-version", limit=200)
+    names: list[str] = []
+    rows: list[list[str | None]] = []
+    if fresh.rows:
+        newest = stored_rows(store, view).sort("event_at", descending=True).head(_NEWEST_ROWS).collect()
+        names = newest.columns
+        rows = [[None if value is None else str(value)[:_LONGEST_CELL] for value in row] for row in newest.iter_rows()]
+    return FeatureViewDetail(
+        view, [one.key for one in same], fresh.rows, fresh.event_at, fresh.arrived_at, fresh.stale, names, rows
+    )

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError
-from everloop.records import Alias, AliasRequest, Event, GateResult, ModelVersion, Package, Release, Snapshot
+from everloop.records import Alias, AliasRequest, Event, GateResult, ModelVersion, Package, Release
+from everloop.server.views.lineage_graph import LineageNode, lineage_nodes
 
 if TYPE_CHECKING:
     from everloop.stores import Store
@@ -52,18 +53,6 @@ class ModelDetail:
     aliases: list[Alias]
     champions: list[Champion]
     requests: list[AliasRequest]
-
-
-@dataclass(frozen=True, slots=True)
-class LineageNode:
-    """A record in the graph from data and code to the answers of a version."""
-
-    id: str
-    kind: str
-    title: str
-    detail: str
-    link: str
-    parents: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,42 +140,5 @@ def read_version(store: Store, ref: str) -> VersionDetail:
         releases=releases,
         requests=records.find(AliasRequest, ("version", "=", version.key), order="-id", limit=50),
         events=version_history(store, version.key)[-200:],
-        lineage=_lineage(store, version, releases),
+        lineage=lineage_nodes(store, version.key, releases),
     )
-
-
-def _lineage(store: Store, version: ModelVersion, releases: list[Release]) -> list[LineageNode]:
-    """Return the graph: sources → snapshot → run → version → release → endpoint."""
-    from everloop.loop.lineage import trace_lineage
-
-    try:
-        traced = trace_lineage(store, version.key)
-    except NotFoundError:
-        return []
-    nodes: list[LineageNode] = []
-    for number, source in enumerate(traced.sources[:12]):
-        spec = source.get("spec")
-        title = (
-            str(next(iter(spec.values()), source.get("kind"))) if isinstance(spec, dict) else str(source.get("kind"))
-        )
-        nodes.append(LineageNode(f"source{number}", "source", title[-80:], f"read by {source.get('step')}", "", []))
-    sources = [node.id for node in nodes]
-    if traced.code:
-        nodes.append(LineageNode("code", "code", traced.code[7:19], f"{len(traced.steps)} steps", "", []))
-    snapshot: Snapshot | None = traced.snapshot
-    if snapshot is not None:
-        detail = f"{snapshot.rows:,} rows"
-        nodes.append(LineageNode("snapshot", "snapshot", snapshot.key, detail, f"data/{snapshot.key}", sources))
-    if traced.run is not None:
-        parents = [node.id for node in nodes if node.id in ("snapshot", "code")] or sources
-        detail = traced.run.trigger or ""
-        nodes.append(LineageNode("run", "run", traced.run.name, detail, f"runs/{traced.run.id}", parents))
-    before = ["run"] if traced.run is not None else [node.id for node in nodes if node.id == "snapshot"]
-    link = f"models/{version.model}/{version.version}"
-    nodes.append(LineageNode("version", "version", version.key, version.state, link, before))
-    for release in releases[:3]:
-        detail = release.state.replace("_", " ")
-        nodes.append(
-            LineageNode(release.id, "release", release.endpoint, detail, f"endpoints/{release.endpoint}", ["version"])
-        )
-    return nodes

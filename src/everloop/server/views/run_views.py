@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
+from everloop.pipeline.step_output import LOG
 from everloop.records import Artifact, Json, ModelVersion, Run, StepRun
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class StepBar:
     error: str | None
     code: str
     outputs: dict[str, str]
+    log: str | None
+    """Id of the artifact with what the step printed; None if it printed nothing, or did not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,12 @@ def read_run(store: Store, ref: str) -> RunDetail:
     records = store.records
     run = records.get(Run, ref)
     steps = records.find(StepRun, ("run", "=", run.id), order="id")
+    artifacts = records.find(Artifact, ("run", "=", run.id), order="id", limit=MOST_ROWS)
+    logs = {one.step: one.id for one in artifacts if one.step is not None and one.name == f"{one.step}.{LOG}"}
     return RunDetail(
         run=run,
-        steps=[_bar(run, step) for step in steps],
-        artifacts=records.find(Artifact, ("run", "=", run.id), order="id", limit=MOST_ROWS),
+        steps=[_bar(run, step, logs.get(step.name)) for step in steps],
+        artifacts=artifacts,
         versions=records.find(ModelVersion, ("run", "=", run.id), order="id", limit=100),
         metric_keys=sorted(key for key, step in records.greatest_steps(series_of(run.id)).items() if step > 0),
         children=len(records.find(Run, ("parent", "=", run.id), limit=MOST_ROWS)),
@@ -188,7 +193,7 @@ def compare(store: Store, runs: Sequence[str]) -> ComparedRuns:
     return ComparedRuns(list(found.runs), groups, dict(found.same))
 
 
-def _bar(run: Run, step: StepRun) -> StepBar:
+def _bar(run: Run, step: StepRun, log: str | None) -> StepBar:
     # A step's record is written when it ends.
     ended = (step.created_at - run.started_at).total_seconds()
     return StepBar(
@@ -202,4 +207,5 @@ def _bar(run: Run, step: StepRun) -> StepBar:
         error=step.error,
         code=step.code,
         outputs=step.outputs,
+        log=log,
     )
