@@ -8,8 +8,7 @@ import threading
 import warnings
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import everloop as el
 from everloop.errors import StepError
@@ -22,8 +21,8 @@ from everloop.tracking import start_run
 
 @el.step(cache=False)
 def talks() -> int:
-    print("to the output")
-    print("to the error", file=sys.stderr)
+    print("to the output")  # noqa: T201
+    print("to the error", file=sys.stderr)  # noqa: T201
     warnings.warn("take care", stacklevel=1)
     logging.getLogger("mine").warning("logged %d", 7)
     return 1
@@ -31,7 +30,7 @@ def talks() -> int:
 
 @el.step(cache=False)
 def fails() -> int:
-    print("before the end")
+    print("before the end")  # noqa: T201
     raise ValueError("broken")
 
 
@@ -42,7 +41,7 @@ def silent() -> int:
 
 @el.step(cache=False)
 def prints_a_secret() -> int:
-    print("password=hunter2-and-more")
+    print("password=hunter2-and-more")  # noqa: T201
     return 3
 
 
@@ -103,7 +102,7 @@ def test_threads_collect_only_what_they_print():
         with collect_output() as output:
             for _ in range(50):
                 together.wait()
-                print(number)
+                print(number)  # noqa: T201
         found[number] = output.text
 
     before = sys.stdout

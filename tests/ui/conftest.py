@@ -49,11 +49,17 @@ class Watched:
 
 @dataclass
 class Served:
-    """A server of a store; `stop` and `start` keep its port."""
+    """A server of a store; `stop` and `start` keep its port.
+
+    With `project`, it is `everloop up` of that folder, with its endpoints and without runners.
+    """
 
     home: Path
     port: int
     auth: bool = False
+    name: str = "p"
+    """The project in the store."""
+    project: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,10 +67,12 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [
-            sys.executable, "-c", "from everloop.cli import main; main()", "server", "--home", str(self.home),
-            "--project", "p", "--port", str(self.port), "--auth" if self.auth else "--no-auth",
-        ]  # fmt: skip
+        command = [sys.executable, "-c", "from everloop.cli import main; main()"]
+        if self.project is not None:
+            command += ["up", "--dir", str(self.project), "--port", str(self.port), "--runners", "0"]
+        else:
+            login = "--auth" if self.auth else "--no-auth"
+            command += ["server", "--home", str(self.home), "--project", self.name, "--port", str(self.port), login]
         environment = {**os.environ, "EVERLOOP_KEYS": str(self.home.parent / "keys"), "NO_COLOR": "1"}
         log = (self.home.parent / f"server-{self.port}.log").open("ab")
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.home.parent)
@@ -83,7 +91,7 @@ class Served:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(60)
             self.process = None
 
 

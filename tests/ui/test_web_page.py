@@ -6,25 +6,18 @@ import json
 from typing import Any
 
 import pytest
-from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, UI, Served, Watched, free_port, watch
+from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, Served, Watched, free_port, watch
+from tests.ui.visits import complaints_of_axe, visit
 
 from everloop.records import Artifact, Incident, Release, Run
 from everloop.server.access import UserStore
 from everloop.stores import open_store
-
-AXE = UI / "node_modules" / "axe-core" / "axe.min.js"
 
 
 @pytest.fixture
 def store(home):
     with open_store(home, project="p", actor="user:operator") as opened:
         yield opened
-
-
-def visit(page: Any, server: Served, path: str) -> None:
-    page.goto(f"{server.url}/#/{path}")
-    page.wait_for_selector("h1")
-    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
 
 
 def addresses(store: Any) -> list[str]:
@@ -42,22 +35,12 @@ def addresses(store: Any) -> list[str]:
 
 
 def test_every_page_is_drawn_without_a_complaint_and_passes_axe(served, watched, store):
-    if not AXE.is_file():
-        pytest.skip("axe-core is not installed; run: cd ui && npm ci")
     found: list[str] = []
     for theme in ("light", "dark"):
         watched.page.emulate_media(color_scheme=theme)
         for path in addresses(store):
             visit(watched.page, served, path)
-            if not watched.page.evaluate("() => 'axe' in window"):
-                # The debugger's scripts are let in beside the policy, which stays in force for the page itself.
-                watched.page.evaluate(AXE.read_text())
-            result = watched.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
-            found += [
-                f"{theme} {path}: {one['id']}: {one['nodes'][0]['html'][:200]}"
-                for one in result["violations"]
-                if one["impact"] in ("serious", "critical")
-            ]
+            found += [f"{theme} {path}: {one}" for one in complaints_of_axe(watched.page)]
     assert not found, "\n".join(found)
     assert watched.unexpected() == []
 
@@ -157,7 +140,7 @@ def test_artifacts_are_shown_and_nothing_in_them_runs(served, watched, store):
 def test_snapshots_are_compared_on_demand(served, watched):
     page = watched.page
     visit(page, served, "data/flights%402")
-    page.get_by_label("Snapshot").select_option("flights@1")
+    page.get_by_label("Snapshot", exact=True).select_option("flights@1")
     page.wait_for_selector("text=rows added")
     assert "1 rows added, 0 removed" in page.locator("main").inner_text()
     assert "everloop data diff flights@1 flights@2" in page.locator("main").inner_text()

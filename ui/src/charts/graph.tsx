@@ -31,7 +31,7 @@ export function Graph({ nodes, label }: { nodes: GraphNode[]; label: string }) {
                 {node.kind}
               </text>
               <text className="title" x={x - WIDTH / 2 + 10} y={y + 10}>
-                {short(node.title, 24)}
+                {short(node.title, 21)}
               </text>
             </>
           );

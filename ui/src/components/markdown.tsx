@@ -33,7 +33,7 @@ export function blocksOf(source: string): Block[] {
 
 function inline(source: string): ReactNode[] {
   return source.split(/(\*\*[^*]+\*\*|`[^`]+`)/).map((part, index) =>
-    part.startsWith("**") && part.length > 4 ? <b key={index}>{part.slice(2, -2)}</b> : part.startsWith("`") && part.length > 2 ? <code key={index}>{part.slice(1, -1)}</code> : part,
+    part.startsWith("**") && part.length > 4 ? <b key={index}>{part.slice(2, -2)}</b> : part.startsWith("`") && part.length > 2 ? <code key={index}>{part.slice(1, -1)}</code> : part.replace(/\\([\\`*_{}[\]()#+\-.!|<>~])/g, "$1"),
   );
 }
 

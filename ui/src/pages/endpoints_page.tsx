@@ -107,19 +107,23 @@ function Detail({ detail }: { detail: EndpointDetail }) {
         <Command>{`everloop endpoints show ${shell(endpoint.name)}`}</Command>
       </Head>
       <div className="grid">
-        <Card title="Who answers" span="c5">
-          <Split endpoint={endpoint} />
-          {detail.releases[0] && <LatestRelease release={detail.releases[0]} />}
-        </Card>
-        <Card title="Live metric" span="c7" side={<span className="soft small">with 95 % intervals, once labels are there</span>}>
-          <Performance windows={detail.performance} />
-        </Card>
-        <Card title={`Predictions per ${detail.every}`} span="c6">
-          <TrafficChart traffic={detail.traffic} />
-        </Card>
-        <Card title="Latency, milliseconds" span="c6" side={<span className="soft small">median and 99th percentile</span>}>
-          <LatencyChart traffic={detail.traffic} />
-        </Card>
+        <div className="c5">
+          <Card title="Who answers">
+            <Split endpoint={endpoint} />
+            {detail.releases[0] && <LatestRelease release={detail.releases[0]} />}
+          </Card>
+        </div>
+        <div className="stack c7">
+          <Card title="Live metric" side={<span className="soft small">with 95 % intervals, once labels are there</span>}>
+            <Performance windows={detail.performance} />
+          </Card>
+          <Card title={`Predictions per ${detail.every}`}>
+            <TrafficChart traffic={detail.traffic} />
+          </Card>
+          <Card title="Latency, milliseconds" side={<span className="soft small">median and 99th percentile</span>}>
+            <LatencyChart traffic={detail.traffic} />
+          </Card>
+        </div>
         <Card title="Try a request" span="c6">
           <TryRequest endpoint={endpoint} champion={detail.champion ?? null} />
         </Card>

@@ -371,7 +371,11 @@ function ModelCard({ version, name }: { version: ModelVersion; name: string }) {
   const found = useText(`models/${encodeURIComponent(version.model)}/versions/${version.version}/card`, ["model_version"]);
   return (
     <Card title="Model card" span="c12" side={<Command>{`everloop models card ${shell(name)}`}</Command>}>
-      <Loaded of={found}>{(source) => <Markdown source={source} />}</Loaded>
+      <Loaded of={found}>{(source) => (
+          <div className="scroll" tabIndex={0} role="region" aria-label="Model card" style={{ maxHeight: "36rem", overflowY: "auto" }}>
+            <Markdown source={source} />
+          </div>
+        )}</Loaded>
     </Card>
   );
 }

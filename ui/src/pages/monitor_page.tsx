@@ -224,7 +224,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
             columns={[
               { title: "Window", cell: (one) => <Time at={one.window_from} /> },
               { title: "Subject", cell: (one) => one.subject },
-              { title: "Value", number: true, cell: (one) => number(one.value) },
+              { title: "Value", number: true, cell: (one) => (one.subject.includes(" × ") ? "–" : number(one.value)) },
               { title: "What was found", className: "small", cell: (one) => one.message },
             ]}
           />

@@ -39,7 +39,7 @@ function Detail({ detail }: { detail: PredictionDetail }) {
             ["Event", <Time at={prediction.event_at} precise />],
             ["Answered", <Time at={prediction.arrived_at} precise />],
             ["Key", prediction.entity],
-            ...Object.entries(prediction.outputs ?? {}).map(([name, value]) => [name, <b>{text(value)}</b>] as const),
+            ...Object.entries(prediction.outputs ?? {}).map(([name, value]) => [`Predicted ${name}`, <b>{text(value)}</b>] as const),
             ["Label", detail.actual ? <b>{detail.actual}</b> : <span className="soft">has not arrived yet</span>],
             ["Label arrived", detail.labelled_at ? <Time at={detail.labelled_at} precise /> : null],
             ["Process", <span className="mono small">{prediction.instance}</span>],

@@ -67,7 +67,7 @@ def _origins(traced: Lineage) -> list[LineageNode]:
     for number, source in enumerate(traced.sources[:_MOST_SOURCES]):
         spec = source.get("spec")
         kind = str(source.get("kind"))
-        title = str(next(iter(spec.values()), kind)) if isinstance(spec, dict) else kind
+        title = _words(next(iter(spec.values()), kind)) if isinstance(spec, dict) else kind
         nodes.append(LineageNode(f"source{number}", "source", title[-80:], f"read by {source.get('step')}", "", []))
     sources = [node.id for node in nodes]
     run = traced.run
@@ -82,6 +82,10 @@ def _origins(traced: Lineage) -> list[LineageNode]:
         parents = [node.id for node in nodes if node.id in ("snapshot", "code")] or sources
         nodes.append(LineageNode("run", "run", run.name, run.trigger or "", f"runs/{run.id}", parents))
     return nodes
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _packaged(store: Store, version: ModelVersion, before: list[str]) -> list[LineageNode]:

@@ -141,7 +141,7 @@ def read_run(store: Store, ref: str) -> RunDetail:
     logs = {one.step: one.id for one in artifacts if one.step is not None and one.name == f"{one.step}.{LOG}"}
     return RunDetail(
         run=run,
-        steps=[_bar(run, step, logs.get(step.name)) for step in steps],
+        steps=_bars(run, steps, logs),
         artifacts=artifacts,
         versions=records.find(ModelVersion, ("run", "=", run.id), order="id", limit=100),
         metric_keys=sorted(key for key, step in records.greatest_steps(series_of(run.id)).items() if step > 0),
@@ -193,19 +193,35 @@ def compare(store: Store, runs: Sequence[str]) -> ComparedRuns:
     return ComparedRuns(list(found.runs), groups, dict(found.same))
 
 
-def _bar(run: Run, step: StepRun, log: str | None) -> StepBar:
-    # A step's record is written when it ends.
-    ended = (step.created_at - run.started_at).total_seconds()
-    return StepBar(
-        name=step.name,
-        status=step.status,
-        reason=step.reason,
-        starts=max(0.0, ended - step.seconds),
-        seconds=step.seconds,
-        depends_on=step.depends_on,
-        attempts=step.attempts,
-        error=step.error,
-        code=step.code,
-        outputs=step.outputs,
-        log=log,
-    )
+def _bars(run: Run, steps: Sequence[StepRun], logs: dict[str, str]) -> list[StepBar]:
+    starts = _starts(run, steps)
+    return [
+        StepBar(
+            name=step.name,
+            status=step.status,
+            reason=step.reason,
+            starts=starts[step.name],
+            seconds=step.seconds,
+            depends_on=step.depends_on,
+            attempts=step.attempts,
+            error=step.error,
+            code=step.code,
+            outputs=step.outputs,
+            log=logs.get(step.name),
+        )
+        for step in steps
+    ]
+
+
+def _starts(run: Run, steps: Sequence[StepRun]) -> dict[str, float]:
+    """Return when each step began, in seconds after the run. A step's record is written when it ends."""
+    ended = {step.name: (step.created_at - run.started_at).total_seconds() for step in steps}
+    if all(ended[step.name] >= 0.9 * step.seconds for step in steps):
+        return {step.name: max(0.0, ended[step.name] - step.seconds) for step in steps}
+    # The clock stood still meanwhile, as in a simulation: each step begins when those before it have ended.
+    starts: dict[str, float] = {}
+    ends: dict[str, float] = {}
+    for step in steps:
+        starts[step.name] = max((ends.get(need, 0.0) for need in step.depends_on), default=0.0)
+        ends[step.name] = starts[step.name] + step.seconds
+    return starts

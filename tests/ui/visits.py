@@ -1,0 +1,47 @@
+"""What tests of the web page do on every page: visit it, and ask axe about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.conftest import need
+from tests.ui.conftest import UI
+
+if TYPE_CHECKING:
+    from tests.ui.conftest import Served
+
+AXE = UI / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def visit(page: Any, server: Served, path: str) -> None:
+    """Open a page and wait until everything on it has been read."""
+    page.goto(f"{server.url}/#/{path}")
+    page.wait_for_selector("h1")
+    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+
+
+def complaints_of_axe(page: Any) -> list[str]:
+    """Return what axe finds serious or critical on the page as it is."""
+    if not AXE.is_file():
+        need("chromium", "axe-core", "install it with: cd ui && npm ci")
+    if not page.evaluate("() => 'axe' in window"):
+        # The debugger's scripts are let in beside the policy, which stays in force for the page itself.
+        page.evaluate(AXE.read_text())
+    result = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:200]}"
+        for one in result["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def confirm(page: Any, button: str, dialog: str, *, reason: str | None = None, inside: str | None = None) -> str:
+    """Press a button, give a reason in its dialog and confirm; returns the command that the dialog showed."""
+    page.get_by_role("button", name=button, exact=True).first.click()
+    shown = page.get_by_role("dialog", name=dialog)
+    if reason is not None:
+        shown.get_by_role("textbox", name="Reason").fill(reason)
+    command: str = shown.locator("code").last.inner_text()
+    shown.get_by_role("button", name=inside or button, exact=True).click()
+    shown.wait_for(state="hidden")
+    return command
