@@ -22,7 +22,12 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest_plugins = ["tests.fixtures.control_plane", "tests.fixtures.finished_demo", "tests.fixtures.models", "tests.fixtures.serving"]
+pytest_plugins = [
+    "tests.fixtures.control_plane",
+    "tests.fixtures.finished_demo",
+    "tests.fixtures.models",
+    "tests.fixtures.serving",
+]
 
 # A shell that starts a program in the background makes it ignore Ctrl-C, which some tests send to themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

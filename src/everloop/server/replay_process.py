@@ -95,8 +95,8 @@ class ReplayProcess:
                     cwd=self.folder,
                     env={**_environment(), "EVERLOOP_STORE": str(self._store.home)},
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=file,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
                 )
             store.records.append_event("started", KIND, attempt, loop, given)
         except BaseException:
@@ -156,7 +156,7 @@ class ReplayProcess:
 
 def _command(folder: Path, loop: str, policies: Sequence[str], every: str) -> list[str]:
     # Values are joined to their options, and the loop follows `--`: none of them can be taken for an option.
-    start = [sys.executable, "-c", "from everloop.cli import main; main()", "replay", "--json"]
+    start = [sys.executable, "-c", "from everloop.cli import main; main()", "replay"]
     chosen = [f"--policies={','.join(policies)}"] if policies else []
     return [*start, f"--every={every}", *chosen, f"--dir={folder}", "--", loop]
 

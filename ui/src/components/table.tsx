@@ -81,7 +81,7 @@ export function Choose(props: { label: string; value: string; options: readonly 
   return (
     <label className="row small">
       {props.label}
-      <select className="input" style={{ width: "auto", maxWidth: props.width ?? "16rem" }} value={props.value} onChange={(event) => props.choose(event.target.value)}>
+      <select className="input" aria-label={props.label} style={{ width: "auto", maxWidth: props.width ?? "16rem" }} value={props.value} onChange={(event) => props.choose(event.target.value)}>
         {props.options.map((one) => {
           const [value, title] = typeof one === "string" ? [one, one] : one;
           return (

@@ -9,7 +9,7 @@ import { number, text } from "../format";
 
 export type Input = { name: string; type: string; nullable?: boolean; categories?: unknown[] | null };
 type Explanation = { bias: number; contributions: Record<string, number> };
-type Answer = { ids?: string[]; predictions?: unknown[]; version?: string; versions?: string[]; explanations?: Explanation[] } & Record<string, unknown>;
+type Answer = { model?: string; ids?: string[]; predictions?: unknown[]; version?: number; versions?: number[]; explanations?: Explanation[] } & Record<string, unknown>;
 
 const MOST_FIELDS = 200;
 
@@ -111,7 +111,8 @@ function Field({ input, value, change }: { input: Input; value: string; change: 
 
 function Shown({ answer }: { answer: Answer }) {
   const id = answer.ids?.[0];
-  const version = answer.versions?.[0] ?? answer.version;
+  const number_ = answer.versions?.[0] ?? answer.version;
+  const version = answer.model !== undefined && number_ !== undefined ? `${answer.model}@${number_}` : null;
   const explanation = answer.explanations?.[0];
   return (
     <div className="stack" role="status" style={{ gap: "0.6rem" }}>
