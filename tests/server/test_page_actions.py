@@ -212,3 +212,27 @@ def test_storage_has_the_size_of_every_local_part(store):
     assert all(one.complete for one in found.values())
     assert Path(read_storage(store).home) == store.home
     assert digest
+
+
+def test_two_hundred_runs_are_compared_by_one_request(store, serve):
+    runs = [store.new(Run, name="r", state="finished", started_at=store.now(), params={"n": n}) for n in range(200)]
+    store.records.put(*runs)
+    # A list is divided among parameters of one name, since each is limited in length.
+    parts = [",".join(run.id for run in runs[start : start + 40]) for start in range(0, 200, 40)]
+    with serve(store) as client:
+        answer = client.request("GET", "/api/v1/views/compare?" + "&".join(f"runs={part}" for part in parts))
+        assert (answer.status, len(answer.json["runs"])) == (200, 200)
+        curves = client.request("GET", "/api/v1/views/curves?keys=a&" + "&".join(f"runs={part}" for part in parts))
+        assert (curves.status, curves.json) == (200, [])
+
+
+def test_the_table_of_runs_chooses_the_first_metrics_by_itself(store, serve):
+    metrics = {"auc": 0.5, "val/loss": 1.0, "zeta": 2.0, "b": 3.0}
+    with start_run("x", store=store) as run:
+        run.log(metrics)
+    with serve(store) as client:
+        table = client.request("GET", "/api/v1/views/runs").json
+        assert table["columns"][-3:] == ["metrics.auc", "metrics.b", 'metrics."val/loss"']
+        assert [table["rows"][0][name] for name in table["columns"][-3:]] == [0.5, 3.0, 1.0]
+        none = client.request("GET", "/api/v1/views/runs?columns=,").json
+        assert not [name for name in none["columns"] if name.startswith("metrics.")]

@@ -44,22 +44,23 @@ export function time(text: string | null | undefined, precise = false): string {
   if (!text) return "–";
   const moment = new Date(text);
   if (Number.isNaN(moment.getTime())) return text;
-  const options: Intl.DateTimeFormatOptions = {
-    year: "numeric",
-    month: "short",
-    day: "numeric",
-    hour: "2-digit",
-    minute: "2-digit",
-    ...(precise ? { second: "2-digit" } : {}),
-    hourCycle: "h23",
-    ...(zone === "utc" ? { timeZone: "UTC" } : {}),
-  };
-  return new Intl.DateTimeFormat("en-GB", options).format(moment);
+  return formatter(precise ? { ...MINUTES, second: "2-digit" } : MINUTES).format(moment);
+}
+
+const DAY: Intl.DateTimeFormatOptions = { month: "short", day: "numeric", year: "numeric" };
+const MINUTES: Intl.DateTimeFormatOptions = { ...DAY, hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const formatters = new Map<string, Intl.DateTimeFormat>();
+
+/** To make a formatter takes longer than to draw a row of a table, so each is made once. */
+function formatter(options: Intl.DateTimeFormatOptions): Intl.DateTimeFormat {
+  const key = `${zone} ${Object.keys(options).join()}`;
+  const known = formatters.get(key) ?? new Intl.DateTimeFormat("en-GB", { ...options, ...(zone === "utc" ? { timeZone: "UTC" } : {}) });
+  formatters.set(key, known);
+  return known;
 }
 
 export function day(text: string): string {
-  const options: Intl.DateTimeFormatOptions = { month: "short", day: "numeric", year: "numeric", ...(zone === "utc" ? { timeZone: "UTC" } : {}) };
-  return new Intl.DateTimeFormat("en-GB", options).format(new Date(text));
+  return formatter(DAY).format(new Date(text));
 }
 
 export function zoneName(current: Zone): string {

@@ -1,5 +1,8 @@
 import { describe, expect, test } from "vitest";
-import { align } from "./charts/align";
+import { align, MOST_PLACES } from "./charts/align";
+import { blocksOf } from "./components/markdown";
+import { flat } from "./pages/models_page";
+import { typed } from "./pages/try_request";
 import { importances, spearman } from "./charts/rank_correlation";
 import { isEnough } from "./components/access";
 import { complete } from "./components/completion";
@@ -47,6 +50,54 @@ describe("series with different x values", () => {
       [undefined, 5, 6],
     ]);
   });
+});
+
+test("very many different x values are moved by less than a pixel, and every value stays", () => {
+  const series = Array.from({ length: 60 }, (_, number) => {
+    const x = Array.from({ length: 200 }, (_, index) => index * 5000 + number * 77 + (index % 3));
+    return { name: String(number), x, y: x.map((one) => one / 2) };
+  });
+  const [xs, columns] = align(series);
+  expect(xs.length).toBeLessThanOrEqual(MOST_PLACES);
+  const width = ((xs.at(-1) as number) - (xs[0] as number)) / (MOST_PLACES - 1);
+  columns.forEach((column, number) => {
+    const found = column.flatMap((y, index) => (typeof y === "number" ? [[xs[index] as number, y] as const] : []));
+    expect(found.map(([, y]) => y)).toEqual(series[number]?.y);
+    for (const [x, y] of found) expect(Math.abs(x - 2 * y)).toBeLessThanOrEqual(width);
+  });
+});
+
+describe("values of a form, as the model's signature has them", () => {
+  test.each([
+    ["float", "1.5", 1.5],
+    ["int", "abc", "abc"],
+    ["float", " ", " "],
+    ["float", "", null],
+    ["bool", "true", true],
+    ["bool", "yes", "yes"],
+    ["string", "1", "1"],
+  ])("%s %j", (type, value, expected) => {
+    expect(typed({ name: "x", type }, value)).toBe(expected);
+  });
+
+  test("a category keeps its type", () => {
+    expect(typed({ name: "x", type: "int", categories: [1, 2] }, "2")).toBe(2);
+  });
+});
+
+test("a model card's Markdown becomes blocks, and text stays text", () => {
+  const blocks = blocksOf("# A <b>\n\n| x | y\\|z |\n|---|---|\n| 1 | 2 |\n- one\n- two\nplain\nmore\n```\ncode\n");
+  expect(blocks).toEqual([
+    { kind: "heading", level: 1, text: "A <b>" },
+    { kind: "table", rows: [["x", "y|z"], ["1", "2"]] },
+    { kind: "list", items: ["one", "two"] },
+    { kind: "text", text: "plain more" },
+    { kind: "code", text: "code\n" },
+  ]);
+});
+
+test("a difference is listed by its paths", () => {
+  expect(flat({ a: { b: 1, empty: {} }, c: [1, 2], d: null })).toEqual([["a.b", "1"], ["c", "1 → 2"]]);
 });
 
 describe("rank correlation", () => {

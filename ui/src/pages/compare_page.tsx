@@ -60,27 +60,28 @@ export function ComparePage() {
 }
 
 function Curves({ runs, keys, drop }: { runs: string[]; keys: string[]; drop: (key: string) => void }) {
-  const found = useApi<Curve[]>(keys.length ? url("views/curves", { runs: runs.join(","), keys: keys.join(","), points: runs.length > 20 ? 200 : 500 }) : null, ["run"], { keep: true });
   if (keys.length === 0) return <Empty title="Add a metric to see its curves" />;
   return (
-    <Loaded of={found}>
-      {(curves) => (
-        <div className="grid">
-          {keys.map((key) => (
-            <div className="c6" key={key}>
-              <div className="row">
-                <h3>{key}</h3>
-                <button type="button" className="button plain small" onClick={() => drop(key)} aria-label={`Remove ${key}`}>
-                  Remove
-                </button>
-              </div>
-              <Overlay curves={curves.filter((curve) => curve.key === key)} runs={runs} label={key} />
-            </div>
-          ))}
+    <div className="grid">
+      {keys.map((key) => (
+        <div className="c6" key={key}>
+          <div className="row">
+            <h3>{key}</h3>
+            <button type="button" className="button plain small" onClick={() => drop(key)} aria-label={`Remove ${key}`}>
+              Remove
+            </button>
+          </div>
+          <OneMetric runs={runs} name={key} />
         </div>
-      )}
-    </Loaded>
+      ))}
+    </div>
   );
+}
+
+/** Each metric is read by a request of its own, and drawn as soon as it is there. */
+function OneMetric({ runs, name }: { runs: string[]; name: string }) {
+  const found = useApi<Curve[]>(url("views/curves", { runs, keys: [name], points: runs.length > 20 ? 200 : 500 }), ["run"], { keep: true });
+  return <Loaded of={found}>{(curves) => <Overlay curves={curves} runs={runs} label={name} />}</Loaded>;
 }
 
 function Overlay({ curves, runs, label }: { curves: Curve[]; runs: string[]; label: string }) {

@@ -1,7 +1,7 @@
 // The table of runs: any number of them, a filter with completion, columns on demand.
 import { useInfiniteQuery } from "@tanstack/react-query";
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { useEffect, useMemo, useRef, useState } from "react";
+import { memo, useCallback, useEffect, useMemo, useRef, useState, type CSSProperties } from "react";
 import { request, url, useApi } from "../api/client";
 import type { RunColumns, RunGroups, RunTable } from "../api/schema";
 import { Badge, Command, Empty, Head, Loaded, Problem, shell, Time, useTitle } from "../components/basics";
@@ -21,31 +21,32 @@ export function RunsPage() {
   const filter = query.get("filter") ?? "";
   const order = query.get("order") ?? "-started_at";
   const names = useApi<RunColumns>("views/run-columns", ["run"]);
-  const extra = useMemo(() => {
-    const given = query.get("columns");
-    if (given !== null) return given.split(",").filter(Boolean);
-    return (names.data?.metrics ?? []).slice(0, 3).map((name) => column("metrics", name));
-  }, [query, names.data]);
+  const given = query.get("columns");
   const [picked, setPicked] = useState<ReadonlySet<string>>(new Set());
   const show = (changes: Record<string, string | undefined>) =>
     go(href("runs", { filter, order: order === "-started_at" ? undefined : order, columns: query.get("columns") ?? undefined, group: query.get("group") ?? undefined, ...changes } as Record<string, string | undefined>), true);
 
   const found = useInfiniteQuery<RunTable, Error>({
-    queryKey: ["run", "table", filter, order, extra.join(",")],
-    queryFn: ({ pageParam, signal }) => request<RunTable>(url("views/runs", { filter, order, columns: extra.join(","), limit: PAGE, after: (pageParam as string | null) ?? undefined }), { signal }),
+    queryKey: ["run", "table", filter, order, given],
+    // Without columns the server chooses the first metrics, so that one request is enough for the first rows.
+    queryFn: ({ pageParam, signal }) => request<RunTable>(url("views/runs", { filter, order, columns: given === null ? undefined : given || ",", limit: PAGE, after: (pageParam as string | null) ?? undefined }), { signal }),
     initialPageParam: null,
     getNextPageParam: (page) => page.next,
-    enabled: names.data !== undefined || names.error !== null,
   });
+  const answered = found.data?.pages[0]?.columns;
+  const extra = useMemo(() => (given !== null ? given.split(",").filter(Boolean) : (answered ?? []).filter((name) => /^(metrics|params|tags)\./.test(name))), [given, answered]);
   const rows = useMemo(() => found.data?.pages.flatMap((page) => page.rows) ?? [], [found.data]);
   const total = found.data?.pages[0]?.total ?? null;
-  const columns = [...BASE, ...extra];
-  const toggle = (id: string) =>
-    setPicked((before) => {
-      const next = new Set(before);
-      if (!next.delete(id)) next.add(id);
-      return next;
-    });
+  const columns = useMemo(() => [...BASE, ...extra], [extra]);
+  const toggle = useCallback(
+    (id: string) =>
+      setPicked((before) => {
+        const next = new Set(before);
+        if (!next.delete(id)) next.add(id);
+        return next;
+      }),
+    [],
+  );
 
   return (
     <>
@@ -83,7 +84,7 @@ type Row = Record<string, unknown>;
 function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (next: string) => void; picked: ReadonlySet<string>; toggle: (id: string) => void; loading: boolean; more: (() => void) | null }) {
   const { rows, columns, order } = props;
   const viewport = useRef<HTMLDivElement>(null);
-  const virtual = useVirtualizer({ count: rows.length + (props.more ? 1 : 0), getScrollElement: () => viewport.current, estimateSize: () => ROW, overscan: 20 });
+  const virtual = useVirtualizer({ count: rows.length + (props.more ? 1 : 0), getScrollElement: () => viewport.current, estimateSize: () => ROW, overscan: 12 });
   const template = `1.4rem ${columns.map((name) => WIDTHS[name] ?? "minmax(6.5rem,1fr)").join(" ")}`;
   const minimum = `${12 + columns.length * 7.2}rem`;
   const items = virtual.getVirtualItems();
@@ -125,18 +126,7 @@ function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (ne
                   </div>
                 );
               const id = String(row["id"]);
-              return (
-                <div className="tr" role="row" key={id} style={place} aria-rowindex={item.index + 1}>
-                  <span role="cell">
-                    <input type="checkbox" aria-label={`Choose ${text(row["name"])} for comparison`} checked={props.picked.has(id)} onChange={() => props.toggle(id)} />
-                  </span>
-                  {columns.map((name) => (
-                    <span role="cell" key={name} className={isNumber(name) ? "td number" : "td"} title={typeof row[name] === "string" ? (row[name] as string) : undefined}>
-                      <Cell name={name} row={row} />
-                    </span>
-                  ))}
-                </div>
-              );
+              return <RunRow key={id} row={row} id={id} index={item.index} start={item.start} columns={columns} template={template} picked={props.picked.has(id)} toggle={props.toggle} />;
             })}
           </div>
         </div>
@@ -144,6 +134,25 @@ function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (ne
     </div>
   );
 }
+
+type RowProps = { row: Row; id: string; index: number; start: number; columns: string[]; template: string; picked: boolean; toggle: (id: string) => void };
+
+/** One row. While the table is scrolled, the rows that stay are not drawn again. */
+const RunRow = memo(function RunRow({ row, id, index, start, columns, template, picked, toggle }: RowProps) {
+  const place: CSSProperties = { position: "absolute", top: 0, left: 0, right: 0, height: ROW, transform: `translateY(${start}px)`, gridTemplateColumns: template };
+  return (
+    <div className="tr" role="row" style={place} aria-rowindex={index + 1}>
+      <span role="cell">
+        <input type="checkbox" aria-label={`Choose ${text(row["name"])} for comparison`} checked={picked} onChange={() => toggle(id)} />
+      </span>
+      {columns.map((name) => (
+        <span role="cell" key={name} className={isNumber(name) ? "td number" : "td"} title={typeof row[name] === "string" ? (row[name] as string) : undefined}>
+          <Cell name={name} row={row} />
+        </span>
+      ))}
+    </div>
+  );
+});
 
 const isNumber = (name: string): boolean => name.startsWith("metrics.") || name === "seconds";
 

@@ -91,7 +91,7 @@ def run_table(request: ApiRequest) -> run_views.RunTable:
         store_of(request),
         request.query_params.get("filter", ""),
         _list(request, "order") or ["-started_at"],
-        _list(request, "columns"),
+        _list(request, "columns") if "columns" in request.query_params else None,
         _number(request, "limit", 100, run_views.MOST_ROWS),
         request.query_params.get("after") or None,
     )

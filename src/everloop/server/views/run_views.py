@@ -19,6 +19,7 @@ MOST_COLUMNS = 60
 MOST_KEYS = 50
 MOST_POINTS = 5000
 MOST_COMPARED = 200
+DEFAULT_METRICS = 3
 _ALWAYS = ("id", "name", "state", "loop", "trigger", "started_at", "seconds")
 
 
@@ -83,8 +84,6 @@ class Curve:
     run: str
     key: str
     steps: list[int]
-    at: list[int]
-    """Milliseconds since 1970."""
     values: list[float | None]
     """None where the value was not finite."""
     total: int
@@ -100,15 +99,20 @@ class ComparedRuns:
 
 
 def read_run_table(
-    store: Store, where: str, order: Sequence[str], columns: Sequence[str], limit: int, after: str | None
+    store: Store, where: str, order: Sequence[str], columns: Sequence[str] | None, limit: int, after: str | None
 ) -> RunTable:
     """Return one page of runs.
+
+    Args:
+        columns: besides those that every row has. None: the first metrics by name.
 
     Raises:
         UsageError: the filter, an order, a column or the cursor is not valid, or there are too many columns.
     """
     from everloop.tracking.search.run_search import count_runs, search_runs
 
+    if columns is None:
+        columns = [_column("metrics", name) for name in read_run_columns(store).metrics[:DEFAULT_METRICS]]
     wanted = list(dict.fromkeys([*_ALWAYS, *columns]))
     if len(wanted) > MOST_COLUMNS:
         raise UsageError(f"{len(wanted)} columns are too many for one table.", help=f"Choose at most {MOST_COLUMNS}.")
@@ -116,6 +120,13 @@ def read_run_table(
     total = count_runs(store, where or None) if after is None else None
     rows: list[Any] = list(page.rows)
     return RunTable(wanted, rows, page.next, total)
+
+
+def _column(group: str, name: str) -> str:
+    """Return a column as filters write it: a name with other characters is quoted."""
+    import json
+
+    return f"{group}.{name if name.isascii() and name.isidentifier() else json.dumps(name, ensure_ascii=False)}"
 
 
 def read_run_columns(store: Store) -> RunColumns:
@@ -171,8 +182,7 @@ def read_curves(store: Store, runs: Sequence[str], keys: Sequence[str], most_poi
             history = read_history(store, run.id, key, most_points)
             if len(history):
                 values = [value if abs(value) < float("inf") else None for value in history.values.tolist()]
-                at = (history.at // 1000).tolist()
-                found.append(Curve(run.id, key, history.steps.tolist(), at, values, history.total))
+                found.append(Curve(run.id, key, history.steps.tolist(), values, history.total))
     return found
 
 
