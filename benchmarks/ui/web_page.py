@@ -31,6 +31,7 @@ from everloop.stores import Store, open_store
 from everloop.tracking import start_run
 
 BATCH = 1000
+UPDATES = 600
 FRAMES = """async () => {
   const box = document.querySelector('.viewport');
   const gaps = [];
@@ -107,13 +108,13 @@ def main() -> None:
         server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_for(f"http://127.0.0.1:{port}/health")
-            measure(f"http://127.0.0.1:{port}", compared, server.pid)
+            measure(f"http://127.0.0.1:{port}", folder / "home", compared, server.pid)
         finally:
             server.terminate()
             server.wait(30)
 
 
-def measure(url: str, compared: list[str], server: int) -> None:
+def measure(url: str, home: Path, compared: list[str], server: int) -> None:
     with sync_playwright() as running:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -136,6 +137,9 @@ def measure(url: str, compared: list[str], server: int) -> None:
             page.goto(address)
             page.wait_for_function(ready)
             print(f"comparison               {1000 * (time.perf_counter() - began):7.0f} ms           (aim 1500)")
+        page.goto(f"{url}/#/runs")
+        page.wait_for_selector(".tr:not(.th) a")
+        print(f"memory over {UPDATES} updates  {grown(page, home):7.1f} MB           (aim: steady)")
         page.goto(f"{url}/#/loop")
         page.wait_for_timeout(5_000)
         before, began = cpu_seconds(server), time.perf_counter()
@@ -143,6 +147,25 @@ def measure(url: str, compared: list[str], server: int) -> None:
         share = (cpu_seconds(server) - before) / (time.perf_counter() - began)
         print(f"an idle page costs       {100 * share:7.1f} % of a core  (aim 1)")
         browser.close()
+
+
+def grown(page: Any, home: Path) -> float:
+    """Return by how many megabytes the page's memory has grown over live updates, after a first half to settle."""
+    session = page.context.new_cdp_session(page)
+
+    def used() -> float:
+        session.send("HeapProfiler.collectGarbage")
+        return float(session.send("Runtime.getHeapUsage")["usedSize"]) / 1e6
+
+    sizes = []
+    with open_store(home, project="p") as store:
+        for _ in range(2):
+            for _ in range(UPDATES // 2):
+                store.records.put(store.new(Run, name="live", state="finished", started_at=store.now()))
+                page.wait_for_timeout(40)
+            page.wait_for_timeout(2_000)
+            sizes.append(used())
+    return sizes[1] - sizes[0]
 
 
 def timed(page: Any, address: str, selector: str) -> float:

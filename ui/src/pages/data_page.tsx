@@ -111,7 +111,6 @@ export function SnapshotPage({ name }: { name: string }) {
 function Detail({ detail }: { detail: SnapshotDetail }) {
   const { snapshot } = detail;
   const key = `${snapshot.dataset}@${snapshot.version}`;
-  const before = detail.others.find((one) => one.version === snapshot.version - 1);
   const rules = new Map((detail.contract?.columns ?? []).map((one) => [String(one["name"]), one]));
   return (
     <>
@@ -124,7 +123,7 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
           </>
         }
       >
-        <Command>{before ? `everloop data diff ${shell(`${before.dataset}@${before.version}`)} ${shell(key)}` : `everloop data show ${shell(key)}`}</Command>
+        <Command>{`everloop data show ${shell(key)}`}</Command>
       </Head>
       <div className="grid">
         <Card title="Columns" span="c8">
@@ -154,7 +153,6 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
             ]}
           />
         </Card>
-        <Diff key={key} after={key} others={detail.others.map((one) => `${one.dataset}@${one.version}`).filter((one) => one !== key)} />
         <div className="stack c4">
           <Card title="Trained on it">
             {detail.versions.length === 0 ? <Empty title="No version yet" /> : detail.versions.map((version) => <div key={version.id}><VersionLink name={`${version.model}@${version.version}`} /></div>)}
@@ -179,6 +177,7 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
             ))}
           </Card>
         </div>
+        <Diff key={key} after={key} others={detail.others.map((one) => `${one.dataset}@${one.version}`).filter((one) => one !== key)} />
         {detail.contract_toml && <ContractEditor key={detail.newest_contract} detail={detail} />}
       </div>
     </>
@@ -293,8 +292,11 @@ function ChangesOf({ changes }: { changes: Changes }) {
   );
 }
 
+/** A statistic: of a moment the date and the minute, of a text its beginning. */
 function short(value: unknown): string {
-  return typeof value === "number" ? number(value) : text(value).slice(0, 24);
+  if (typeof value === "number") return number(value);
+  const shown = text(value);
+  return /^\d{4}-\d\d-\d\dT\d\d:\d\d/.test(shown) ? shown.slice(0, 16).replace("T", " ") : shown.slice(0, 24);
 }
 
 function rule(column: Record<string, unknown> | undefined): string {

@@ -67,6 +67,7 @@ function Incidents({ incidents }: { incidents: Incident[] }) {
         { title: "State", cell: (one) => <IncidentState incident={one} /> },
         {
           title: "What",
+          className: "why",
           cell: (one) => (
             <>
               <span className="tag">{one.kind}</span> <a href={href(["monitor", one.id])}>{one.title}</a>

@@ -56,7 +56,7 @@ function Appearance() {
         <div className="row" role="group" aria-label="Time zone">
           {(["utc", "local"] as const).map((one) => (
             <button key={one} type="button" className={`button ${zone === one ? "primary" : ""}`} aria-pressed={zone === one} onClick={() => setZone(one)}>
-              {one === "utc" ? "Times in UTC" : `Times in ${zoneName("local")}`}
+              {one === "utc" ? "Times in UTC" : `Times of this device (${zoneName("local")})`}
             </button>
           ))}
         </div>
