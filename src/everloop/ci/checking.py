@@ -108,9 +108,7 @@ def _compared(
     remarks = []
     holder = None
     if not exists:
-        remarks.append(
-            "The project has no store here, and so no champion to compare with. The gates alone decide."
-        )
+        remarks.append("The project has no store here, and so no champion to compare with. The gates alone decide.")
     elif champion is None:
         remarks.append(f"'{loop.model}' has no champion yet: the gates alone decide.")
     else:

@@ -289,8 +289,8 @@ def _rows_to_judge(target: pl.Series, task: str) -> int:
     if task != "binary":
         return LEAST_HELD_OUT
     known = target.drop_nulls()
-    rarest: Any = known.value_counts()["count"].min()
-    return max(LEAST_HELD_OUT, -(-LEAST_OF_CLASS * len(known) // max(1, rarest)))
+    counts: list[int] = known.value_counts()["count"].to_list()
+    return max(LEAST_HELD_OUT, -(-LEAST_OF_CLASS * len(known) // min(counts, default=1)))
 
 
 def _held_out(rows: int, least: int, moments: pl.Series, start: datetime, every: timedelta) -> str:

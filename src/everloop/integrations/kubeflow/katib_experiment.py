@@ -196,7 +196,9 @@ class _Experiment:
         return self.reached(trials) or sum(trial.value is None for trial in trials) > self.most_failed
 
     def _judged(self, values: list[float]) -> float:
-        return {"min": min, "max": max, "latest": lambda found: found[-1]}[self.strategy](values)
+        if self.strategy == "latest":
+            return values[-1]
+        return min(values) if self.strategy == "min" else max(values)
 
     def _filled(self, assignments: dict[str, str], name: str) -> Spec:
         """The job of a trial."""
