@@ -147,7 +147,7 @@ def _seen_from(folder: Path, data: str) -> str:
     """Return `data` as `el.read` takes it in the project: a relative path if the file is near the project folder."""
     if "://" in data or data.startswith("everloop:"):
         return data
-    path = Path(data).absolute()
+    path = Path(os.path.abspath(data))  # noqa: PTH100 - unlike `resolve`, it keeps symbolic links
     relative = os.path.relpath(path, folder)
     return Path(relative).as_posix() if relative.count("..") <= 1 else str(path)
 
