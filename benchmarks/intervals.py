@@ -113,20 +113,47 @@ def coverage(case: Case, samples: int) -> tuple[float, float]:
     return hits / samples, float(np.nanmean(widths))
 
 
-def paired_coverage(rows: int, auc: float, samples: int, metric: str = "roc_auc") -> tuple[float, float]:
-    """The same for the difference of two correlated models of equal quality, which is 0 in the population."""
+def paired_classes(auc: float) -> Draw:
+    """Half of the rows positive, and the scores of two correlated models of equal quality, shape (n, 2)."""
     apart = NormalDist().inv_cdf(auc) * np.sqrt(2)
-    hits, widths = 0, []
-    for seed in range(samples):
-        rng = np.random.default_rng(seed)
+
+    def draw(rng: np.random.Generator, rows: int) -> tuple[Array, Array]:
         y = (np.arange(rows) < rows // 2).astype(float)
         shared = rng.normal(0, np.sqrt(0.7), rows)
         models = [apart * y + shared + rng.normal(0, np.sqrt(0.3), rows) for _ in range(2)]
-        chances = [1 / (1 + np.exp(-(apart * x - apart**2 / 2))) for x in models]
-        found = paired_bootstrap(y, *chances, metric, n=REPLICATES, seed=seed)
+        return y, np.column_stack([1 / (1 + np.exp(-(apart * x - apart**2 / 2))) for x in models])
+
+    return draw
+
+
+def paired_amounts(tails: float) -> Draw:
+    """Amounts with Student's errors, and the predictions of two models whose own errors are equally large."""
+
+    def draw(rng: np.random.Generator, rows: int) -> tuple[Array, Array]:
+        known = rng.normal(0, 2, rows)
+        return known + rng.standard_t(tails, rows), known[:, None] + rng.normal(0, 0.7, (rows, 2))
+
+    return draw
+
+
+def paired_coverage(metric: str, draw: Draw, rows: int, samples: int) -> tuple[float, float]:
+    """The same for the difference of two correlated models of equal quality, which is 0 in the population."""
+    hits, widths = 0, []
+    for seed in range(samples):
+        y, pair = draw(np.random.default_rng(seed), rows)
+        found = paired_bootstrap(y, pair[:, 0], pair[:, 1], metric, n=REPLICATES, seed=seed)
         hits += found.low <= 0 <= found.high
         widths.append(found.high - found.low)
     return hits / samples, float(np.nanmean(widths))
+
+
+def paired_cases() -> Iterator[tuple[str, float, Draw]]:
+    for metric in ("roc_auc", "log_loss", "accuracy", "brier", "f1", "average_precision"):
+        for auc in (0.8, 0.97):
+            yield metric, auc, paired_classes(auc)
+    for metric in ("rmse", "mae"):
+        for tails in (3.0, 30.0):
+            yield metric, tails, paired_amounts(tails)
 
 
 def main() -> None:
@@ -139,12 +166,13 @@ def main() -> None:
         if case.metric.startswith(options.only):
             share, width = coverage(case, options.samples)
             print(f"{case.metric:<22}{case.rows:>6}{case.share:>11.0%}{case.strength:>10g}{share:>10.1%}{width:>8.3f}")
-    for metric in ("roc_auc", "log_loss", "accuracy"):
+    for metric, strength, draw in paired_cases():
         for rows in (36, 200):
-            for auc in (0.8, 0.97):
-                if f"paired {metric}".startswith(options.only):
-                    share, width = paired_coverage(rows, auc, options.samples, metric)
-                    print(f"{'paired ' + metric:<22}{rows:>6}{0.5:>11.0%}{auc:>10g}{share:>10.1%}{width:>8.3f}")
+            if f"paired {metric}".startswith(options.only):
+                share, width = paired_coverage(metric, draw, rows, options.samples)
+                print(
+                    f"{'paired ' + metric:<22}{rows:>6}{'':>11}{strength:>10g}{share:>10.1%}{width:>8.3f}", flush=True
+                )
 
 
 if __name__ == "__main__":

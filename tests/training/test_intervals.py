@@ -145,6 +145,31 @@ def test_paired_difference_is_sharper_than_two_intervals():
     assert found.standard_error == pytest.approx(expected, rel=0.15)
 
 
+def test_the_interval_of_a_difference_is_students():
+    y, a = sample(60)
+    b = a + np.random.default_rng(5).normal(0, 0.5, 60)
+    rarest = min(y.sum(), len(y) - y.sum())
+    for metric, labels, freedom in (("roc_auc", y, rarest - 1), ("mae", a + y, 59)):
+        found = paired_bootstrap(labels, a, b, metric)
+        reach = stats.t.ppf(0.975, freedom) * found.standard_error
+        assert (found.low, found.high) == (pytest.approx(found.value - reach), pytest.approx(found.value + reach))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["log_loss", "average_precision"])
+def test_the_interval_of_a_difference_covers_it(metric):
+    """Two equally good models of 36 rows. BCa intervals covered 84 and 86 of 100."""
+    covered = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        y = (np.arange(36) < 18).astype(float)
+        shared = rng.normal(0, 0.84, 36)
+        one, two = (1 / (1 + np.exp(-1.3 * (2 * y - 1 + shared + rng.normal(0, 0.55, 36)))) for _ in range(2))
+        found = paired_bootstrap(y, one, two, metric, n=300, seed=seed)
+        covered += found.low <= 0 <= found.high
+    assert covered / 200 >= 0.92
+
+
 def test_paired_difference_keeps_the_metrics_sign():
     rng = np.random.default_rng(0)
     y = rng.normal(size=500)

@@ -1,4 +1,4 @@
-"""The quantiles of a bootstrap distribution that bound a confidence interval: BCa levels for small samples."""
+"""Confidence intervals from bootstrap replicates: BCa levels for a metric, Student's interval for a difference."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+NO_SPREAD = 1e-12
+"""Replicates that differ by no more than this differ by rounding only."""
 _GROUPS = 40
 """The acceleration is estimated by leaving out each of this many groups of rows."""
 
@@ -56,6 +58,29 @@ def corrected_levels(
         scale = 1 - acceleration * shifted
         levels.append(normal.cdf(bias + shifted / scale) if scale > 0 else normal.cdf(float(np.sign(shifted)) * 8))
     return levels[0], levels[1]
+
+
+def student_interval(value: float, replicates: Array, level: float, rows: int) -> tuple[float, float, float]:
+    """Return the ends and the standard error of a symmetric interval, for a difference of two models on the same rows.
+
+    It is Student's quantile times the standard error of the replicates. Most of the skewness of a metric is the same
+    for both models, and BCa intervals of such differences are too short: `benchmarks/intervals.py` measures both.
+
+    Args:
+        value: the difference on the sample itself.
+        replicates: differences in resamples; NaN where it is undefined.
+        level: confidence level.
+        rows: independent rows that limit the precision, such as those of the rarest class.
+    """
+    defined = replicates[~np.isnan(replicates)]
+    # If the metric is undefined in most resamples, there is no valid interval.
+    if len(defined) < max(2, len(replicates) / 2):
+        return float("nan"), float("nan"), float("nan")
+    error = float(defined.std(ddof=1))
+    if np.ptp(defined) <= NO_SPREAD * max(1.0, abs(value)):
+        return value, value, error
+    reach = student_quantile(level, max(rows - 1, 1)) * error
+    return value - reach, value + reach, error
 
 
 def normal_quantile(level: float) -> float:

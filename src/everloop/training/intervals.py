@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everloop.errors import DataError
-from everloop.training.bootstrap_levels import accelerations, corrected_levels, normal_quantile as normal_quantile
+from everloop.training.bootstrap_levels import (
+    NO_SPREAD,
+    accelerations,
+    corrected_levels,
+    normal_quantile as normal_quantile,
+    student_interval,
+)
 from everloop.training.class_decisions import THRESHOLD
 from everloop.training.metrics import Metric, dot, get_metric
 from everloop.training.rate_intervals import LEVEL as LEVEL, newcombe as newcombe, poisson_bound, wilson as wilson
@@ -28,8 +34,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_NO_SPREAD = 1e-12
-"""Replicates that differ by no more than this differ by rounding only."""
 _ADDED_ROWS = 2
 """Rows of each class that are added to the variance of an area under the ROC curve."""
 BUCKETS = 20_000
@@ -171,7 +175,7 @@ def delong(y: ArrayLike, scores: ArrayLike, *, level: float = LEVEL) -> Interval
         squares = [(float(((one - one.mean()) ** 2).sum()), len(one)) for one in (above, below)]
         error = float(np.sqrt(sum(total / (rows - 1) / rows for total, rows in squares)))
         largest = area * (1 - area)
-        if error <= _NO_SPREAD or largest <= 0:
+        if error <= NO_SPREAD or largest <= 0:
             values = np.asarray(scores, dtype=np.float64)
             low, high = agreement_bounds("roc_auc", positive.astype(np.float64), values, area, level)
             error = (high - low) / (2 * normal_quantile(level))
@@ -256,8 +260,8 @@ def paired_bootstrap(
     """Return the difference between the metrics of `a` and `b`, measured on the same resampled rows.
 
     The noise that both share, such as difficult rows, cancels out. So this detects small differences that two separate
-    intervals would hide. Two models without a difference on these rows, such as two perfect ones, may still differ on
-    other rows. Then the interval is that of `agreement_of_pairs`.
+    intervals would hide. The interval is symmetric, see `student_interval`. Two models without a difference on these
+    rows, such as two perfect ones, may still differ on other rows. Then the interval is that of `agreement_of_pairs`.
 
     Args:
         y: labels, shape (n,).
@@ -282,18 +286,12 @@ def paired_bootstrap(
     first, second = found.prepare(y, a), found.prepare(y, b)
     differences = np.array([first(weights) - second(weights) for weights in _resamples(len(np.asarray(y)), n, seed)])
     value = first(None) - second(None)
-    rows = len(np.asarray(y))
-
-    def difference(weights: Array | None) -> float:
-        return first(weights) - second(weights)
-
-    acceleration = float(accelerations([difference], rows, seed)[0])
-    result = _percentiles(value, differences, level, rows, acceleration)
-    if result.low == result.high:
+    low, high, error = student_interval(value, differences, level, _independent_rows(found, y))
+    if low == high:
         pair = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
         labels, values = np.asarray(y, dtype=np.float64), (first(None), second(None))
         low, high = agreement_of_pairs(found.name, labels, pair, values, level)
-        result = replace(result, low=low, high=high, standard_error=(high - low) / (2 * normal_quantile(level)))
+        error = (high - low) / (2 * normal_quantile(level))
     defined = differences[~np.isnan(differences)]
     worse = defined < 0 if found.greater_is_better else defined > 0
     p_worse = float(worse.mean() + 0.5 * (defined == 0).mean()) if len(defined) else float("nan")
@@ -301,9 +299,9 @@ def paired_bootstrap(
         metric=found.name,
         value=value,
         mean=float(defined.mean()) if len(defined) else float("nan"),
-        low=result.low,
-        high=result.high,
-        standard_error=result.standard_error,
+        low=low,
+        high=high,
+        standard_error=error,
         p_worse=p_worse,
         replicates=len(defined),
         level=level,
@@ -370,10 +368,18 @@ def _percentiles(value: float, replicates: Array, level: float, rows: int, accel
         low, high = (
             float(v) for v in np.quantile(defined, corrected_levels(value, defined, rows, acceleration, level))
         )
-        if np.ptp(defined) <= _NO_SPREAD * max(1.0, abs(value)):
+        if np.ptp(defined) <= NO_SPREAD * max(1.0, abs(value)):
             low = high = value
         error = float(defined.std(ddof=1))
     return Interval(value=value, low=low, high=high, standard_error=error, level=level, method="bootstrap")
+
+
+def _independent_rows(metric: Metric, y: ArrayLike) -> int:
+    """The rows of the rarest class, or all rows for amounts."""
+    labels = np.asarray(y)
+    if "regression" in metric.tasks:
+        return len(labels)
+    return int(np.unique(labels, return_counts=True)[1].min())
 
 
 def _json(value: float) -> float | None:
