@@ -78,9 +78,13 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
 
     Args:
         previous: key of the champion.
+
+    Raises:
+        CorruptionError: no decision gave the candidate its share.
     """
     from everloop.prediction_log.log_reading import fold_logs
 
+    step_began = step_started_at(release)
     fold_logs(store, release.endpoint)
     versions = _table_versions(store, release.endpoint)
     if versions is None:
@@ -98,7 +102,8 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
             _remembered.popitem(last=False)
     if evidence.measured is None or evidence.events is None:
         return evidence.outcome
-    return _judged(evidence, evidence.measured, evidence.events, release, previous, canary, metric)
+    fresh = _count_since(evidence.events, step_began)
+    return _judged(evidence, evidence.measured, fresh, release, previous, canary, metric)
 
 
 def _may_decide(store: Store, release: Release, canary: Canary, known: Evidence) -> bool:
@@ -188,13 +193,13 @@ def scores_of(metric: str, predictions: ClassScores, model: Predictor, every: li
 def _judged(
     evidence: Evidence,
     measured: MeasuredGain,
-    events: Array,
+    fresh: int,
     release: Release,
     previous: str,
     canary: Canary,
     metric: str,
 ) -> GateOutcome:
-    """Look at a measured gain with the sequential test."""
+    """Look at a measured gain with the sequential test. `fresh` is the number of rows since the present step."""
     seen = look(
         measured,
         release.looks,
@@ -204,7 +209,6 @@ def _judged(
         planned=canary.planned,
         least_days=canary.least_days,
     )
-    fresh = _count_since(events, step_started_at(release))
     outcome: Outcome = {"success": "pass", "harm": "fail", "open": "undecided"}[seen.verdict]  # type: ignore[assignment]
     wanted = f"not worse by {canary.margin:g}" if canary.rule == "not_worse" else f"better by {canary.margin:g}"
     proof = {

@@ -50,10 +50,11 @@ def _decide(loop: Loop, store: Store, release: Release, previous: str, canary: C
     from everloop.registry import get_version
 
     metric = loop.live_metric or deciding_metric(get_version(store, release.candidate))
-    bad = unlabelled_problem(loop, store, release, previous, canary, metric)
-    if bad is not None:
-        return abort_release(store, release, bad.message, bad.evidence)
     outcome = live_evidence(store, release, previous, canary, metric)
+    if outcome is None:
+        bad = unlabelled_problem(loop, store, release, previous, canary, metric)
+        if bad is not None:
+            return abort_release(store, release, bad.message, bad.evidence)
     coverage = schema_coverage(store, release, previous)
     if outcome is None:
         both = " that both versions can score" if coverage is not None and coverage.text() else ""

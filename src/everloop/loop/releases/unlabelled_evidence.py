@@ -1,4 +1,4 @@
-"""Evidence against a candidate before any label has arrived: its scores on live rows, beside those on held-out rows.
+"""Evidence against a candidate before enough labels have arrived: its scores on live and on held-out rows.
 
 Candidate and champion score the same live rows, as for the comparison with labels. Three things end a release:
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, EmptySampleError, UsageError
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 MOST_ROWS = 2_000
-"""Rows of a step that are looked at. Later ones are judged by labels and by the guards of the endpoint."""
+"""Rows of a step that are looked at, and held-out rows that the estimators learn from. Later rows are judged by labels
+and by the guards of the endpoint."""
 LEAST_ROWS = 200
 """With fewer live or held-out rows, nothing is decided."""
 MOST_FAR = 0.1
@@ -76,7 +77,7 @@ class Problem:
 
 
 class UnlabelledEvidence:
-    """What the held-out rows show of a candidate and its champion, to compare live rows with. Immutable.
+    """What the held-out rows show of a candidate and its champion, to compare live rows with. Not thread-safe.
 
     Args:
         pairs: both versions' predictions for the candidate's held-out rows, with labels.
@@ -97,7 +98,9 @@ class UnlabelledEvidence:
         self._task = task
         self._far = float(np.quantile(_distances(pairs.candidate, pairs.holder), 0.99, method="higher"))
         self._ranges = tuple(_ScoreRange(_one_score(one)) for one in (pairs.candidate, pairs.holder))
-        self._estimators = self._fit(pairs, inputs)
+        self._held_out = _some(pairs, inputs)
+        self._estimators: tuple[Any, Any] | None = None
+        self._fitted = False
 
     def problem(
         self, candidate: ClassScores, champion: ClassScores, inputs: pl.DataFrame, *, limit: float, false_alarm: float
@@ -148,6 +151,9 @@ class UnlabelledEvidence:
     ) -> Problem | None:
         from everloop.training.metrics import get_metric
 
+        if not self._fitted:
+            # It takes up to a second, so only a release that needs it pays for it.
+            self._estimators, self._fitted = self._fit(*self._held_out), True
         if self._estimators is None:
             return None
         own, other = (
@@ -347,6 +353,25 @@ def _live_rows(store: Store, release: Release, previous: str) -> tuple[pl.DataFr
     rows = rows.with_columns(own.alias("#key")).unique("#key", keep="first", maintain_order=True).drop("#key")
     rows = rows.head(MOST_ROWS)
     return (rows, models) if rows.height >= LEAST_ROWS else None
+
+
+def _some(pairs: Pairs, inputs: pl.DataFrame) -> tuple[Pairs, pl.DataFrame]:
+    """Some of the held-out rows, chosen evenly."""
+    import numpy as np
+
+    rows = len(pairs.labels)
+    if rows <= MOST_ROWS:
+        return pairs, inputs
+    chosen = np.linspace(0, rows - 1, MOST_ROWS).astype(np.intp)
+    return (
+        replace(
+            pairs,
+            labels=pairs.labels[chosen],
+            candidate=pairs.candidate.take(chosen),
+            holder=pairs.holder.take(chosen),
+        ),
+        inputs[chosen],
+    )
 
 
 def _distances(one: ClassScores, other: ClassScores) -> Array:
