@@ -107,9 +107,11 @@ def test_another_step_or_another_rule_does_not_read_the_log_again(store, release
     assert len(reads) == 2
 
 
-def test_much_evidence_waits_for_enough_new_labels(store, release, reads, monkeypatch):
-    monkeypatch.setattr(room, "_LARGE", 500)
+@pytest.mark.parametrize(("large", "more"), [(500, 1), (1500, 29_000)], ids=["many labels", "many predictions"])
+def test_much_evidence_waits_for_enough_new_labels(store, release, reads, monkeypatch, large, more):
+    monkeypatch.setattr(room, "_LARGE", large)
     log(store, 0, 1000)
+    log(store, 10_000, more, labels=False)
     looked = replace(release, looks=tuple(look_at(store, release).evidence["looks"]))
     assert looked.looks == (1000,)
     log(store, 1000, 19)

@@ -56,10 +56,13 @@ class Evidence:
     remark: str = ""
     label_rows: int = 0
     """Rows of the table of labels when it was read."""
+    logged: int = 0
+    """Rows of the table of predictions when it was read."""
 
 
 _LARGE = 20_000
-"""Evidence with fewer rows is read again for every new label, because it takes a fraction of a second."""
+"""Labelled rows, and 20 times as many predictions. Less than that is read again whenever a row is added, because that
+takes a fraction of a second."""
 _remembered: OrderedDict[tuple[object, ...], tuple[tuple[object, ...], Evidence]] = OrderedDict()
 """Evidence by release and what is measured, with the versions of the tables that it was read from."""
 _MOST_REMEMBERED = 4
@@ -95,8 +98,9 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
         if known is not None and (known[0] == versions or not _may_decide(store, release, canary, known[1])):
             evidence = known[1]
         else:
-            labels = _label_rows(store, release.endpoint)
-            evidence = replace(read_evidence(store, release, previous, canary.least_labels, metric), label_rows=labels)
+            labels, logged = _count_rows(store, release.endpoint)
+            evidence = read_evidence(store, release, previous, canary.least_labels, metric)
+            evidence = replace(evidence, label_rows=labels, logged=logged)
         _remembered[key] = (versions, evidence)
         while len(_remembered) > _MOST_REMEMBERED:
             _remembered.popitem(last=False)
@@ -108,21 +112,26 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
 
 def _may_decide(store: Store, release: Release, canary: Canary, known: Evidence) -> bool:
     """Whether labels that have arrived since may allow a look of the test, or a step."""
-    if known.measured is None or known.events is None or known.measured.rows < _LARGE or not release.looks:
+    if known.measured is None or known.events is None or not release.looks:
+        return True
+    if known.measured.rows < _LARGE and known.logged < 20 * _LARGE:
         return True
     # A label counts for at most one prediction.
-    new = _label_rows(store, release.endpoint) - known.label_rows
+    new = _count_rows(store, release.endpoint)[0] - known.label_rows
     fresh = _count_since(known.events, step_started_at(release))
     may_look = known.measured.rows + new >= LEAST_GROWTH * release.looks[-1]
     return new < 0 or may_look or fresh < canary.least_labels <= fresh + new
 
 
-def _label_rows(store: Store, endpoint: str) -> int:
+def _count_rows(store: Store, endpoint: str) -> tuple[int, int]:
+    """The rows of the tables of labels and of predictions."""
     import polars as pl
 
-    from everloop.prediction_log.prediction_log import LABELS, table_name
+    from everloop.prediction_log.prediction_log import LABELS, PREDICTIONS, table_name
 
-    return int(store.tables.scan(table_name(store, LABELS, endpoint)).select(pl.len()).collect().item())
+    names = (table_name(store, what, endpoint) for what in (LABELS, PREDICTIONS))
+    labels, logged = (int(store.tables.scan(name).select(pl.len()).collect().item()) for name in names)
+    return labels, logged
 
 
 def read_evidence(store: Store, release: Release, previous: str, least_labels: int, metric: str) -> Evidence:
