@@ -3,8 +3,8 @@
     python benchmarks/release_scale.py [--predictions 1000000] [--labelled 0.2]
 
 A log of predictions of 20 days is written, of which a share has labels. Printed are the seconds of the first decision
-of a process, which reads the whole log, of a decision after nothing new, after 1 % more labelled rows, which are too few
-for a look of the test, and after enough of them. The decisions are those of `live_evidence`, folding included. The
+of a process, which reads the whole log, of a decision after nothing new, after 1 % more labelled rows, which are too
+few for a look of the test, and after enough of them. The decisions are those of `live_evidence`, folding included. The
 seconds of a core do not depend on what else the machine does.
 """
 
