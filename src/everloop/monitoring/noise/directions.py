@@ -8,7 +8,8 @@ it. They are chosen so that what happens in one direction does not show in anoth
   normal feature that moves by δ standard deviations, θ₁ = δ and θ₂ = 0. They are estimated by Newton's method.
 - *missing*, *outside* (beyond the reference's range), *new* (a category that the reference lacks) and the shares of the
   most frequent categories are differences of arcsine-transformed shares, whose variance is 1/rows.
-- *rest* is a chi-square over the cells: for a numeric feature, what location and scale do not explain.
+- *rest* is a chi-square over the cells: for a numeric feature, what location and scale do not explain; otherwise over
+  the categories that have no direction of their own.
 
 Sources: F. J. Anscombe, The transformation of Poisson, binomial and negative-binomial data, Biometrika 35 (1948);
 J. Neyman, Smooth test for goodness of fit (1937); E. B. Wilson, M. M. Hilferty, The distribution of chi-square (1931).
@@ -108,7 +109,8 @@ class Directions:
             labels = [reference.bins.labels[cell] for cell in frequent]
             # A category may be called like a direction.
             names = [MISSING, NEW, *(f"'{label}'" if label in _NAMES else label for label in labels)]
-            cells = np.arange(1, len(counts))
+            # The shares of frequent categories have directions of their own, so the rest is about the others.
+            cells = np.setdiff1d(np.arange(1, len(counts)), [*frequent, len(counts) - 1])
         self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
         self._sums = _merge_rare(cells, self._shares, min(typical_rows, self.rows))
         self.freedom = max(0, self._sums.shape[1] - 1 - self._scores.shape[1])
@@ -285,7 +287,9 @@ def _weights(theta: Array, scores: Array) -> Array:
 
 def _merge_rare(cells: npt.NDArray[np.int64], shares: Array, rows: float) -> Array:
     """Return which cells are counted together, rare ones in the last group; zeros and ones, shape (cells, groups)."""
-    expected = shares[cells] / shares[cells].sum() * rows
+    if not len(cells):
+        return np.zeros((len(shares), 1))
+    expected = shares[cells] * rows
     order = np.argsort(-expected, kind="stable")
     frequent = int((expected >= _LEAST_EXPECTED).sum())
     groups = max(frequent, 1)

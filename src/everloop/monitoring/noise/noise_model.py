@@ -29,7 +29,7 @@ from everloop.monitoring.noise.level_process import LevelProcess, assume_levels,
 from everloop.monitoring.noise.reference_seasons import Season, effect_of, learn_seasons
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
     from datetime import timedelta
 
     from everloop.data.sketches.column_sketches import Sketch
@@ -401,7 +401,7 @@ class NoiseModel:
         effect, self.season_variance = effect_of(self.seasons, starts, span, len(self.names))
         residual = values - effect
         guess = np.where(self.one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2)
-        kinds = np.array([{REST: 1.0, CORRELATION: 2.0}.get(direction, 0.0) for _, direction in self.names])
+        kinds = _families(self.names, {item.subject for item in self._directions if item.numeric})
         self.levels = learn_levels(residual, variances, kinds, guess)
         known = np.isfinite(variances)
         own = np.maximum(_variance_of(residual, known) - _mean_of(variances, known), 0.0)
@@ -435,6 +435,21 @@ class NoiseModel:
                 ratios = expected[chosen] / np.maximum(own[chosen], 0.1 * chance[chosen])
                 inflation = float(np.clip(np.median(ratios), 1.0, _LARGEST_INFLATION))
                 self._rests[subject] = _Rest(rest.freedom, rest.overdispersion, rest.effective, inflation)
+
+
+def _families(names: Sequence[tuple[str, str]], numeric: Set[str]) -> Array:
+    """Return numbers of the families of directions whose levels wander alike, shape (m,).
+
+    The share of a category moves with those of the others, and the rest of a feature of categories with its shares. So
+    neither says anything about the scales or the missing values of numbers, which are mostly steady.
+    """
+    families = {REST: 1.0, CORRELATION: 2.0, LOCATION: 0.0, SCALE: 5.0, MISSING: 5.0, OUTSIDE: 5.0, NEW: 5.0}
+    return np.array(
+        [
+            4.0 if direction == REST and subject not in numeric else families.get(direction, 3.0)
+            for subject, direction in names
+        ]
+    )
 
 
 def _calibrate(
