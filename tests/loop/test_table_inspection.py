@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from polars.testing import assert_frame_equal
 
+from everloop.data.disguised_columns import find_date, find_number
 from everloop.errors import DataError
-from everloop.loop.new_project.disguised_columns import find_date, find_number
 from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
 from everloop.loop.new_project.table_inspection import inspect_table
 

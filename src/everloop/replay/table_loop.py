@@ -97,8 +97,8 @@ def as_times(table: pl.DataFrame, column: str, option: str) -> pl.DataFrame:
     """
     import polars as pl
 
+    from everloop.data.disguised_columns import find_date
     from everloop.data.table_inputs import nearest
-    from everloop.loop.new_project.disguised_columns import find_date
 
     if column not in table.columns:
         raise DataError(f"The table has no column '{column}' for {option}.", help=nearest(column, table.columns))

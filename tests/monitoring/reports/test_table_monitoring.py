@@ -435,3 +435,44 @@ def test_a_column_that_numbers_the_rows_is_left_out() -> None:
     assert named.open_alarms
     # Few rows may have different values by chance.
     assert "number" not in monitor_tables(before[:60], now).skipped
+
+
+_WORDS = ["please", "bring", "it", "to", "the", "door", "at", "back", "before", "noon", "thanks", "again"]
+
+
+def _as_text(first: int, rows: int, seed: int) -> pl.DataFrame:
+    """Orders as another program wrote them: an id, a German date, an amount with thousands, a note and a kind."""
+    generator = np.random.default_rng(seed)
+    moments = [datetime(2024, 1, 1) + timedelta(hours=3 * (first + row)) for row in range(rows)]
+    amounts = [f"{amount:,.2f}" for amount in generator.lognormal(7, 0.5, rows)]
+    amounts[5] = "on request"
+    return pl.DataFrame(
+        {
+            "order": [f"O{first + row:06}" for row in range(rows)],
+            "when": [f"{moment:%d.%m.%Y %H:%M}" for moment in moments],
+            "amount": amounts,
+            "note": [" ".join(generator.choice(_WORDS, 8)) for _ in range(rows)],
+            "kind": generator.choice(["a", "b"], rows).tolist(),
+        }
+    )
+
+
+def test_identifiers_dates_and_numbers_that_are_stored_as_text() -> None:
+    report = monitor_tables(_as_text(0, 1000, 1), _as_text(1000, 800, 2))
+    assert not report.open_alarms
+    assert set(report.skipped) == {"order", "when"}
+    assert "stands in one row" in report.skipped["order"]
+    assert "--time" in report.skipped["when"]
+    assert {"amount", "kind", "note.words"} < {column.name for column in report.columns}
+    assert "'amount' holds numbers as text; 2 texts are not numbers and count as missing." in report.remarks
+    dearer = _as_text(1000, 800, 2).with_columns(
+        pl.col("amount").str.replace(",", "").cast(pl.Float64, strict=False).mul(2).round(2).cast(pl.String)
+    )
+    (alarm,) = monitor_tables(_as_text(0, 1000, 1), dearer).open_alarms
+    assert alarm.title.startswith("'amount' has risen")
+
+
+def test_a_time_in_another_format_cuts_the_table_into_windows() -> None:
+    report = monitor_tables(_as_text(0, 1000, 1), _as_text(1000, 800, 2), time="when", every="1w")
+    assert len(report.windows) >= 14
+    assert "when" not in report.skipped

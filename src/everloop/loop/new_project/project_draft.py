@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from everloop.data.disguised_columns import column_code, quoted
 from everloop.errors import DataError
-from everloop.loop.new_project.disguised_columns import column_code, quoted
 from everloop.loop.stages import STAGES
 
 if TYPE_CHECKING:

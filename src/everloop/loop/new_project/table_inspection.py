@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from everloop.data.disguised_columns import Conversion, find_date, find_number
 from everloop.errors import DataError, UsageError
-from everloop.loop.new_project.disguised_columns import Conversion, find_date, find_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

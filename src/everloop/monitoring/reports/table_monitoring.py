@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from everloop.monitoring.reports.table_windows import WindowShifts
 
 _FLAGGED_P = 0.05
-_LEAST_NUMBERED = 100
-"""In fewer rows, whole numbers may be different by chance."""
-_MOST_GAPS = 1.1
-"""Numbers of rows have a range of about the number of rows, even if some rows have been left out."""
 _ALARM_P = 0.01
 
 
@@ -70,7 +66,7 @@ def monitor_tables(
         every: length of a window, such as `1d` or `1w`.
         incidents_per_month: how many incidents a month you tolerate if nothing has changed.
         columns: the columns to monitor, besides target and prediction. Default: all of the reference, except those
-            that number its rows.
+            that differ in every table, such as an order number or a date.
         joint: also measure how all inputs together differ, which takes some seconds: by a classifier that tells the two
             tables apart, and by the main components of the reference.
         names: how reference and current table are called in messages. Default: their paths.
@@ -93,12 +89,15 @@ def monitor_tables(
     from everloop.monitoring.alarm_budget import budget_for
     from everloop.monitoring.reports.labelled_tables import label_tables
     from everloop.monitoring.reports.quality_remarks import quality_notes
+    from everloop.monitoring.reports.table_columns import read_numbers, uncomparable
     from everloop.monitoring.reports.table_incidents import find_incidents
     from everloop.monitoring.reports.table_windows import ONE_COMPARISON, compare_windows, cut_windows
 
     chosen = [name for name in (columns if columns is not None else before.columns) if name != time]
-    numbering = [] if columns is not None else _numbering(before, now, {time, target, prediction})
-    chosen = [name for name in chosen if name not in numbering]
+    before, now, unread = read_numbers(before, now, {time, target, prediction})
+    remarks += unread
+    left_out = {} if columns is not None else uncomparable(before, now, {time, target, prediction})
+    chosen = [name for name in chosen if name not in left_out]
     specs = choose_specs(before, [name for name in chosen if name not in (target, prediction)])
     before, now = derive(before, specs), derive(now, specs)
     # Of free texts and vectors, a few numbers are monitored.
@@ -143,7 +142,7 @@ def monitor_tables(
         quality=tuple(quality_notes(before, now, monitored, chosen, time)),
         skipped={
             **{name: baseline.skipped[key] for name, key in _keys(roles).items() if key in baseline.skipped},
-            **dict.fromkeys(numbering, "it numbers the rows, so it differs in every table"),
+            **left_out,
             **dict.fromkeys(_unshared(before, now, columns, {time, target}), "the reference does not have it"),
         },
         remarks=tuple(remarks),
@@ -180,6 +179,7 @@ def _read_both(
 ) -> tuple[pl.DataFrame, pl.DataFrame, list[str]]:
     from everloop.data import read
     from everloop.data.table_inputs import as_eager, require_column
+    from everloop.monitoring.reports.table_columns import read_times
 
     remarks: list[str] = []
     frames: list[pl.DataFrame] = []
@@ -191,7 +191,7 @@ def _read_both(
                 require_column(time, schema, f"time of {name}")
             remarks.append(f"{name} has no column '{time}', so its variation over time is not known.")
         elif time is not None:
-            lazy = read(lazy, event_time=time)
+            lazy = read(read_times(lazy, time), event_time=time)
         frame = as_eager(lazy)
         if frame.height == 0:
             raise EmptySampleError(f"{name} has no rows.", help="Check the file, or choose a longer period.")
@@ -239,21 +239,6 @@ def _unshared(
         return []
     # A column that is missing now is monitored: all of its values are missing.
     return [name for name in now.columns if name not in before.columns and name not in apart]
-
-
-def _numbering(before: pl.DataFrame, now: pl.DataFrame, apart: set[str | None]) -> list[str]:
-    """Return the columns that number the rows of both tables: different whole numbers with hardly any gaps."""
-    if before.height < _LEAST_NUMBERED:
-        return []
-    shared = [name for name in before.columns if name in now.columns and name not in apart]
-    return [name for name in shared if all(_numbers_rows(table[name]) for table in (before, now))]
-
-
-def _numbers_rows(values: pl.Series) -> bool:
-    if not values.dtype.is_integer() or values.null_count():
-        return False
-    span = int(values.max()) - int(values.min())  # type: ignore[arg-type]
-    return span < _MOST_GAPS * len(values) and values.n_unique() == len(values)
 
 
 def _keys(roles: dict[str, ColumnRole]) -> dict[str, str]:
