@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.conftest import need
 
-from everloop.records import Decision, EndpointRecord, Finding, Incident, ModelVersion, Release, Route
+import everloop as el
+from everloop.pipeline import Graph, run_graph
+from everloop.records import (
+    Decision,
+    EndpointRecord,
+    FeatureViewRecord,
+    Finding,
+    Incident,
+    ModelVersion,
+    Release,
+    Route,
+    Trace,
+)
 from everloop.registry import set_alias
 from everloop.server.web_page import FOLDER
 from everloop.stores import open_store
@@ -238,6 +251,39 @@ def furnish(store: Store) -> None:
     )  # fmt: skip
     store.records.put(incident, verb="opened")
     keep_small_replay(store)
+    keep_trace(store)
+    store.records.put(
+        store.new(
+            FeatureViewRecord, name="weather", version=1, entity=("origin",), time="observed_at", ttl="6h",
+            features=("temp",), columns={"origin": "string", "temp": "float64"},
+        )
+    )  # fmt: skip
+    with start_run("with steps", store=store) as run:
+        run_graph(Graph.wire([speaks]), store, run=run)
+
+
+@el.step(cache=False)
+def speaks() -> int:
+    print("7 rows are read", HOSTILE)  # noqa: T201
+    return 7
+
+
+def keep_trace(store: Store) -> None:
+    value = {"string_value": HOSTILE}
+    spans = [
+        {"span_id": "1", "name": "answer", "start_time_unix_nano": "1000000000", "end_time_unix_nano": "3000000000"},
+        {
+            "span_id": "2", "parent_span_id": "1", "name": HOSTILE, "start_time_unix_nano": "2000000000",
+            "end_time_unix_nano": "2500000000", "status": {"code": "STATUS_CODE_ERROR", "message": "no such tool"},
+            "attributes": [{"key": "question", "value": value}],
+        },
+    ]  # fmt: skip
+    digest = store.objects.add(json.dumps(spans).encode())
+    trace = store.new(
+        Trace, trace_id="tr-1", experiment="0", requested_at=store.now(), seconds=2.0, state="error", spans=(digest,),
+        request_preview=HOSTILE,
+    )  # fmt: skip
+    store.records.put(trace)
 
 
 def keep_small_replay(store: Store) -> None:

@@ -30,7 +30,8 @@ def addresses(store: Any) -> list[str]:
         "loop", "runs", "runs?group=params.depth", f"runs/{hostile.id}", f"runs/{trained[0]}",
         f"compare?runs={','.join(trained)}", "data", "data/flights%402", "models", "models/delays", "models/delays/2",
         "endpoints", "endpoints/delays", "monitor", f"monitor/{store.records.find(Incident)[0].id}",
-        "replay", f"replay/{replay.id}", "traces", "settings", "nowhere", *(f"artifacts/{one.id}" for one in artifacts),
+        "replay", f"replay/{replay.id}", "traces", "traces/tr-1", "features/weather", "predictions/unknown", "settings",
+        "nowhere", *(f"artifacts/{one.id}" for one in artifacts),
     ]  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def test_a_group_becomes_a_filter(served, watched):
     page.get_by_label("Group by").select_option("params.depth")
     groups = page.get_by_role("region", name="Groups")
     groups.get_by_role("button", name="3", exact=True).click()
-    page.wait_for_selector("text=1 run match")
+    page.wait_for_selector("text=1 run matches")
     assert page.get_by_role("combobox", name="Filter runs").input_value() == "params.depth = 3"
 
 
@@ -141,8 +142,8 @@ def test_snapshots_are_compared_on_demand(served, watched):
     page = watched.page
     visit(page, served, "data/flights%402")
     page.get_by_label("Snapshot", exact=True).select_option("flights@1")
-    page.wait_for_selector("text=rows added")
-    assert "1 rows added, 0 removed" in page.locator("main").inner_text()
+    page.wait_for_selector("text=1 row added")
+    assert "1 row added, 0 removed" in page.locator("main").inner_text()
     assert "everloop data diff flights@1 flights@2" in page.locator("main").inner_text()
 
 
@@ -218,6 +219,28 @@ def test_a_replay_shows_policies_side_by_side(served, watched):
     table = page.get_by_role("region", name="Policies").inner_text()
     assert "0.2000 [0.1000, 0.3000]" in table
     assert page.locator("canvas").count() == 1
+
+
+def test_what_a_step_has_printed_is_read_when_its_log_is_opened(served, watched, store):
+    page = watched.page
+    run = store.records.find(Run, ("name", "=", "with steps"))[0]
+    visit(page, served, f"runs/{run.id}")
+    assert "7 rows are read" not in page.locator("main").inner_text()
+    page.get_by_text("Log", exact=True).click()
+    page.get_by_label("Log of speaks").wait_for()
+    assert page.get_by_label("Log of speaks").inner_text() == f"7 rows are read {HOSTILE}\n"
+    assert watched.unexpected() == []
+
+
+def test_a_trace_is_a_tree_of_spans(served, watched):
+    page = watched.page
+    visit(page, served, "traces")
+    page.get_by_role("link", name="tr-1").click()
+    page.get_by_text("no such tool").wait_for()
+    page.get_by_text("1 attribute").click()
+    assert page.locator("main").inner_text().count(HOSTILE) == 3
+    assert page.locator("main img").count() == 0
+    assert watched.unexpected() == []
 
 
 def test_keys_and_theme(served, watched):

@@ -129,3 +129,5 @@ export function text(value: unknown): string {
 export const words = (name: string): string => name.replaceAll("_", " ");
 
 export const percent = (share: number): string => `${(100 * share).toFixed(share > 0.1 || share === 0 ? 0 : 1)} %`;
+
+export const counted = (value: number, noun: string): string => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;

@@ -5,7 +5,7 @@ import type { DataPage as Data, FeatureViewDetail, SavedContract, SnapshotDetail
 import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
 import { RunLink, SnapshotLink, VersionLink } from "../components/record_links";
 import { Choose, Facts, Table } from "../components/table";
-import { bytes, count, number, text } from "../format";
+import { bytes, count, counted, number, text } from "../format";
 import { go, href, useRoute } from "../router";
 
 export function DataPage() {
@@ -263,7 +263,7 @@ function ChangesOf({ changes }: { changes: Changes }) {
   return (
     <div className="stack">
       <p>
-        <b>{count(changes.rows_added)}</b> rows added, <b>{count(changes.rows_removed)}</b> removed, <b>{count(changes.rows_changed)}</b> changed: from {count(changes.rows_before)} to {count(changes.rows_after)}.
+        <b>{counted(changes.rows_added, "row")}</b> added, <b>{count(changes.rows_removed)}</b> removed, <b>{count(changes.rows_changed)}</b> changed: from {count(changes.rows_before)} to {count(changes.rows_after)}.
       </p>
       {changes.columns_added.length > 0 && <p>New columns: {changes.columns_added.slice(0, 50).join(", ")}</p>}
       {changes.columns_removed.length > 0 && <p>Columns that are gone: {changes.columns_removed.slice(0, 50).join(", ")}</p>}

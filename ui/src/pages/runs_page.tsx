@@ -6,7 +6,7 @@ import { request, url, useApi } from "../api/client";
 import type { RunColumns, RunGroups, RunTable } from "../api/schema";
 import { Badge, Command, Empty, Head, Loaded, Problem, shell, Time, useTitle } from "../components/basics";
 import { FilterInput } from "../components/filter_input";
-import { count, duration, number, text } from "../format";
+import { count, counted, duration, number, text } from "../format";
 import { go, href, useRoute } from "../router";
 
 const PAGE = 200;
@@ -50,7 +50,7 @@ export function RunsPage() {
 
   return (
     <>
-      <Head title="Runs" sub={total === null ? " " : `${count(total)} ${total === 1 ? "run" : "runs"}${filter ? " match" : ""}`}>
+      <Head title="Runs" sub={total === null ? " " : `${counted(total, "run")}${filter ? (total === 1 ? " matches" : " match") : ""}`}>
         {picked.size > 1 && (
           <a className="button primary" href={href("compare", { runs: [...picked].join(",") })}>
             Compare {picked.size} runs

@@ -4,7 +4,7 @@ import type { TraceDetail, TraceSpan } from "../api/schema";
 import { Badge, Card, Empty, Head, Loaded, Time, useTitle } from "../components/basics";
 import { RunLink } from "../components/record_links";
 import { Facts, Table } from "../components/table";
-import { duration, number } from "../format";
+import { counted, duration } from "../format";
 import { href } from "../router";
 
 type Trace = TraceDetail["trace"];
@@ -76,7 +76,7 @@ function Detail({ detail }: { detail: TraceDetail }) {
       </Card>
       <Card title="Spans" span="c12">
         {detail.spans.length === 0 ? <Empty title="No spans have arrived" /> : <Spans spans={detail.spans} />}
-        {detail.left_out > 0 && <p className="soft small">{number(detail.left_out)} more spans are not shown.</p>}
+        {detail.left_out > 0 && <p className="soft small">{counted(detail.left_out, "more span")} not shown.</p>}
       </Card>
     </div>
   );
@@ -99,7 +99,7 @@ function Spans({ spans }: { spans: TraceSpan[] }) {
             {span.message && <p>{span.message}</p>}
             {Object.keys(span.attributes).length > 0 && (
               <details>
-                <summary>{Object.keys(span.attributes).length} attributes</summary>
+                <summary>{counted(Object.keys(span.attributes).length, "attribute")}</summary>
                 <Facts of={Object.entries(span.attributes).map(([name, value]) => [name, <span className="mono pre">{value}</span>] as const)} />
               </details>
             )}
