@@ -79,5 +79,5 @@ def routes(replays: ReplayProcess) -> list[Any]:
 
 
 def _loops(request: ApiRequest) -> list[str]:
-    runs = store_of(request).records.find(Run, order="-id", limit=_RUNS_READ)
+    runs = store_of(request).records.find(Run, order="-created_at", limit=_RUNS_READ)
     return sorted({run.loop for run in runs if run.loop})

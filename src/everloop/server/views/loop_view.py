@@ -113,7 +113,7 @@ def read_overview(store: Store) -> Overview:
     """Read the home page. A few indexed queries, so it takes milliseconds whatever the store's size."""
     recover_journals(store)
     records = store.records
-    runs = records.find(Run, order="-id", limit=_RUNS_READ)
+    runs = records.find(Run, order="-created_at", limit=_RUNS_READ)
     names = list(dict.fromkeys(run.loop for run in runs if run.loop))[:_MOST_LOOPS]
     last = records.last_event()
     events = records.events_since(max(0, last - _EVENTS_READ), kinds=_EVENT_KINDS, limit=_EVENTS_READ)
