@@ -14,7 +14,7 @@ from typing import Any
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = {"width": 1280, "height": 800}
-COLOURS = 64
+COLOURS = 160
 
 
 def main(url: str) -> None:
