@@ -63,7 +63,12 @@ def test_print_warnings_and_logging_are_kept(store, capsys, executor):
     result, artifacts = run(store, talks, executor=executor)
     text = store.objects.read(artifacts["talks.log"].digest).decode()
     # In this process pytest takes the warnings for its own report.
-    for part in ("to the output\n", "to the error\n", "logged 7", *(["take care"] if executor == "pool" else [])):
+    for part in (
+        "to the output\n",
+        "to the error\n",
+        "logged 7",
+        *(["UserWarning: take care"] if executor == "pool" else []),
+    ):
         assert text.count(part) == 1, text
     assert artifacts["talks.log"].step == "talks"
     assert "talks.log" not in result.steps[0].outputs.values()

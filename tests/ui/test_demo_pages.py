@@ -319,6 +319,7 @@ def test_users_tokens_and_webhooks_are_managed_by_an_admin(finished_demo, tmp_pa
             # Nothing on this machine may receive events, so the webhook of a private network comes from elsewhere.
             private = ServerOptions(webhook_networks=("203.0.113.0/24",))
             Webhooks(store, private).add("chat", "https://203.0.113.7/hook", ())
+            page.reload()
             page.get_by_role("row", name=re.compile("^chat")).get_by_role("button", name="Remove").click()
             dialog = page.get_by_role("dialog", name="Remove the webhook chat?")
             dialog.get_by_role("button", name="Remove", exact=True).click()
