@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from everloop.errors import ConflictError, NotFoundError
+from everloop.errors import ConflictError, LeaseLostError, NotFoundError
 from everloop.loop.worker.run_queue import (
     QUEUED_TAG,
     active_runs,
@@ -168,3 +168,15 @@ def test_a_request_that_changed_meanwhile_is_not_started(store):
 def test_a_request_from_the_store_is_equal(store):
     queued = request(store, cause={"steps": ["a"]}, params={"x": 1}, code="c", timeout_s=3.5)
     assert store.records.get(QueuedRun, queued.id) == replace(queued)
+
+
+@pytest.mark.parametrize("end", [lambda s, q: end_run(s, q, "done"), lambda s, q: put_back(s, q, attempt_counts=True)])
+def test_a_runner_that_was_taken_over_learns_it_at_once(store, end):
+    queued = request(store)
+    _, held = begin(store, queued)
+    fenced = held.fenced(store)
+    taken = Leases(store, owner="other/scope/1/1", is_gone=lambda _: True).acquire(run_lease("shop"))
+    start_attempt(taken.fenced(store), store.records.get(QueuedRun, queued.id), taken.lease)
+    with pytest.raises(LeaseLostError):
+        end(fenced, queued)
+    assert store.records.get(QueuedRun, queued.id).runner == "other/scope/1/1"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from everloop.errors import AlreadyExistsError, ConflictError, NotFoundError
+from everloop.errors import AlreadyExistsError, ConflictError, LeaseLostError, NotFoundError
 from everloop.records import QueuedRun, Run
 
 if TYPE_CHECKING:
@@ -145,7 +145,11 @@ def _died_too_often(queued: QueuedRun) -> str:
 
 
 def end_run(store: Store, queued: QueuedRun, state: QueuedRunState, error: str | None = None) -> QueuedRun:
-    """Record the end of a request. A request that has ended already stays as it is."""
+    """Record the end of a request. A request that has ended already stays as it is.
+
+    Raises:
+        LeaseLostError: the store is fenced, and another runner has taken the request over.
+    """
     while True:
         current = store.records.get(QueuedRun, queued.id)
         if current.state not in ("waiting", "running"):
@@ -159,6 +163,9 @@ def end_run(store: Store, queued: QueuedRun, state: QueuedRunState, error: str |
             data["error"] = error
         try:
             return store.records.update(ended, verb=state, data=data)[0]
+        except LeaseLostError:
+            # Also a conflict, but one that does not pass: another runner continues the request.
+            raise
         except ConflictError:
             continue
 
@@ -168,6 +175,9 @@ def put_back(store: Store, queued: QueuedRun, *, attempt_counts: bool, error: st
 
     Args:
         attempt_counts: whether this attempt counts against `most_attempts`.
+
+    Raises:
+        LeaseLostError: as for `end_run`.
     """
     while True:
         current = store.records.get(QueuedRun, queued.id)
@@ -178,6 +188,9 @@ def put_back(store: Store, queued: QueuedRun, *, attempt_counts: bool, error: st
         try:
             verb = "died" if attempt_counts else "put_back"
             return store.records.update(left, verb=verb, data={"loop": current.loop})[0]
+        except LeaseLostError:
+            # Also a conflict, but one that does not pass: another runner continues the request.
+            raise
         except ConflictError:
             continue
 
