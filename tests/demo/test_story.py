@@ -18,6 +18,7 @@ from everloop.errors import UsageError
 from everloop.loop import load_project
 from everloop.loop.lineage import trace_lineage
 from everloop.monitoring import performance_by
+from everloop.stores.home import configured_home
 from everloop.stores.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -121,3 +122,16 @@ def test_a_folder_that_the_demo_did_not_create_is_left_unchanged(tmp_path):
     with pytest.raises(UsageError, match="not empty"):
         make_project(tmp_path)
     assert not (tmp_path / MARK).exists()
+
+
+def test_settings_that_are_there_before_the_project_stay(tmp_path):
+    settings = 'executor = "pool"\n\n[project]\nname = "mine"\n\n[store]\nhome = "elsewhere"\nobjects = "things"\n'
+    (tmp_path / "everloop.toml").write_text(settings)
+    assert make_project(tmp_path)
+    assert (tmp_path / "everloop.toml").read_text() == settings
+    assert (tmp_path / "loop.py").exists()
+    assert configured_home(tmp_path) == tmp_path / "elsewhere"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        make_project(tmp_path / "other")
