@@ -112,6 +112,8 @@ class _Experiment:
         self.goal = objective.get("goal")
         strategies = {one.get("name"): one.get("value") for one in objective.get("metricStrategies") or ()}
         self.strategy = str(strategies.get(self.metric) or ("max" if self.sign > 0 else "min"))
+        if self.strategy not in ("min", "max", "latest"):
+            raise UsageError(f"The metric strategy '{self.strategy}' is unknown.", help="Use one of: min, max, latest")
         algorithm = spec.get("algorithm") or {}
         self.algorithm = str(algorithm.get("algorithmName") or "")
         if self.algorithm not in ALGORITHMS:
