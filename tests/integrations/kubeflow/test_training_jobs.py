@@ -175,6 +175,14 @@ def test_failed_trials_count(store):
         run_experiment(experiment("print('nothing')", maxFailedTrialCount=99), store)
 
 
+def test_a_trial_that_fails_does_not_end_those_beside_it(store):
+    # Half of the trials fail while the one beside them is still running.
+    script = "import sys, time; sys.exit(1) if sys.argv[2] == 'b' else time.sleep(0.4); print('loss=1')"
+    found = run_experiment(experiment(script, maxFailedTrialCount=8), store)
+    assert sorted((one.assignments["kind"], one.value) for one in found.trials if one.value) == [("a", 1.0)] * 4
+    assert len(found.trials) == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -123,20 +123,34 @@ def replicas_of(manifest: Spec) -> list[Spec]:
     return [_container(spec.get("template"), None)]
 
 
+class _JobStop(threading.Event):
+    """Ends the replicas of one job: it is set itself, or that of all jobs is."""
+
+    def __init__(self, all_jobs: threading.Event | None) -> None:
+        super().__init__()
+        self._all_jobs = all_jobs
+
+    def is_set(self) -> bool:
+        return super().is_set() or (self._all_jobs is not None and self._all_jobs.is_set())
+
+
 def run_replicas(name: str, containers: list[Spec], stop: threading.Event | None = None) -> dict[str, list[float]]:
     """Run the replicas beside each other, and return the metrics that the first one prints.
+
+    Args:
+        stop: ends the replicas when it is set.
 
     Raises:
         StepError: one failed; the others have been ended.
     """
-    stop = stop or threading.Event()
+    ended = _JobStop(stop)
     with tempfile.TemporaryDirectory(prefix="everloop-kubeflow-") as folder:
         tasks = []
         for rank, container in enumerate(containers):
             own = Path(folder, str(rank))
             own.mkdir()
             shown = name if len(containers) == 1 else f"{name}-{rank}"
-            tasks.append(ContainerTask(shown, container, PlaceholderValues({}), own, Path(folder, "packages"), stop))
+            tasks.append(ContainerTask(shown, container, PlaceholderValues({}), own, Path(folder, "packages"), ended))
         with ThreadPoolExecutor(len(tasks)) as pool:
             futures = [pool.submit(run_container, task) for task in tasks]
             try:
@@ -144,7 +158,7 @@ def run_replicas(name: str, containers: list[Spec], stop: threading.Event | None
             finally:
                 # After a failure or Ctrl-C, no replica waits for ever for one that is gone.
                 if not all(future.done() and future.exception() is None for future in futures):
-                    stop.set()
+                    ended.set()
             failures = [error for future in futures if (error := future.exception()) is not None]
         failed = next((error for error in failures if not isinstance(error, KeyboardInterrupt)), None)
         if failed is not None or failures:
