@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from everloop.errors import AlreadyExistsError, ConflictError, LeaseLostError, NotFoundError
+from everloop.errors import AlreadyExistsError, ConflictError, NotFoundError
 from everloop.records import QueuedRun, Run
 
 if TYPE_CHECKING:
@@ -163,9 +163,6 @@ def end_run(store: Store, queued: QueuedRun, state: QueuedRunState, error: str |
             data["error"] = error
         try:
             return store.records.update(ended, verb=state, data=data)[0]
-        except LeaseLostError:
-            # Also a conflict, but one that does not pass: another runner continues the request.
-            raise
         except ConflictError:
             continue
 
@@ -188,9 +185,6 @@ def put_back(store: Store, queued: QueuedRun, *, attempt_counts: bool, error: st
         try:
             verb = "died" if attempt_counts else "put_back"
             return store.records.update(left, verb=verb, data={"loop": current.loop})[0]
-        except LeaseLostError:
-            # Also a conflict, but one that does not pass: another runner continues the request.
-            raise
         except ConflictError:
             continue
 
