@@ -288,13 +288,18 @@ def test_ray_client_reaches_a_cluster_from_outside(loop: Any, store: Store, clus
 def test_a_store_of_urls_needs_no_shared_files(
     loop: Any,
     project: Project,
-    ray: RayExecutor,
+    cluster: RayCluster,
     tmp_path: Path,
     postgres_url: str,
     monkeypatch: pytest.MonkeyPatch,
     s3: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     import boto3
+
+    # Each run of a command has new workers, and so has this one.
+    ray = RayExecutor(cluster.address)
+    request.addfinalizer(lambda: ray.close(kill=True))
 
     boto3.client("s3", endpoint_url=s3).create_bucket(Bucket="data")
     text = f'[store]\nhome = "home"\nrecords = "{postgres_url}"\nobjects = "s3://data/objects"\ntables = "s3://data/tables"\n'
