@@ -330,15 +330,19 @@ def _explain(
         if one is not never and never is not None:
             sentences.append("But what never retraining may lose is more than 2 %, and this policy is cheap.")
     if check is not None:
-        kept = "kept" if check.held else "kept only"
-        rest = f"{kept} {check.kept:.1%} of the metric of '{check.reference}'"
-        if check.kept >= 1:
-            rest = f"was as good as '{check.reference}' or better"
-        sentences.append(
-            f"Check: on the first part alone, '{check.name}' would have been recommended. On the last {check.periods}"
-            f" periods, which were not used for that, it {rest}."
-        )
+        sentences.append(_check_in_words(check, choice.name))
     return " ".join(sentences)
+
+
+def _check_in_words(check: HeldOutCheck, chosen: str) -> str:
+    same = " as well" if check.name == chosen else ""
+    text = f"Check: on the first part alone, '{check.name}' would have been recommended{same}."
+    if check.name == check.reference:
+        return text
+    outcome = f"{'kept' if check.held else 'kept only'} {check.kept:.1%} of the metric of '{check.reference}'"
+    if check.kept >= 1:
+        outcome = f"was as good as '{check.reference}' or better"
+    return f"{text} On the last {check.periods} periods, which were not used for that, it {outcome}."
 
 
 def _compared(value: float, other: Candidate, metric: str) -> str:
