@@ -25,6 +25,8 @@ KEEP = 0.98
 """A recommended policy keeps at least this share of the best policy's live metric."""
 RESERVE = 0.005
 """A policy is chosen only if it keeps this much more on the whole replay, because the future may suit it less."""
+CLEAR_LOSS = 0.05
+"""On a part of a few periods, a policy fails only by a loss above this share of the rival's metric on all periods."""
 MATERIAL = 0.05
 """A loss below this share of the best policy's skill is not material."""
 FIRST_PART = 0.6
@@ -234,10 +236,15 @@ def _holds(
     greater_is_better: bool,
 ) -> bool:
     """Whether a policy keeps enough of another one's metric, on all periods and on each part of them."""
+    usual = abs(next((mean_metric(one.periods) or 0.0 for one in candidates if one.name == rival), 0.0))
     for least, part in ((KEEP + RESERVE, candidates), *((KEEP, part) for part in parts)):
         by_name = {one.name: one for one in part}
         mine, other = (mean_metric(by_name[one].periods) or 0.0 for one in (name, rival))
         if kept_share(mine, other, metric, greater_is_better=greater_is_better) >= least:
+            continue
+        few = part is not candidates and len(by_name[name].periods) < _LEAST_PERIODS
+        if few and abs(mine - other) <= CLEAR_LOSS * usual:
+            # A few periods say little, and an error that is small there is not what matters.
             continue
         if part is candidates or _exceeds_chance(by_name[name], by_name[rival], greater_is_better):
             return False
@@ -323,6 +330,8 @@ def _explain(
             verdict = "which is not material"
         elif loss.low > 0:
             verdict = f"which is not worth {more} more training{'' if more == 1 else 's'}"
+            if more <= 0:
+                verdict = f"but '{choice.best}' did not hold on every part of the replay"
         interval = f"{loss.value:.3g} [{loss.low:.3g}, {loss.high:.3g}]"
         sentences.append(f"The loss against '{choice.best}' is {interval}, {verdict}.")
     if indistinguishable:
