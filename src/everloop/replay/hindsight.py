@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from everloop.errors import EmptySampleError, EverloopError
+from everloop.replay.metric_text import metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,9 +190,10 @@ class Judge:
         possible = None if retrained is None else self.measure(retrained, *self.history.between(begin, end))[0]
         gained = possible is not None and (possible > high if greater else possible < low)
         verdict: Verdict = "needed" if worse or gained else "not needed" if as_good else "unclear"
-        why = f"{self.metric.name} {during:.4g} [{low:.4g}, {high:.4g}] during it, {before:.4g} on {basis}"
-        if gained and retrained is not None:
-            why += f"; '{retrained.policy.name}', which had retrained, had {possible:.4g}"
+        then, least, most, usual = (metric_text(one) for one in (during, low, high, before))
+        why = f"{self.metric.name} {then} [{least}, {most}] during it, {usual} on {basis}"
+        if gained and retrained is not None and possible is not None:
+            why += f"; '{retrained.policy.name}', which had retrained, had {metric_text(possible)}"
         return JudgedDisturbance(incident=incident, verdict=verdict, before=before, during=during, why=why)
 
 

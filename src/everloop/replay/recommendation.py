@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import EmptySampleError
 from everloop.replay.hindsight import Loss, mean_metric, paired_loss
+from everloop.replay.metric_text import metric_text
 from everloop.replay.policies import NEVER, WEEKLY
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ def _explain(
     one, never = candidates[choice.name], _never(list(candidates.values()))
     value = mean_metric(one.periods) or 0.0
     reference = candidates.get(REFERENCE) or candidates[choice.best]
-    text = f"{metric} {value:.4g} with {_times(one.trainings)}"
+    text = f"{metric} {metric_text(value)} with {_times(one.trainings)}"
     if reference.name != one.name:
         text += f", {_compared(value, reference, metric)} with {_times(reference.trainings)}"
     sentences = [f"{text}."]
@@ -322,7 +323,9 @@ def _explain(
         sentences.append(f"That is {_compared(value, never, metric)}, which never retrained.")
     if choice.best not in (choice.name, reference.name):
         best = candidates[choice.best]
-        sentences.append(f"'{best.name}' was best with {mean_metric(best.periods):.4g} and {_times(best.trainings)}.")
+        sentences.append(
+            f"'{best.name}' was best with {metric_text(mean_metric(best.periods) or 0.0)} and {_times(best.trainings)}."
+        )
     if choice.best != choice.name:
         loss, more = choice.loss, candidates[choice.best].trainings - one.trainings
         verdict = "which may be chance"
@@ -332,7 +335,7 @@ def _explain(
             verdict = f"which is not worth {more} more training{'' if more == 1 else 's'}"
             if more <= 0:
                 verdict = f"but '{choice.best}' did not hold on every part of the replay"
-        interval = f"{loss.value:.3g} [{loss.low:.3g}, {loss.high:.3g}]"
+        interval = f"{metric_text(loss.value, 3)} [{metric_text(loss.low, 3)}, {metric_text(loss.high, 3)}]"
         sentences.append(f"The loss against '{choice.best}' is {interval}, {verdict}.")
     if indistinguishable:
         sentences.append("No policy was certainly better than never retraining.")
@@ -361,7 +364,7 @@ def _compared(value: float, other: Candidate, metric: str) -> str:
     if abs(share) < 0.0005:
         return f"the same as '{other.name}'"
     better = (share > 0) == _greater(metric)
-    return f"{abs(share):.1%} {'better' if better else 'worse'} than '{other.name}' ({theirs:.4g})"
+    return f"{abs(share):.1%} {'better' if better else 'worse'} than '{other.name}' ({metric_text(theirs)})"
 
 
 def _times(trainings: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everloop.monitoring.reports.report_style import STYLE
+from everloop.replay.metric_text import metric_text
 from everloop.stores.printable import html_text
 
 if TYPE_CHECKING:
@@ -96,7 +97,11 @@ def month_rows(result: ReplayResult) -> tuple[tuple[str, ...], list[tuple[str, .
             if value is None:
                 row.append("-")
             else:
-                row.append(f"{value:.4g}" if one is basis or before is None else f"{value - before:+.3g}")
+                row.append(
+                    f"{metric_text(value)}"
+                    if one is basis or before is None
+                    else f"{metric_text(value - before, 3, sign=True)}"
+                )
         rows.append(tuple(row))
     return ("month", *(one.policy.name for one in shown)), rows
 
@@ -116,8 +121,10 @@ def policy_rows(result: ReplayResult) -> tuple[tuple[str, ...], list[tuple[str, 
             (
                 one.policy.name,
                 one.policy.memory,
-                "-" if one.mean is None else f"{one.mean:.4g}",
-                "-" if regret is None else f"{regret.value:.3g} [{regret.low:.3g}, {regret.high:.3g}]",
+                "-" if one.mean is None else f"{metric_text(one.mean)}",
+                "-"
+                if regret is None
+                else f"{metric_text(regret.value, 3)} [{metric_text(regret.low, 3)}, {metric_text(regret.high, 3)}]",
                 f"{one.retrainings}{failed}",
                 str(one.promotions),
                 str(one.rollbacks),
@@ -172,7 +179,7 @@ def _chart(result: ReplayResult) -> Iterator[str]:
     for step in range(5):
         value = low + (high - low) * step / 4
         yield f'<path class="grid" d="M52 {y(value):.1f}H{WIDTH - 8}"/>'
-        yield f'<text x="46" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        yield f'<text x="46" y="{y(value) + 4:.1f}" text-anchor="end">{metric_text(value, 3)}</text>'
     chosen = result.recommended
     if chosen is not None:
         yield f'<path class="b" style="opacity:.35" d="{_band(chosen.periods, x, y)}"/>'
