@@ -92,6 +92,6 @@ def _numbers_rows(values: pl.Series) -> bool:
 
 
 def _identifies_rows(texts: pl.Series) -> bool:
-    """Whether a column holds different texts that nobody wrote as sentences."""
+    """Whether a column holds texts that all differ and are not sentences."""
     known = texts.drop_nulls()
     return len(known) > 1 and known.n_unique() == len(known) and not is_free_text(known)
