@@ -114,6 +114,14 @@ def test_a_run_has_its_steps_curves_and_command(store, filled):
     assert loss.values[0] == 1.0
     with pytest.raises(NotFoundError):
         read_curves(store, ["gone"], ["loss"], 500)
+    many = read_curves(store, [filled] * 11, ["flat", "loss"], 10)
+    assert [(one.total, one.key) for one in many] == [(None, "flat"), (None, "loss")]
+    overview = next(one for one in many if one.key == "loss")
+    assert len(overview.steps) == 10
+    assert (overview.steps[0], overview.steps[-1]) == (loss.steps[0], loss.steps[-1])
+    assert set(overview.values) <= set(loss.values)
+    with pytest.raises(NotFoundError):
+        read_curves(store, [*[filled] * 30, "gone"], ["loss"], 500)
     with pytest.raises(UsageError, match="out of range"):
         read_curves(store, [filled], ["loss"], 3)
 

@@ -254,7 +254,10 @@ def contents(records: Any) -> dict[str, object]:
             seen[f"{project} {identity} columns"] = [row[1:] for row in rows]
             assert [row[0] for row in rows] == sorted({row[0] for row in rows})
             assert here.read_columns(identity, "loss", after=rows[0][0] if rows else 0) == rows[1:]
-            seen[f"{project} {identity} steps"] = here.greatest_steps(identity)
+            seen[f"{project} {identity} steps"] = (
+                here.greatest_steps(identity),
+                here.sample_points([identity], ["loss"], 3),
+            )
         # Numbers of events rise, with gaps where other projects have events, and a fork has no events of others below.
         events = here.events_since(0)
         numbers = [event.seq for event in events]

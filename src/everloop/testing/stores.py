@@ -545,6 +545,19 @@ class RecordStoreSuite:
         assert store.greatest_steps("s") == {"loss": 7, "auc": -2}
         assert store.for_project("elsewhere").greatest_steps("s") == {}
 
+    def test_an_overview_of_points(self, store: RecordStore) -> None:
+        assert store.sample_points(["s"], ["loss"], 5) == {}
+        store.append_points("s", [_point("loss", float(step), step) for step in range(1_000, -1, -1)])
+        store.append_points("s", [_point("loss", -1.0, 500), _point("flat", 7.0, 3), _point("other", 0.0, 0)])
+        store.append_points("t", [_point("loss", math.nan if step else 1.0, step) for step in (0, 10_000)])
+        found = store.sample_points(["s", "t", "u"], ["loss", "flat"], 5)
+        assert found["s", "loss"] == [(step, float(step)) for step in (0, 250, 500, 750, 1_000)]
+        assert found["s", "flat"] == [(3, 7.0)]
+        assert [step for step, _ in found["t", "loss"]] == [0, 10_000]
+        assert math.isnan(found["t", "loss"][1][1])
+        assert set(found) == {("s", "loss"), ("s", "flat"), ("t", "loss")}
+        assert store.for_project("elsewhere").sample_points(["s"], ["loss"], 5) == {}
+
     def test_points_are_ordered_by_key_step_and_arrival(self, store: RecordStore) -> None:
         store.append_points("s", [_point("loss", 3.0, 2), _point("auc", 0.5, 0), _point("loss", 1.0, 1)])
         store.append_points("s", [_point("loss", 4.0, 1), _point("loss", math.inf, 3), _point("loss", math.nan, 4)])

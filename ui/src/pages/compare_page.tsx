@@ -87,7 +87,12 @@ function OneMetric({ runs, name }: { runs: string[]; name: string }) {
 function Overlay({ curves, runs, label }: { curves: Curve[]; runs: string[]; label: string }) {
   const series = useMemo<Series[]>(() => curves.map((curve) => ({ name: curve.run.slice(-8), x: curve.steps, y: curve.values, colour: runs.indexOf(curve.run) })), [curves, runs]);
   if (series.length === 0) return <Empty title="None of these runs has logged this metric" />;
-  return <LineChart series={series} label={`${label} of ${series.length} runs by step`} />;
+  return (
+    <>
+      <LineChart series={series} label={`${label} of ${series.length} runs by step`} />
+      {curves.some((curve) => curve.total === null) && <p className="soft small">Points at equal distances. With 20 runs or fewer, every peak is drawn.</p>}
+    </>
+  );
 }
 
 function ParameterImportance({ compared }: { compared: ComparedRuns }) {

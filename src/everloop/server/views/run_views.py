@@ -20,6 +20,10 @@ MOST_KEYS = 50
 MOST_POINTS = 5000
 MOST_COMPARED = 200
 DEFAULT_METRICS = 3
+MOST_WITH_PEAKS = 20
+"""More curves at once are drawn without their peaks."""
+OVERVIEW_POINTS = 80
+"""Points of each of many curves."""
 _ALWAYS = ("id", "name", "state", "loop", "trigger", "started_at", "seconds")
 
 
@@ -79,14 +83,16 @@ class RunDetail:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points of one metric of one run, thinned so that every peak stays."""
+    """Points of one metric of one run."""
 
     run: str
     key: str
     steps: list[int]
     values: list[float | None]
     """None where the value was not finite."""
-    total: int
+    total: int | None
+    """How many points there are, of which every peak is here. None in a comparison of many runs: then the points stand
+    at equal distances, and peaks between them are missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,8 @@ def read_run(store: Store, ref: str) -> RunDetail:
 def read_curves(store: Store, runs: Sequence[str], keys: Sequence[str], most_points: int) -> list[Curve]:
     """Return the curves of metrics of runs. A run without a metric is left out.
 
+    Up to `MOST_WITH_PEAKS` curves show every peak. More of them are an overview, which is quick however long they are.
+
     Raises:
         UsageError: too many runs, metrics or points.
         NotFoundError: a run does not exist.
@@ -175,6 +183,8 @@ def read_curves(store: Store, runs: Sequence[str], keys: Sequence[str], most_poi
             raise UsageError(f"{count} {what} are too many for one plot.", help=f"Choose at most {most}.")
     if not 6 <= most_points <= MOST_POINTS:
         raise UsageError(f"points={most_points} is out of range.", help=f"Use 6 to {MOST_POINTS}.")
+    if len(runs) * len(keys) > MOST_WITH_PEAKS:
+        return _overview(store, runs, keys, min(most_points, OVERVIEW_POINTS))
     found = []
     for identity in runs:
         run = store.records.get(Run, identity)
@@ -184,6 +194,28 @@ def read_curves(store: Store, runs: Sequence[str], keys: Sequence[str], most_poi
                 values = [value if abs(value) < float("inf") else None for value in history.values.tolist()]
                 found.append(Curve(run.id, key, history.steps.tolist(), values, history.total))
     return found
+
+
+def _overview(store: Store, runs: Sequence[str], keys: Sequence[str], points: int) -> list[Curve]:
+    from everloop.tracking import recover_journals
+    from everloop.tracking.journal.last_points import series_of
+    from everloop.tracking.journal.run_folding import fold_run
+
+    known = {run.id: run for run in store.records.get_many(Run, runs)}
+    for identity in runs:
+        run = known.get(identity) or store.records.get(Run, identity)
+        if run.state == "running" and not store.read_only:
+            fold_run(store, run.id)
+    recover_journals(store)
+    names = {series_of(identity): identity for identity in runs}
+    found = store.records.sample_points(list(names), keys, points)
+    curves = []
+    for name, identity in names.items():
+        for key in keys:
+            if chosen := found.get((name, key)):
+                values = [value if abs(value) < float("inf") else None for _, value in chosen]
+                curves.append(Curve(identity, key, [step for step, _ in chosen], values, None))
+    return curves
 
 
 def compare(store: Store, runs: Sequence[str]) -> ComparedRuns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
@@ -89,6 +90,20 @@ class OverlayLogs(SqlRecords):
         found = [] if base is None or after >= first else base.read_columns(series, key, after=after)
         own = super().read_columns(series, key, after=max(after - first, 0))
         return found + [(number + first, step, at, value) for number, step, at, value in own]
+
+    def sample_points(
+        self, series: Sequence[str], keys: Sequence[str], count: int
+    ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        found = {}
+        for name in series:
+            for key in keys:
+                points = self.read_points(name, key)
+                if points:
+                    low, high = points[0].step, points[-1].step
+                    wanted = [low + int((high - low) * (place / (count - 1))) for place in range(count)]
+                    chosen = dict.fromkeys(bisect_left(points, step, key=lambda point: point.step) for step in wanted)
+                    found[name, key] = [(points[at].step, points[at].value) for at in chosen]
+        return found
 
     def greatest_steps(self, series: str) -> dict[str, int]:
         own = super().greatest_steps(series)

@@ -228,6 +228,21 @@ class RecordStore(Protocol):
         cache needs to read only new points.
         """
 
+    def sample_points(
+        self, series: Sequence[str], keys: Sequence[str], count: int
+    ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """An overview of metrics, which costs the same however many points they have.
+
+        Args:
+            series: the series, such as ids of runs.
+            keys: the metrics.
+            count: at most this many points of each metric, at equal distances between its first and its last step. At
+                least 2.
+
+        Returns:
+            Steps and values, by series and metric, in order of the steps. What has no points is left out.
+        """
+
     def greatest_steps(self, series: str) -> dict[str, int]:
         """The greatest step of each metric that has points."""
 

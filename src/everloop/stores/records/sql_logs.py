@@ -217,6 +217,31 @@ class SqlLogs:
         nan = float("nan")
         return [row if row[3] is not None else (*row[:3], nan) for row in rows]
 
+    def sample_points(
+        self, series: Sequence[str], keys: Sequence[str], count: int
+    ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        if not series or not keys:
+            return {}
+        first = (
+            "(SELECT p.step FROM points p WHERE p.metric = m.id AND p.written_at <= ? ORDER BY p.step {order} LIMIT 1)"
+        )
+        rows = self.database.read(
+            "WITH RECURSIVE places(place) AS (SELECT 0 UNION ALL SELECT place + 1 FROM places WHERE place < ?),"
+            f" ranges AS MATERIALIZED (SELECT m.id, m.series, m.key, {first.format(order='ASC')} AS low,"
+            f" {first.format(order='DESC')} AS high FROM metrics m WHERE m.project = ?"
+            f" AND m.series IN ({', '.join('?' * len(series))}) AND m.key IN ({', '.join('?' * len(keys))}))"
+            " SELECT DISTINCT r.series, r.key, p.step, p.value, p.seq FROM ranges r CROSS JOIN places"
+            " JOIN points p ON p.seq = (SELECT q.seq FROM points q WHERE q.metric = r.id"
+            " AND q.step >= r.low + CAST((r.high - r.low) * (place * 1.0 / ?) AS BIGINT) AND q.written_at <= ?"
+            " ORDER BY q.step, q.seq LIMIT 1) ORDER BY p.step, p.seq",
+            (count - 1, self._limit(), self._limit(), self.project, *series, *keys, count - 1, self._limit()),
+        )
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        nan = float("nan")
+        for name, key, step, value, _ in rows:
+            found.setdefault((name, key), []).append((step, nan if value is None else value))
+        return found
+
     def greatest_steps(self, series: str) -> dict[str, int]:
         rows = self.database.read(
             "SELECT m.key, (SELECT p.step FROM points p WHERE p.metric = m.id AND p.written_at <= ?"
