@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import threading
 import warnings
@@ -132,3 +133,21 @@ def test_of_a_long_output_the_beginning_and_the_end_are_kept(parts):
         left_out = len(whole) - MOST_HEAD - MOST_TAIL
         gap = f"\n… {left_out:,} characters are left out …\n"
         assert output.text == whole[:MOST_HEAD] + gap + whole[-MOST_TAIL:]
+
+
+UNCONFIGURED = """
+import logging
+from everloop.pipeline.step_output import collect_output
+
+with collect_output() as output:
+    logging.getLogger("mine").warning("by default")
+    logging.basicConfig(level=logging.INFO, format="own %(message)s")
+    logging.getLogger("mine").info("configured")
+print(repr(output.text))
+"""
+
+
+def test_logging_that_is_not_configured_or_configured_in_the_step_works_as_without_everloop():
+    done = subprocess.run([sys.executable, "-c", UNCONFIGURED], capture_output=True, text=True, check=True)
+    assert done.stderr == "by default\nown configured\n"
+    assert done.stdout == repr(done.stderr) + "\n"

@@ -139,7 +139,10 @@ def _install() -> None:
     # A tee passes on everything that a stream has, but is not one itself.
     streams: Any = (out or sys.stdout, err or sys.stderr)
     sys.stdout, sys.stderr = streams
-    logging.getLogger().addHandler(handler)
+    # Without any handler, Python itself writes warnings to the stream. A handler of ours would end that, and would make
+    # `logging.basicConfig` in a step do nothing.
+    if logging.getLogger().handlers:
+        logging.getLogger().addHandler(handler)
 
 
 def _remove() -> None:
