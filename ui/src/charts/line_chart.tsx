@@ -7,6 +7,8 @@ import { number, useZone } from "../format";
 import { useTheme } from "../components/theme";
 
 export const COLOURS = 6;
+/** More series than this are drawn as thin lines without a mark at the cursor: each mark is an element of the page. */
+const FEW = 30;
 export const colour = (index: number): string => `var(--s${(index % COLOURS) + 1})`;
 
 function resolve(name: string): string {
@@ -23,16 +25,18 @@ export function LineChart({ series, times, height = 240, label, log = false }: {
     const [xs, columns] = align(series);
     const line = resolve("--line");
     const soft = resolve("--soft");
+    const strokes = Array.from({ length: COLOURS }, (_, index) => resolve(`--s${index + 1}`));
+    const many = series.length > FEW;
     const shown: uPlot.Series[] = [{ label: times ? "time" : "step" }];
     const bands: uPlot.Band[] = [];
     for (const [index, one] of series.entries()) {
-      const stroke = resolve(`--s${((one.colour ?? index) % COLOURS) + 1}`);
+      const stroke = strokes[(one.colour ?? index) % COLOURS] as string;
       shown.push({
         label: one.name,
         stroke,
-        width: 2,
+        width: many ? 1 : 2,
         spanGaps: true,
-        points: { show: one.points ?? xs.length < 60, size: 5 },
+        points: { show: one.points ?? (!many && xs.length < 60), size: 5 },
         value: (_, value) => number(value),
         ...(one.dashed ? { dash: [6, 5] } : {}),
       });
@@ -51,7 +55,7 @@ export function LineChart({ series, times, height = 240, label, log = false }: {
         series: shown,
         bands,
         legend: { show: false },
-        cursor: { drag: { x: true, y: false }, points: { size: 6 } },
+        cursor: { drag: { x: true, y: false }, points: { show: !many, size: 6 } },
         scales: { x: { time: times ?? false }, y: { distr: log ? 3 : 1 } },
         axes: [axis, { ...axis, size: 58, values: (_, values) => values.map((value) => (value === null ? "" : number(value))) }],
         ...(zone === "utc" ? { tzDate: (stamp: number) => uPlot.tzDate(new Date(stamp * 1000), "UTC") } : {}),

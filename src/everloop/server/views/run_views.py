@@ -22,7 +22,7 @@ MOST_COMPARED = 200
 DEFAULT_METRICS = 3
 MOST_WITH_PEAKS = 20
 """More curves at once are drawn without their peaks."""
-OVERVIEW_POINTS = 80
+OVERVIEW_POINTS = 60
 """Points of each of many curves."""
 _ALWAYS = ("id", "name", "state", "loop", "trigger", "started_at", "seconds")
 
