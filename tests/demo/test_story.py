@@ -76,6 +76,7 @@ def test_interrupted_simulation_is_resumed(tmp_path, monkeypatch, forget):
         Simulation(folder, Counting(stop_after=400), until=until).run()
     simulation = Simulation(folder, second := Counting(), until=until)
     with simulation.run() as store:
+        assert store.project == "flight-delays"  # as the commands in its folder, which the demo recommends
         assert second.loop_runs == []  # the first run was not repeated
         assert verify(store).problems == ()
         outcome = read_outcome(store, simulation.loop.name, simulation.endpoint)

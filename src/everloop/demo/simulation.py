@@ -110,7 +110,8 @@ class Simulation:
             self.executor.close()
 
     def _run(self, world: FlightWorld) -> Store:
-        self.store = open_store(self._home(), actor="everloop:demo")
+        home, project = self._place()
+        self.store = open_store(home, project=project, actor="everloop:demo")
         clock = self.store.clock
         if not isinstance(clock, SharedClock):
             clock = self.store.simulate(OPENS)
@@ -134,16 +135,20 @@ class Simulation:
                 self._simulate(world, clock, endpoint)
         return self.store
 
-    def _home(self) -> Path:
-        """The home of the project's store, as its everloop.toml says."""
+    def _place(self) -> tuple[Path, str | None]:
+        """The home of the project's store and the project's name, as its everloop.toml says."""
         before = Path.cwd()
         os.chdir(self.folder)
-        urls, _ = find_store_urls(configured_home(self.folder))
+        try:
+            urls, project = find_store_urls(configured_home(self.folder))
+        except BaseException:
+            os.chdir(before)
+            raise
         if urls == store_urls(urls.home, {}):
             os.chdir(before)
         # Otherwise this process stays there, because settings apply to processes that run in the project's folder,
         # such as this one and that of the endpoint.
-        return urls.home
+        return urls.home, project
 
     def _simulate(self, world: FlightWorld, clock: SharedClock, endpoint: EndpointProcess) -> None:
         import httpx
