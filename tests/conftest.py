@@ -41,12 +41,14 @@ if os.environ.get("CI"):
 
 @pytest.fixture(autouse=True)
 def _no_project_left_behind() -> Iterator[None]:
-    """Loading a project says in the environment where it is, also to whatever that process starts later."""
-    before = os.environ.pop("EVERLOOP_PROJECT", None)
+    """Loading a project says in the environment where it is, and commands enter its folder: for a whole process."""
+    folder, store, project = Path.cwd(), os.environ.get("EVERLOOP_STORE"), os.environ.pop("EVERLOOP_PROJECT", None)
     yield
-    os.environ.pop("EVERLOOP_PROJECT", None)
-    if before is not None:
-        os.environ["EVERLOOP_PROJECT"] = before
+    os.chdir(folder)
+    for name, value in (("EVERLOOP_STORE", store), ("EVERLOOP_PROJECT", project)):
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def need(program: str, what: str, way_out: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -47,7 +48,14 @@ def everloop(tmp_path, monkeypatch, capsys):
         output.console.cache_clear()
         output.messages.cache_clear()
         capsys.readouterr()
+        # A command may enter its project's folder, in its own process.
+        before_folder, before_store = Path.cwd(), os.environ.get("EVERLOOP_STORE")
         code = run([str(argument) for argument in arguments])
+        os.chdir(before_folder)
+        if before_store is None:
+            os.environ.pop("EVERLOOP_STORE", None)
+        else:
+            os.environ["EVERLOOP_STORE"] = before_store
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 

@@ -24,9 +24,9 @@ import pytest
 import everloop
 
 SOURCES = Path(everloop.__file__).parent
-LENGTH = 30_000
+LENGTH = 100_000
 LIMIT_S = 0.4
-"""Processor seconds for all texts of one repetition. Linear patterns need about a hundredth of it."""
+"""Processor seconds for all texts of one repetition. Linear patterns need about a thirtieth of it."""
 APART = {"cli", "demo", "testing"}
 """Rooms that see no text of a client's."""
 METHODS = {"match", "fullmatch", "search", "sub", "split", "findall", "finditer"}
