@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.fixtures.finished_demo import KEYS, copy_demo
 from tests.ui.conftest import Served, Watched, free_port, watch
-from tests.ui.visits import complaints_of_axe, confirm, visit
+from tests.ui.visits import complaints_of_axe, confirm, settled_width, visit
 
 from everloop.records import (
     Alias,
@@ -80,7 +80,7 @@ def test_every_page_passes_axe_fits_a_phone_and_complains_about_nothing(served, 
             found.append(f"{path}: {page.get_by_role('alert').first.inner_text()}")
         found += [f"{path}: {one}" for one in complaints_of_axe(page)]
         page.set_viewport_size({"width": 400, "height": 800})
-        if (width := page.evaluate("document.documentElement.scrollWidth")) > 400:
+        if (width := settled_width(page)) > 400:
             found.append(f"{path}: {width} pixels wide on a phone")
     assert not found, "\n".join(found)
     assert watched.unexpected() == []

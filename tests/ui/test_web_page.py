@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, Served, Watched, free_port, watch
-from tests.ui.visits import complaints_of_axe, visit
+from tests.ui.visits import complaints_of_axe, settled_width, visit
 
 from everloop.records import Artifact, Incident, Release, Run
 from everloop.server.access import UserStore
@@ -265,7 +265,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(served, watched, store):
     wide = []
     for path in addresses(store):
         visit(page, served, path)
-        if page.evaluate("document.documentElement.scrollWidth") > 400:
+        if settled_width(page) > 400:
             wide.append(path)
     assert wide == []
     page.get_by_role("button", name="Menu").click()

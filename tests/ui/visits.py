@@ -45,3 +45,17 @@ def confirm(page: Any, button: str, dialog: str, *, reason: str | None = None, i
     shown.get_by_role("button", name=inside or button, exact=True).click()
     shown.wait_for(state="hidden")
     return command
+
+
+SETTLED = """async () => {
+    const end = performance.now() + 5000;
+    while (document.documentElement.scrollWidth > innerWidth && performance.now() < end) {
+        await new Promise((done) => setTimeout(done, 50));
+    }
+    return document.documentElement.scrollWidth;
+}"""
+
+
+def settled_width(page: Any) -> int:
+    """Return the width of a page in pixels once its charts fit the window: after a change they are drawn again."""
+    return int(page.evaluate(SETTLED))
