@@ -114,6 +114,7 @@ def test_only_the_clock_reads_the_systems_time():
                 assert asked not in {"datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "date.today"}, path
 
 
+@pytest.mark.slow
 def test_core_never_prints():
     for path in SOURCE.rglob("*.py"):
         if "cli" in path.relative_to(SOURCE).parts:
@@ -175,6 +176,7 @@ def _import_graph() -> dict[str, set[str]]:
     return graph
 
 
+@pytest.mark.slow
 def test_no_circle_of_modules_hides_in_local_or_type_checking_imports():
     graph = _import_graph()
     assert len(graph) > 400
@@ -185,6 +187,7 @@ def test_no_circle_of_modules_hides_in_local_or_type_checking_imports():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+@pytest.mark.slow
 def test_no_class_has_grown_too_large():
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(_parsed(path)):

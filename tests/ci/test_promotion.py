@@ -34,6 +34,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
         yield dev, staging
 
 
+@pytest.mark.slow
 def test_the_same_digest_arrives_and_answers_the_same(stores):
     dev, staging = stores
     done = promote_package(dev, staging, "delays", names=NAMES, reason="tested")
@@ -117,6 +118,7 @@ def test_the_policy_of_the_target_decides(stores):
     assert promote_package(dev, staging, "delays", names=NAMES).state == "completed"
 
 
+@pytest.mark.slow
 def test_a_rollout_of_the_target_begins_with_its_first_share(stores):
     dev, staging = stores
     promote_package(dev, staging, "delays", names=NAMES)

@@ -22,6 +22,7 @@ def project(everloop):
     return everloop
 
 
+@pytest.mark.slow
 def test_init_run_and_inspect(project):
     everloop = project
     assert everloop("init").code == 4  # nothing is overwritten

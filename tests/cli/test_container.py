@@ -119,6 +119,7 @@ PLATFORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", sorted(PLATFORMS))
 def test_serve_as_the_platform_asks(image, tmp_path, platform):
     variable, mounted, more, health, predict = PLATFORMS[platform]
@@ -145,6 +146,7 @@ def test_serve_as_the_platform_asks(image, tmp_path, platform):
         assert len(open_segments(env["EVERLOOP_LOG"]).find("predictions@default@delays-1")) == 1
 
 
+@pytest.mark.slow
 def test_train_and_serve_what_was_trained(image, tmp_path):
     table = sample_table(300)
     for name, rows in (("train", table.head(200)), ("validation", table.tail(100))):

@@ -18,6 +18,7 @@ def project(everloop):
     return everloop
 
 
+@pytest.mark.slow
 def test_a_deliberate_change_is_accepted_by_the_command_that_the_error_names(project):
     everloop = project
     table = pl.read_csv("data/wine.csv")

@@ -90,6 +90,7 @@ def test_metric_that_does_not_fit_the_task_is_refused(everloop, store, task, wro
     assert everloop("monitor", "performance", task).code == 0
 
 
+@pytest.mark.slow
 def test_drift_without_a_loop_names_its_reference(everloop, store):
     serve(store, "binary")
     result = everloop("monitor", "drift", "binary")

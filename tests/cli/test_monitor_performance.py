@@ -73,6 +73,7 @@ def log(everloop):
         yield told
 
 
+@pytest.mark.slow
 def test_performance_by_period_is_that_of_scikit_learn(everloop, log):
     found = everloop("monitor", "performance", "late", "--every", "1d", "--json").json
     assert (len(found), sum(one["predictions"] for one in found)) == (6, 1200)
@@ -88,6 +89,7 @@ def test_performance_by_period_is_that_of_scikit_learn(everloop, log):
     assert "2024-03-05" not in text
 
 
+@pytest.mark.slow
 def test_performance_by_slice_and_version(everloop, log):
     found = everloop("monitor", "performance", "late", "--every", "1q", "--by", "city", "--json").json
     assert {one["city"] for one in found} == {"oslo", "rome"}
@@ -100,6 +102,7 @@ def test_performance_by_slice_and_version(everloop, log):
     assert one["value"] < 0.8
 
 
+@pytest.mark.slow
 def test_estimates_are_shown_beside_what_labels_say(everloop, log):
     found = everloop("monitor", "performance", "late", "--every", "1d", "--estimate", "--json").json
     assert len(found) in (3, 4)
@@ -113,6 +116,7 @@ def test_estimates_are_shown_beside_what_labels_say(everloop, log):
     assert "until a later moment" in early.err
 
 
+@pytest.mark.slow
 def test_coverage_and_delay_of_labels(everloop, log):
     (one,) = everloop("monitor", "coverage", "late", "--every", "1q", "--json").json
     assert (one["predictions"], one["labelled"], one["coverage"]) == (1200, 900, 0.75)
@@ -122,6 +126,7 @@ def test_coverage_and_delay_of_labels(everloop, log):
     assert "0.75" in everloop("monitor", "coverage", "late", "--every", "1q").out
 
 
+@pytest.mark.slow
 def test_versions_are_compared_on_the_same_rows(everloop, log):
     found = everloop("monitor", "compare", "late", "late@1", "late@2", "--json").json
     assert (found["paired"], found["champion_rows"], found["metric"]) == (True, 900, "roc_auc")
@@ -131,6 +136,7 @@ def test_versions_are_compared_on_the_same_rows(everloop, log):
     assert everloop("monitor", "compare", "late", "late@1", "late@1").code == 2
 
 
+@pytest.mark.slow
 def test_groups_are_compared(everloop, log):
     found = everloop("monitor", "fairness", "late", "--by", "city", "--every", "1q", "--json").json
     rates = {(one["city"], one["measure"]): one["value"] for one in found}
@@ -139,12 +145,14 @@ def test_groups_are_compared(everloop, log):
     assert "true_positive_rate" in everloop("monitor", "fairness", "late", "--by", "city", "--every", "1q").out
 
 
+@pytest.mark.slow
 def test_importance_of_inputs(everloop, log):
     (one,) = everloop("monitor", "attribution", "late", "late@1", "--every", "1q", "--json").json
     assert (one["feature"], one["share"]) == ("age", 1.0)
     assert "age" in everloop("monitor", "attribution", "late", "late@1", "--every", "1q").out
 
 
+@pytest.mark.slow
 def test_bad_input_names_the_value(everloop, log):
     for words, problem in (
         (("performance", "late", "--by", "city", "--estimate"), "--by and --estimate cannot be combined"),

@@ -79,6 +79,7 @@ def test_a_log_is_split_by_time_and_windowed(tables):
     assert "log.csv before 2020-01-01 has no rows" in empty.err
 
 
+@pytest.mark.slow
 def test_a_database_is_read_with_a_query(tables):
     with sqlite3.connect("log.db") as database:
         database.execute("CREATE TABLE log (age REAL, kind TEXT)")

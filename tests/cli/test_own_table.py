@@ -71,6 +71,7 @@ def test_a_csv_with_the_index_of_pandas_is_read_as_the_error_advises(everloop):
     assert scored.code == 0
 
 
+@pytest.mark.slow
 def test_a_csv_with_blanks_an_id_and_a_date_and_then_a_column_added_and_one_dropped(everloop):
     table = churn()
     table.write_csv("churn.csv")

@@ -23,6 +23,7 @@ def made(everloop):
     return everloop
 
 
+@pytest.mark.slow
 def test_a_package_is_verified_exported_and_imported(made, monkeypatch, tmp_path):
     everloop = made
     found = everloop("models", "verify", "double@1", "--json")
@@ -90,6 +91,7 @@ def test_trust_is_given_and_withdrawn(made, monkeypatch, tmp_path):
     assert everloop("trust", "add", "not a key", "--name", "x").code == 2
 
 
+@pytest.mark.slow
 def test_images_and_scripts_of_platforms_are_written(made):
     everloop = made
     context = everloop("models", "context", "double", "-o", "image")

@@ -49,6 +49,7 @@ def test_lines_of_running_steps_have_seconds_and_progress():
     assert lines.lines()[-1] == f"and {22 - MOST_SHOWN} more"
 
 
+@pytest.mark.slow
 def test_a_file_gets_plain_lines_at_a_bounded_rate():
     out = io.StringIO()
     lines = StepLines(Console(file=out, width=200), line_every_s=0.3)
@@ -78,6 +79,7 @@ def screen(child, out, until, seconds=60.0):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["terminal", "file"])
 def test_ctrl_c_leaves_the_screen_clean(tmp_path, how):
     (tmp_path / "loop.py").write_text(SLOW)

@@ -59,6 +59,7 @@ def test_a_run_of_a_loop_is_identical(everloop, shop):
     assert "code has not changed since the run" in result.out
 
 
+@pytest.mark.slow
 def test_a_fully_cached_run_is_traced_to_the_run_that_did_the_work(everloop, shop):
     folder, run = shop
     assert everloop("run").code == 0
@@ -87,6 +88,7 @@ def test_changed_code_outside_of_git_is_refused(everloop, shop):
     assert "prepare has changed since the run, and it was not in git" in result.err
 
 
+@pytest.mark.slow
 def test_a_difference_is_named_with_exit_code_1(everloop, shop):
     from dataclasses import replace
 
@@ -111,6 +113,7 @@ def steps_of(store, run):
     return store.records.find(StepRun, ("run", "=", run))
 
 
+@pytest.mark.slow
 def test_the_scratch_folder_can_be_kept_and_is_never_overwritten(everloop, shop, tmp_path):
     _, run = shop
     assert everloop("reproduce", run[:30], "--keep", str(tmp_path / "kept")).code == 0
@@ -120,6 +123,7 @@ def test_the_scratch_folder_can_be_kept_and_is_never_overwritten(everloop, shop,
     assert everloop("reproduce", "nobody").code == 3
 
 
+@pytest.mark.slow
 def test_changed_code_is_taken_from_git(everloop, tmp_path, monkeypatch):
     import subprocess
 

@@ -43,6 +43,7 @@ def scored(url: str) -> list[float]:
         return json.load(response)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ready_line_has_the_url_and_how_to_stop(model, workers):
     with serving("double@1", "--workers", str(workers)) as process:
@@ -55,6 +56,7 @@ def test_ready_line_has_the_url_and_how_to_stop(model, workers):
         assert (process.returncode, out) == (0, "")
 
 
+@pytest.mark.slow
 def test_json_prints_the_url_on_standard_output(model):
     with serving("double@1", "--json") as process:
         lines = [process.stdout.readline() for _ in range(4)]
@@ -66,6 +68,7 @@ def test_json_prints_the_url_on_standard_output(model):
         assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_all_endpoints_announce_the_path_of_each(model):
     with serving("double@1", "--json") as process:
         process.stdout.readline()

@@ -35,6 +35,7 @@ def outside(values: pl.Series, kind: str, **bounds: Json) -> list[bool]:
 MOMENTS = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(MOMENTS | st.none(), min_size=1, max_size=8), MOMENTS, st.sampled_from(["ms", "us", "ns"]),
@@ -220,6 +221,7 @@ def columns(draw: st.DrawFn) -> dict[str, Json]:
     return made
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(columns(), min_size=1, max_size=4, unique_by=lambda column: column["name"]), texts, texts)
 def test_a_contract_survives_its_toml(held: list[dict[str, Json]], dataset: str, sql: str) -> None:

@@ -111,6 +111,7 @@ def frames(draw: st.DrawFn) -> pl.DataFrame:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(frames(), frames())
 def test_an_accepted_table_keeps_its_contract(store, before, after):

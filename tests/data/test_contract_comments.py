@@ -125,6 +125,7 @@ def test_comments_that_cannot_be_read_do_not_stop_anything(caplog: pytest.LogCap
     assert "were not kept" in caplog.text
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=50, deadline=None)
 def test_comments_anywhere_are_kept(data: Any) -> None:

@@ -185,6 +185,7 @@ def test_a_relation_to_what_does_not_fit(store: Store) -> None:
             check_contract(flights(), replace(found, rules=(rule,)), tables={"planes": planes()})
 
 
+@pytest.mark.slow
 @given(st.lists(st.from_regex(r"[A-Z]{2}[0-9]{1,4}(-[a-z]+)?", fullmatch=True), min_size=60, max_size=90, unique=True))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_pattern_holds_for_the_texts_that_it_came_from(texts: list[str]) -> None:

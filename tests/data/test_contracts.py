@@ -92,6 +92,7 @@ def test_data_like_that_seen_breaks_nothing(contract: Contract) -> None:
     assert report.rows == 200
 
 
+@pytest.mark.slow
 @given(
     dataframes(min_cols=1, max_cols=5, min_size=1, max_size=30, allow_null=True),
     st.sampled_from(["target", "time", "key"]),

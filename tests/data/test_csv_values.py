@@ -57,6 +57,7 @@ ODD = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @FEW
 @given(st.data())
 def test_a_type_does_not_depend_on_where_a_value_stands(project: Path, data: st.DataObject) -> None:
@@ -70,6 +71,7 @@ def test_a_type_does_not_depend_on_where_a_value_stands(project: Path, data: st.
     assert first == outcome(project, shuffled)
 
 
+@pytest.mark.slow
 @FEW
 @given(st.sampled_from(KINDS).flatmap(lambda kind: st.lists(kind, min_size=1, max_size=20)), st.lists(NULL, max_size=5))
 def test_missing_values_change_no_type(project: Path, values: list[str], nulls: list[str]) -> None:
@@ -79,6 +81,7 @@ def test_missing_values_change_no_type(project: Path, values: list[str], nulls: 
     assert mixed.drop_nulls().to_list() == clean.to_list()
 
 
+@pytest.mark.slow
 @FEW
 @given(st.lists(st.sampled_from(["1", "2.5", "NA", "-", " ", "7"]), min_size=2, max_size=12), st.data())
 def test_a_type_does_not_depend_on_how_rows_are_cut_into_files(

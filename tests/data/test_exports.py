@@ -72,6 +72,7 @@ def exported(values: pl.DataFrame, store: Store, path: Path) -> Path:
     return export_table(take_snapshot(values, "d", store), store, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".csv", ".jsonl"])
 def test_a_format_holds_a_column_or_refuses_it_by_name(
     store: Store, tmp_path: Path, every_type: dict[str, pl.Series], suffix: str
@@ -98,6 +99,7 @@ def test_a_format_holds_a_column_or_refuses_it_by_name(
         assert_frame_equal(again, table, check_exact=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(dataframes(min_cols=1, max_cols=4, min_size=1, max_size=4, allow_null=True))
 def test_parquet_and_arrow_hold_everything(tmp_path: Path, table: pl.DataFrame) -> None:

@@ -68,6 +68,7 @@ def rows(*given: tuple[int, str, float, float, float]) -> pl.DataFrame:
     return pl.DataFrame(made, schema=names, orient="row")
 
 
+@pytest.mark.slow
 def test_an_online_row_gives_way_to_a_later_one_only(online: OnlineStore) -> None:
     def put(*given: tuple[int, str, float, float, float]) -> int:
         return online.put("v@1", rows(*given), ["a", "b"], ["x"])
@@ -172,6 +173,7 @@ def test_errors_name_the_way_out(store: Store, tmp_path: Path) -> None:
         check_skew(store, "temperature", pl.DataFrame({"who": ["a"], "at": [hours(1)]}), time="at")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(0, 9)), max_size=12), st.randoms())
 def test_pieces_in_any_order_are_the_whole(tmp_path: Path, given_rows: list[tuple[str, int, int]], order: Any) -> None:

@@ -84,6 +84,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
     return pl.DataFrame([pl.Series("key", range(size), dtype=pl.Int32), *columns]).with_columns(t=pl.lit(START))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -52,6 +52,7 @@ def known(frame: pl.DataFrame, who: str, at: datetime) -> list[dict[str, Any]]:
     return [row for row in frame.to_dicts() if row["who"] == who and row["event"] <= at and row["arrived"] <= at]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(facts, questions, st.sampled_from([None, 1, 5, 100]))
 def test_the_join_is_the_naive_one(
@@ -110,6 +111,7 @@ wild = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(facts, questions, st.sampled_from([1, 6, 24]))
 def test_windows_are_the_naive_ones(
@@ -118,6 +120,7 @@ def test_windows_are_the_naive_ones(
     check_windows(rows, asked, length)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(wild, st.integers(1, 8))
 def test_a_window_knows_its_own_rows_only(rows: list[tuple[str, int, int, float | None]], length: int) -> None:
@@ -153,6 +156,7 @@ def test_a_window_forgets_what_has_left_it() -> None:
     assert made["spread"].to_list() == [pytest.approx(0.1, rel=1e-14)] * 4
 
 
+@pytest.mark.slow
 @given(facts, questions)
 @settings(max_examples=60, deadline=None)
 def test_what_arrives_later_changes_nothing(

@@ -99,6 +99,7 @@ def parquet(frame: pl.DataFrame = TABLE) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_is_fetched_once_and_again_when_it_changes(site: Site) -> None:
     site.files["a/flights.parquet"] = parquet()
     site.files["b.csv"] = b"x,y\n1,2\n"
@@ -132,6 +133,7 @@ def test_without_a_tag_a_download_starts_over(site: Site) -> None:
     assert read(site.url("flights.parquet")).collect().equals(TABLE)
 
 
+@pytest.mark.slow
 def test_another_file_is_not_joined_to_a_part(site: Site) -> None:
     site.files["flights.parquet"] = content = parquet()
     site.most = len(content) // 20
@@ -173,6 +175,7 @@ def test_the_state_changes_with_the_file(site: Site) -> None:
     assert remote_change(before, before) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_bucket(s3: str) -> None:
     import boto3

@@ -91,6 +91,7 @@ with open_store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_content_make_one_version(store: Store) -> None:
     takers = [
         subprocess.Popen(
@@ -135,6 +136,7 @@ def test_large_tables_are_kept_in_parts(store: Store, monkeypatch: pytest.Monkey
     assert grown.files[:3] == snapshot.files[:3]
 
 
+@pytest.mark.slow
 @given(dataframes(min_cols=1, max_cols=4, min_size=1, max_size=20, allow_null=True))
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_what_comes_out_is_what_went_in(tmp_path: Path, frame: pl.DataFrame) -> None:

@@ -117,6 +117,7 @@ frames = st.integers(3, 60).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(
     frames,
     st.sampled_from([{"time": "at"}, {"time": "at", "gap": "1d"}, {"time": "at", "holdout": "1d"}, {}, {"key": "k"}]),

@@ -144,6 +144,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(names, st.binary(max_size=6), max_size=4), st.dictionaries(names, st.binary(max_size=6), max_size=4)
 )

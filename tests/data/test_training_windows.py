@@ -26,6 +26,7 @@ def table(days):
     return pl.DataFrame({"at": [START + day * DAY for day in days], "x": list(range(len(days)))})
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(days=st.lists(st.integers(0, 400), min_size=10, max_size=80, unique=True), window=st.integers(1, 200))
 def test_a_window_only_removes_training_rows_that_are_too_old(days, window):

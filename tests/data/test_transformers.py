@@ -91,6 +91,7 @@ def answered_elsewhere(store: Store, name: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [pytest.param("ratio", marks=pytest.mark.slow), "prepared"])
 def test_a_pipeline_with_a_users_own_function(store: Store, own: Any, tmp_path: Path, which: str) -> None:
     """A pandas and a Polars transformer give the same results without the project's files."""

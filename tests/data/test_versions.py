@@ -274,6 +274,7 @@ with open_store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_snapshots_are_taken(tmp_path: Path) -> None:
     """Versions are stored completely or not at all, and `gc` removes what is left behind."""
     home = tmp_path / "home"

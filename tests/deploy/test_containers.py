@@ -63,6 +63,7 @@ def test_a_context_is_whole_small_and_the_same_twice(
         write_context(store, "delays@2", tmp_path / "four")
 
 
+@pytest.mark.slow
 def test_an_image_trusts_who_signed_its_code(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pl.DataFrame({"a": [1.0, 2.0]})
     save_model(lambda rows: rows["a"], "plain", table, store=store)

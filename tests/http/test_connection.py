@@ -69,6 +69,7 @@ def talk(address: tuple[str, int], *parts: bytes) -> bytes:
 CLOSE = b"Host: localhost\r\nConnection: close\r\n"
 
 
+@pytest.mark.slow
 def test_headers_end_in_number_size_and_time(address: tuple[str, int]) -> None:
     fine = talk(address, b"GET / HTTP/1.1\r\n" + CLOSE + b"A: 1\r\n" * 90 + b"\r\n")
     assert fine.startswith(b"HTTP/1.1 200")
@@ -97,6 +98,7 @@ def test_trailers_change_nothing_and_end(address: tuple[str, int]) -> None:
     assert talk(address, head + pieces).endswith(b" 20005")
 
 
+@pytest.mark.slow
 def test_who_does_not_read_is_let_go(address: tuple[str, int]) -> None:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -47,6 +47,7 @@ def send_labels(store, orders):
     add_labels(store, "returns", labels)
 
 
+@pytest.mark.slow
 def test_a_performance_alarm_retrains_and_a_canary_promotes_the_new_version(shop, load):
     """First, expensive orders are returned; later, cheap ones. The old model becomes worse than guessing."""
     with shop.open() as store:
@@ -107,6 +108,7 @@ def test_a_performance_alarm_retrains_and_a_canary_promotes_the_new_version(shop
         assert verify(store).problems == ()
 
 
+@pytest.mark.slow
 def test_a_worse_candidate_is_rolled_back_automatically(shop, load):
     with shop.open() as store:
         clock = store.simulate(shop.opens)
@@ -227,6 +229,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_a_valid_store_and_repeats_not
         assert store.records.find(Run, ("state", "=", "running")) == []
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time_share_their_work(shop):
     children = [start_process(shop), start_process(shop)]
     assert ["done" in child.communicate(timeout=120)[0] for child in children] == [True, True]
@@ -238,6 +241,7 @@ def test_two_runs_at_the_same_time_share_their_work(shop):
         assert verify(store).problems == ()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_says_so(shop):
     with start_process(shop) as child, shop.open() as store:
         child.stdout.readline()

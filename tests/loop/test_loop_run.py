@@ -82,6 +82,7 @@ def test_an_edit_that_changes_no_row_runs_only_the_edited_step(shop, load):
         assert statuses(again) == {name: "ran" if name == "prepare" else "cached" for name in STAGES}
 
 
+@pytest.mark.slow
 def test_a_new_file_makes_a_new_snapshot_and_a_new_candidate(shop, load):
     with shop.open() as store:
         run_loop(load(), store)

@@ -90,6 +90,7 @@ def without_metrics(shop, expression: str) -> None:
 CUT = "pl.when(pl.col('price') < 30).then(1).when(pl.col('price') < 60).then(2).otherwise(3)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expression", "metric", "task"),
     [

@@ -199,6 +199,7 @@ COLUMNS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, COLUMNS, max_size=5), NAMES.filter(bool))
 @settings(max_examples=25, deadline=None)
 def test_the_drafted_project_runs_with_any_column_names(columns, target):

@@ -115,6 +115,7 @@ def test_blocks_count_every_row_once(airport: Airport) -> None:
         assert tuple(blocks.counts_of(name).sum(axis=0)) == sketches[name].counts
 
 
+@pytest.mark.slow
 def test_the_variation_of_a_metric_between_blocks_is_measured(airport: Airport) -> None:
     steady = pl.concat([scored(airport, 400, seed) for seed in range(12)]).with_columns(
         event_at=pl.Series([START + timedelta(minutes=place) for place in range(4800)])
@@ -153,6 +154,7 @@ def test_invalid_references_are_errors(airport: Airport) -> None:
         build_baseline(frame, FEATURES, scored=frame.with_columns(actual=pl.lit(None, pl.Float64)), metric="roc_auc")
 
 
+@pytest.mark.slow
 def test_free_texts_and_vectors_are_monitored_by_numbers_derived_from_them() -> None:
     generator = np.random.default_rng(4)
     words = np.array(["late", "gate", "crew", "storm", "bag", "door", "seat", "fuel"])

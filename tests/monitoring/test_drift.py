@@ -209,6 +209,7 @@ def test_only_predictions_of_the_version_that_have_arrived_count(
 # --- a change of a correlation alone -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_change_of_a_correlation_alone_opens_an_incident(
     airport: Airport, store: Store, baseline: Baseline, at: Move
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_change_of_a_correlation_alone_opens_an_incident(
     assert ongoing_incidents(store, "delays") == []
 
 
+@pytest.mark.slow
 def test_correlations_of_a_part_of_the_rows_have_the_chance_of_that_part(
     airport: Airport, store: Store, baseline: Baseline, at: Move, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +261,7 @@ def test_correlations_of_a_part_of_the_rows_have_the_chance_of_that_part(
 # --- windows and the ones before them ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_window_is_judged_once(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
     day(airport, store, 0, distance=1.0)
     at(START + 2 * DAY)
@@ -296,6 +299,7 @@ def small_shifts(airport: Airport, store: Store, at: Move, numbers: tuple[int, .
     return check(store, numbers[-1], alarms_per_month=0.1)
 
 
+@pytest.mark.slow
 def test_a_small_change_that_lasts_is_found_with_the_windows_before_it(
     airport: Airport, store: Store, baseline: Baseline, at: Move
 ) -> None:
@@ -308,6 +312,7 @@ def test_a_window_alone_does_not_show_a_small_change(
     assert "distance" not in loud(small_shifts(airport, store, at, (6,)))
 
 
+@pytest.mark.slow
 def test_windows_that_overlap_do_not_count_twice(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
     day(airport, store, 0, distance=0.12)
     day(airport, store, 1, distance=0.12)
@@ -321,6 +326,7 @@ def test_windows_that_overlap_do_not_count_twice(airport: Airport, store: Store,
     assert again["strength"] == pytest.approx(alone["strength"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_windows_of_another_baseline_do_not_count(airport: Airport, store: Store, baseline: Baseline, at: Move) -> None:
     """They were counted in other cells."""
     before = airport.flights(5000, 11, start=START - 60 * DAY, span=60 * DAY)

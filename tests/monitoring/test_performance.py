@@ -60,6 +60,7 @@ def test_the_live_metric_is_the_one_of_the_labelled_rows(airport: Airport, store
     assert summary.threshold < REFERENCE[0]
 
 
+@pytest.mark.slow
 def test_a_loss_is_a_warning_first_and_an_alarm_when_it_lasts(airport: Airport, store: Store, at: Move) -> None:
     for number in range(4):
         day(airport, store, number, fog=0.8 if number in (1, 2) else 0.0)

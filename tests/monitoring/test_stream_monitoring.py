@@ -68,6 +68,7 @@ def test_a_change_of_a_correlation_alone_opens_one_incident() -> None:
     assert max(judged.strongest[alone].max() for judged in report.judgements) < report.judgements[0].limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [600, 1500])
 def test_two_features_with_the_same_course_of_the_day_are_as_before(rows: int) -> None:
     """The reference has blocks of an hour, in which the two are not related; over a day they are."""

@@ -53,6 +53,7 @@ def test_contributions_of_own_models_add_up(
         assert entry["bias"] + sum(entry["contributions"].values()) == pytest.approx(log_odds(chance), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_contributions_of_compiled_models_add_up(store: Store, numbers: pd.DataFrame) -> None:
     truth = numbers["a"] > numbers["b"]
     frame = pl.DataFrame(numbers).head(10)
@@ -75,6 +76,7 @@ def test_contributions_of_compiled_models_add_up(store: Store, numbers: pd.DataF
     assert entry["bias"] == pytest.approx(numbers["a"].mean(), abs=0.3)
 
 
+@pytest.mark.slow
 def test_a_function_tells_no_contributions(store: Store, numbers: pd.DataFrame) -> None:
     save_model(lambda table: table["a"], "plain", numbers, store=store)
     with pytest.raises(UsageError, match="cannot explain its predictions"):
@@ -152,6 +154,7 @@ def unpacked(path: Path) -> dict[str, bytes | tarfile.TarInfo]:
         return {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["delays.tar.zst", "delays"])
 def test_one_file_or_folder_goes_to_another_store(
     tmp_path: Path, store: Store, table: pl.DataFrame, lightgbm: Trained, monkeypatch: pytest.MonkeyPatch, name: str
@@ -182,6 +185,7 @@ def test_other_archives_are_not_written(tmp_path: Path, store: Store, table: pl.
         export_package(store, package.digest, tmp_path / "delays.zip")
 
 
+@pytest.mark.slow
 def test_code_does_not_come_in_unsigned(
     tmp_path: Path, store: Store, numbers: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

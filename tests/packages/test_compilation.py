@@ -250,6 +250,7 @@ def test_catboost_with_categories_of_its_own_is_left_alone() -> None:
     assert "its own categorical" in evidence["reasons"]["native"] or "the text" in evidence["reasons"]["native"]
 
 
+@pytest.mark.slow
 def test_scaling_before_trees_in_single_precision_is_caught() -> None:
     """A graph that computes in single precision takes another branch for values near a threshold."""
     skl2onnx = pytest.importorskip("skl2onnx")
@@ -283,6 +284,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(WRONG))
 @pytest.mark.parametrize("single", [False, True])
 def test_calibrated_wrapper_that_converts_wrongly_is_caught(name: str, single: bool) -> None:
@@ -304,6 +306,7 @@ def test_calibrated_wrapper_that_converts_wrongly_is_caught(name: str, single: b
             prove_compiled(original, graph, signature, frame)
 
 
+@pytest.mark.slow
 def test_a_conversion_that_is_right_on_all_training_rows_and_wrong_beside_them_is_caught() -> None:
     """Forests behind a calibration, in single precision: a value beside a threshold takes another branch."""
     pytest.importorskip("skl2onnx")
@@ -327,6 +330,7 @@ def refuses(model: CompiledModel, values: tuple[Any, ...]) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vote", "stack", "bag", "boost"])
 def test_ensembles_behind_encoders_become_graphs(name: str) -> None:
     pytest.importorskip("skl2onnx")
@@ -408,6 +412,7 @@ def test_what_only_a_graph_can_hold() -> None:
     np.testing.assert_allclose(back.predict_scores(frame), original.predict_scores(frame), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_form_that_is_wrong_beside_a_threshold_only_is_caught() -> None:
     table = np.random.default_rng(0).normal(size=(200, 2))
     model = HistGradientBoostingRegressor(max_iter=3).fit(table, table[:, 0])

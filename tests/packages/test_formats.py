@@ -56,6 +56,7 @@ def check(store: Store, name: str, wanted: Any, *, format: str, rtol: float = 1e
     return predictor
 
 
+@pytest.mark.slow
 def test_average_of_models(store: Store) -> None:
     members = [
         LogisticRegression().fit(NUMBERS, TRUTH),
@@ -96,6 +97,7 @@ def test_voting_and_stacking_are_kept_and_compiled_or_told_why(store: Store) -> 
     assert parity["compiled"] or parity["reasons"]
 
 
+@pytest.mark.slow
 def test_functions_before_and_after(store: Store) -> None:
     def ratio(table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame({"sum": table["a"] + table["b"], "c": table["c"]})
@@ -128,6 +130,7 @@ class Thresholds:
         return (model_input["a"] > self.known["a"]).astype(float)
 
 
+@pytest.mark.slow
 def test_a_python_model_with_its_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "limits.json").write_text('{"a": 0.25}')
     (tmp_path / "more").mkdir()
@@ -180,6 +183,7 @@ def test_pytorch_module_as_weights_and_code(store: Store, need: Any) -> None:
         save_model(net, "bad", NUMBERS.assign(a="x"), y=TRUTH, store=store)
 
 
+@pytest.mark.slow
 def test_pytorch_program_needs_no_class_of_ours(store: Store, need: Any) -> None:
     torch = _torch(need)
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3), torch.nn.Softmax(1)).eval()
@@ -203,6 +207,7 @@ def _torch(need: Any) -> Any:
     return torch
 
 
+@pytest.mark.slow
 def test_keras_in_safe_mode(store: Store, need: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     keras = _keras(need, monkeypatch)
     layers = keras.layers
@@ -303,6 +308,7 @@ def test_a_mojo_answers_as_h2o_does(store: Store, mojos: Path, algorithm: str, t
     assert predictor.predict([strange]).tolist() == predictor.predict([missing]).tolist()
 
 
+@pytest.mark.slow
 def test_a_mojo_that_is_none_or_not_read_here(mojos: Path, store: Store) -> None:
     blob = (mojos / "gbm-binary.zip").read_bytes()
     frame = pl.DataFrame({"a": [1.0], "n": [1], "c": ["red"]})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
+@pytest.mark.slow
 def test_features_are_looked_up_by_entity(store: Store, tmp_path: Path) -> None:
     reports = pl.DataFrame(
         {"origin": ["JFK", "LGA"], "observed_at": [START] * 2, "temp": [10.0, 30.0], "wind": [1.0, 2.0]}

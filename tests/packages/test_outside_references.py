@@ -331,6 +331,7 @@ def test_what_cannot_be_parsed_is_never_signed(tmp_path: Path, store: Store) -> 
         assert not other.records.find(Package)
 
 
+@pytest.mark.slow
 def test_an_unsigned_package_is_tried_once(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from everloop.packages.isolation import isolated_load
 
@@ -506,6 +507,7 @@ def test_weights_of_keras_lie_in_its_own_file(tmp_path: Path) -> None:
             _check_weights(weights(wicked))
 
 
+@pytest.mark.slow
 def test_archives_that_unpack_to_too_much_are_refused() -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("schema.json", "w") as file:

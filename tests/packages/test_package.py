@@ -177,6 +177,7 @@ def test_a_flipped_bit_anywhere_is_refused(store: Store, lightgbm: Trained, tabl
         assert load_model(fresh, package.digest).predict(table.head(1)).shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "absent"), [("linear", "lightgbm"), ("lightgbm", "lightgbm.basic")])
 def test_answering_needs_no_training_library(store: Store, table: pl.DataFrame, algorithm: Any, absent: str) -> None:
     package = build_package(train_sample(algorithm), store=store, sample=table)

@@ -73,6 +73,7 @@ def test_durations_keep_their_unit(store: Store, unit: str) -> None:
     np.testing.assert_array_equal(found, model.predict(hand))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "int32", "int64", "float32"])
 def test_numbers_keep_their_width(store: Store, kind: str) -> None:
     values = RNG.integers(0, 120, ROWS).astype(kind)

@@ -137,6 +137,7 @@ frames = dataframes(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(frame=frames)
 def test_frames_come_back_as_they_were(objects: ContentStore, frame: pl.DataFrame) -> None:

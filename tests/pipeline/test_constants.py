@@ -142,6 +142,7 @@ def key(project: Project, store: Store, text: str) -> str:
     return fingerprint(parts)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(leaf=st.sampled_from(LEAVES), around=st.lists(st.sampled_from(AROUND), max_size=2), way=st.sampled_from([*WAYS]))
 def test_a_constant_that_is_edited_counts(

@@ -105,6 +105,7 @@ def test_a_killed_run_is_taken_up_where_it_stood(script: Path, tmp_path: Path) -
     assert sorted(made) == [f"s{number}" for number in range(8)]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_the_work_once(script: Path, tmp_path: Path) -> None:
     processes = [start(script, tmp_path / "home") for _ in range(3)]
     assert [finish(process) for process in processes] == ["28", "28", "28"]

@@ -222,6 +222,7 @@ def test_a_lazy_frame_of_odd_types_comes_back_lazy(store: Store) -> None:
     check(frame.collect(), back.collect())
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(frame=dataframes(max_cols=3, max_size=4, allow_null=True, excluded_dtypes=[pl.Object]))
 def test_any_polars_frame_comes_back_equal(store: Store, frame: pl.DataFrame) -> None:

@@ -141,6 +141,7 @@ def test_a_node_finds_out_that_a_folder_is_not_there(spec: JobSpec, tmp_path: Pa
     assert spec.local.machine == this_machine()
 
 
+@pytest.mark.slow
 def test_a_node_with_another_store_at_that_path_does_not_use_it(spec: JobSpec, tmp_path: Path) -> None:
     failed = answer(replace(spec, run="0197aaaa-0000-7000-8000-000000000000"), tmp_path)
     assert isinstance(failed, Failed)

@@ -132,6 +132,7 @@ def test_os_exit_fails_a_step_of_this_process_but_ends_its_children(store: Store
     assert store.records.find(Run)[0].state == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", ["local", "pool"])
 def test_the_command_line_fails_as_well(tmp_path: Path, on: str) -> None:
     (tmp_path / "loop.py").write_text(
@@ -155,6 +156,7 @@ def test_the_command_line_fails_as_well(tmp_path: Path, on: str) -> None:
     assert "it called sys.exit(0)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_project_that_exits_while_it_is_imported_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop.py").write_text("import sys\nsys.exit(0)\n")
     done = _everloop(tmp_path, "run")

@@ -90,6 +90,7 @@ nodes = st.builds(
 plans = st.builds(Plan, names, st.lists(nodes, max_size=4).map(tuple), st.none() | digests)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(plans)
 def test_a_plan_is_the_same_after_a_round_trip_through_json(plan: Plan) -> None:
@@ -98,6 +99,7 @@ def test_a_plan_is_the_same_after_a_round_trip_through_json(plan: Plan) -> None:
     assert again.digest == plan.digest
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(names, bound, max_size=3))
 def test_inputs_are_the_same_after_a_round_trip_through_json(inputs: dict[str, Any]) -> None:

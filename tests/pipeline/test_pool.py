@@ -58,6 +58,7 @@ LOOP = """
 """
 
 
+@pytest.mark.slow
 def test_the_pool_does_what_inline_does(project: Project, store: Store, pool: PoolExecutor) -> None:
     project.edit(loop=LOOP, limits="LIMIT = 4")
     loop = project.load()
@@ -85,6 +86,7 @@ def test_the_pool_does_what_inline_does(project: Project, store: Store, pool: Po
     assert memory.value("check")["weight"] == 15
 
 
+@pytest.mark.slow
 def test_independent_steps_run_side_by_side(store: Store, pool: PoolExecutor, tmp_path: Any) -> None:
     def meet(own: str, other: str) -> int:
         (tmp_path / own).touch()
@@ -157,6 +159,7 @@ def test_a_timeout_is_measured_from_the_start_of_the_function(store: Store) -> N
     assert run_graph(Graph.wire([quick]), store).value("quick") != os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")])
 def test_a_dead_worker_is_told_by_step_and_signal(
     store: Store, pool: PoolExecutor, number: signal.Signals, name: str
@@ -177,6 +180,7 @@ def test_a_dead_worker_is_told_by_step_and_signal(
     assert result.step("beside").status == "ran"
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_tried_again(store: Store, pool: PoolExecutor, tmp_path: Any) -> None:
     flag = str(tmp_path / "died")
 

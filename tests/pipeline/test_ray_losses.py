@@ -165,6 +165,7 @@ def workers() -> Iterator[list[ProcessPoolExecutor]]:
         yield [first, second]
 
 
+@pytest.mark.slow
 def test_a_warm_worker_imports_another_project_of_the_same_names(
     project: Project, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: list[ProcessPoolExecutor]
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_package_of_another_version_is_named(four: Project, store: Store, monk
     assert reasons(turn(four, store)) == {"source": "package changed: polars 1.2 → 1.3"}
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_cached_always_runs(store: Store) -> None:
     @step(cache=False)
     def now() -> float:

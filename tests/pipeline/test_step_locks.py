@@ -50,6 +50,7 @@ def hosts(tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) ->
         store.close()
 
 
+@pytest.mark.slow
 def test_runs_on_two_machines_share_the_work(hosts: list[Store], project: Project, tmp_path: Path) -> None:
     project.edit(loop=LOOP)
     loop = project.load()

@@ -98,6 +98,7 @@ def test_a_table_without_versions_is_still_read(store):
     assert client_failures(store, "e").collect()["requests"].sum() == 3
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     st.lists(

@@ -125,6 +125,7 @@ def test_label_counts_for_the_nearest_prediction_before_it_and_no_other(
     assert found["actual"].to_list() == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_window_does_not_change_which_prediction_a_label_is_about(
     release: Any, route: Any, local: Any, store: Store
 ) -> None:
@@ -220,6 +221,7 @@ def test_unmatched_labels_are_counted_before_and_after_folding(
     assert find_unmatched_labels(store, "delays", frame) == ["1", "2.5"]
 
 
+@pytest.mark.slow
 def test_several_processes_may_read_at_once(release: Any, route: Any, local: Any, store: Store) -> None:
     route(release().key)
     app = local()
@@ -242,6 +244,7 @@ MOMENTS = st.integers(0, 6)
 KEYS = st.sampled_from(["a", "b"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     made=st.lists(st.tuples(KEYS, MOMENTS, st.sampled_from(["champion", "canary", "tester", "shadow"])), max_size=8),
@@ -295,6 +298,7 @@ def test_matching_agrees_with_a_search_by_hand(made: Any, labels: Any, horizon: 
         ]
 
 
+@pytest.mark.slow
 def test_shadows_are_left_out_unless_asked_for(release: Any, route: Any, local: Any, store: Store) -> None:
     one, two = release(), release(seed=1)
     route(one.key, shadow=two.key)

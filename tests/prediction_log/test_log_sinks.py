@@ -52,6 +52,7 @@ class TestJournal(LogSinkSuite):
         home = tmp_path / "home"
         return LogPlace(places=places_in(home), writers=home, environment={})
 
+    @pytest.mark.slow
     def test_killed_at_every_step(self, place: LogPlace) -> None:
         killed_at_every_step(place)
 
@@ -65,6 +66,7 @@ class TestFolder(LogSinkSuite):
         del environment["EVERLOOP_LOG_FOLDER"]
         return LogPlace(places=place.places, writers=place.writers, environment=environment)
 
+    @pytest.mark.slow
     def test_killed_at_every_step(self, place: LogPlace) -> None:
         killed_at_every_step(place)
 
@@ -201,6 +203,7 @@ def test_a_store_that_does_not_answer_is_not_hammered(options: ShippingOptions) 
     sink.close()
 
 
+@pytest.mark.slow
 def test_an_answer_that_the_store_must_have_is_refused_at_once_while_it_does_not_answer(
     tmp_path: Path, options: ShippingOptions
 ) -> None:

@@ -65,6 +65,7 @@ def test_logged_inputs_score_the_same_again(release: Any, route: Any, local: Any
     assert again.tolist() == logged["score"].to_list()
 
 
+@pytest.mark.slow
 def test_window_is_half_open_on_event_time(release: Any, route: Any, local: Any, store: Store) -> None:
     route(release().key)
     start = datetime(2024, 1, 1, tzinfo=UTC)
@@ -192,6 +193,7 @@ def test_every_type_of_input_comes_back_as_it_was(store: Store) -> None:
     assert read_inputs(logged, signature).to_dicts() == [values, dict.fromkeys(values)]
 
 
+@pytest.mark.slow
 def test_journal_of_a_living_writer_stays_and_of_a_dead_one_goes(
     release: Any, route: Any, local: Any, store: Store
 ) -> None:
@@ -207,6 +209,7 @@ def test_journal_of_a_living_writer_stays_and_of_a_dead_one_goes(
     assert read_predictions(store, "delays").collect().height == 2
 
 
+@pytest.mark.slow
 def test_a_full_journal_is_followed_by_another(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +240,7 @@ def test_small_commits_give_the_same_rows(
     assert read_predictions(store, "delays").collect()["id"].n_unique() == 8
 
 
+@pytest.mark.slow
 def test_folding_that_dies_after_any_commit_loses_and_doubles_nothing(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +286,7 @@ def _fold_and_die(home: str, after: int) -> None:
     fold_predictions(store, "delays")
 
 
+@pytest.mark.slow
 def test_two_that_fold_at_once(release: Any, route: Any, local: Any, store: Store) -> None:
     route(release().key)
     app = local()
@@ -303,6 +308,7 @@ def test_two_that_fold_at_once(release: Any, route: Any, local: Any, store: Stor
     assert read_predictions(store, "delays").collect()["id"].n_unique() == 30
 
 
+@pytest.mark.slow
 def test_torn_tail_is_left_and_damage_is_told(release: Any, route: Any, local: Any, store: Store) -> None:
     route(release().key)
     first, second, third = local(), local(), local()

@@ -161,6 +161,7 @@ def test_votes_are_said_to_be_votes(store: Store) -> None:
     assert verify_package(store, "m@1").ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_clusters_and_outliers_are_labels(store: Store, count: int) -> None:
     assert served(store, KMeans(count, n_init=1, random_state=0).fit(X)).classes == tuple(range(count))

@@ -201,6 +201,7 @@ def versions(store: Store, count: int) -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_every_move_starts_from_the_version_that_it_expected(store: Store) -> None:
     keys = versions(store, 5)
     promote(store, "delays", get_version(store, keys[0]), "first")
@@ -221,6 +222,7 @@ def test_every_move_starts_from_the_version_that_it_expected(store: Store) -> No
     assert len(store.records.find(Release, ("state", "=", "completed"))) == len(history)
 
 
+@pytest.mark.slow
 def test_of_two_who_promote_at_once_the_later_has_the_last_word(store: Store) -> None:
     keys = versions(store, 3)
     promote(store, "delays", get_version(store, keys[0]), "first")
@@ -232,6 +234,7 @@ def test_of_two_who_promote_at_once_the_later_has_the_last_word(store: Store) ->
     assert [(route.version, route.percent) for route in routes] == [(history[-1].version, 100.0)]
 
 
+@pytest.mark.slow
 def test_an_agreement_is_used_once(store: Store) -> None:
     keys = versions(store, 3)
     promote(store, "delays", get_version(store, keys[0]), "first")
@@ -252,6 +255,7 @@ def holder(store: Store, alias: str) -> str | None:
     return found.version if found else None
 
 
+@pytest.mark.slow
 def test_of_two_with_the_same_expectation_one_moves_it(store: Store, deciders: Deciders) -> None:
     keys = versions(store, 3)
     expected: str | None = None
@@ -267,6 +271,7 @@ def test_of_two_with_the_same_expectation_one_moves_it(store: Store, deciders: D
         expected = won
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["withdraw", "reject"])
 def test_an_agreement_and_the_end_of_what_is_asked(store: Store, deciders: Deciders, other: str) -> None:
     keys = versions(store, 2)
@@ -297,6 +302,7 @@ def test_an_agreement_and_the_end_of_what_is_asked(store: Store, deciders: Decid
         assert holder(store, alias) == (keys[0] if moved[0] else None)
 
 
+@pytest.mark.slow
 def test_an_agreement_and_another_move(store: Store, deciders: Deciders) -> None:
     keys = versions(store, 3)
     for turn in range(ROUNDS):
@@ -313,6 +319,7 @@ def test_an_agreement_and_another_move(store: Store, deciders: Deciders) -> None
             set_alias(store, "delays", alias, keys[2])
 
 
+@pytest.mark.slow
 def test_an_agreement_is_used_or_withdrawn(store: Store, deciders: Deciders) -> None:
     keys = versions(store, 1)
     for turn in range(ROUNDS):
@@ -326,6 +333,7 @@ def test_an_agreement_is_used_or_withdrawn(store: Store, deciders: Deciders) -> 
         assert (request.state, holder(store, alias)) == (("applied", keys[0]) if said[0][0] else ("withdrawn", None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["archive", "delete"])
 def test_a_version_is_promoted_or_goes(store: Store, deciders: Deciders, end: str) -> None:
     keys = versions(store, ROUNDS + 1)
@@ -341,6 +349,7 @@ def test_a_version_is_promoted_or_goes(store: Store, deciders: Deciders, end: st
         assert version.key != holder(store, "champion")
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_archived_meanwhile(store: Store, deciders: Deciders) -> None:
     keys = versions(store, 1)
     set_policy(store, "delays", "champion", 1)
@@ -353,6 +362,7 @@ def test_what_is_asked_for_is_archived_meanwhile(store: Store, deciders: Decider
     archive(store, keys[0])
 
 
+@pytest.mark.slow
 def test_going_back_and_on_at_once(store: Store, deciders: Deciders) -> None:
     keys = versions(store, 3)
     for key in keys[:2]:
@@ -372,6 +382,7 @@ def test_going_back_and_on_at_once(store: Store, deciders: Deciders) -> None:
         assert get_version(store, now).state == "released"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["archive", "delete"])
 def test_a_version_is_given_an_alias_or_goes(store: Store, deciders: Deciders, end: str) -> None:
     for turn, key in enumerate(versions(store, ROUNDS)):

@@ -56,6 +56,7 @@ def pipeline(last: Any, encoder: Any = None) -> Any:
     return make_pipeline(prepare, last)
 
 
+@pytest.mark.slow
 def test_pipeline_becomes_a_version(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     model = pipeline(LogisticRegression()).fit(people, churned)
     version = el.save_model(model, "churn", people, tags={"team": "growth"}, description="the first", store=store)
@@ -120,6 +121,7 @@ def test_examples_of_every_kind(store: Store, people: pd.DataFrame, churned: pd.
     np.testing.assert_allclose(predictor.predict(frame), model.predict_proba(fitted_on)[:, 1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_pandas_categories_keep_their_codes(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     import lightgbm
 
@@ -199,6 +201,7 @@ def test_several_classes_out_of_order(store: Store, people: pd.DataFrame) -> Non
     assert label == model.predict(pd.DataFrame({"visits": [15]}))[0]
 
 
+@pytest.mark.slow
 def test_compiled_package_answers_without_scikit_learn(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     version = save_model(pipeline(RandomForestClassifier(5)).fit(people, churned), "churn", people, store=store)
     code = """
@@ -271,6 +274,7 @@ def test_what_a_training_step_returns_is_compiled_too(store: Store, people: pd.D
     np.testing.assert_allclose(predictor.predict(rows), model.predict_proba(people)[:, 1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_slow_function_is_called_a_few_times(store: Store) -> None:
     calls: list[int] = []
 
@@ -289,6 +293,7 @@ def test_a_slow_function_is_called_a_few_times(store: Store) -> None:
     assert not package.parity["not_tried"]
 
 
+@pytest.mark.slow
 def test_a_slow_estimator_that_refuses_rows_is_not_asked_the_same_twice(store: Store) -> None:
     asked: list[bytes] = []
 

@@ -303,6 +303,7 @@ def call(store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
     return called
 
 
+@pytest.mark.slow
 def test_commands_spell_out_what_a_terminal_obeys(store: Store, call: object) -> None:
     runs = []
     for text in HOSTILE:

@@ -195,6 +195,7 @@ def test_every_pattern_is_linear(pattern: str, flags: int, use: str) -> None:
     try_all(pattern, flags, use)
 
 
+@pytest.mark.slow
 def test_patterns_that_are_not_linear_are_noticed() -> None:
     slow = (r"\s*(.+?)(?:\s+(asc|desc))?\s*", r"\d+\.?\d*", r"(a|a)*b", r"x*y", r".*a.*b.*c")
     for pattern in slow:

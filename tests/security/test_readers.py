@@ -17,6 +17,7 @@ from tests.security.read_hostile_files import READERS
 COUNT = int(os.environ.get("EVERLOOP_FUZZ", "16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_damaged_files_are_refused_or_read(kind: str, tmp_path: Path) -> None:
     out = tmp_path / "outcomes.json"

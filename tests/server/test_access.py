@@ -64,6 +64,7 @@ def routes_of(store):
                 yield method, path, handler.opt.get(NEEDS, "viewer")
 
 
+@pytest.mark.slow
 def test_every_route_needs_a_login_and_its_role(store, guarded):
     control, tokens = guarded
     seen = set()
@@ -226,6 +227,7 @@ def test_mlflow_clients_are_refused_in_their_own_words(guarded):
                 assert (answer.status == 403) is (not is_enough(role, least)), (path, role, answer.body)
 
 
+@pytest.mark.slow
 def test_every_route_of_mlflow_needs_a_login_and_its_role(guarded):
     from everloop.integrations.mlflow.tracking_api import ROUTES
 

@@ -84,6 +84,7 @@ def test_no_name_that_was_made_to_lead_here_is_answered(store, serve, name):
         assert control.request("GET", "/health", x_forwarded_host=name, x_forwarded_for="127.0.0.1").status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["x_http_method_override", "x_http_method", "x_method_override"])
 def test_a_method_is_what_the_request_line_says(store, serve, override):
     path = "/api/v1/models/m/aliases/a/policy"

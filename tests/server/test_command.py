@@ -63,6 +63,7 @@ def status_of(request):
             return error.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_where_it_is_answers_and_stops(tmp_path, number):
     with server(tmp_path) as child:
@@ -82,6 +83,7 @@ def test_public_addresses_need_an_admin(tmp_path):
         assert "everloop users add" in json.loads(out)["error"]["help"]
 
 
+@pytest.mark.slow
 def test_users_and_tokens_open_the_door(tmp_path, run):
     code, user = run("users", "add", "ada", "--role", "admin", "--role", "other=viewer")
     assert (code, user["roles"]) == (0, {"*": "admin", "other": "viewer"})
@@ -164,6 +166,7 @@ def test_webhooks_are_added_tried_and_removed(tmp_path, run):
     assert run("webhooks", "rm", "chat")[0] == 3
 
 
+@pytest.mark.slow
 def test_a_proxy_is_named_on_the_command_line(tmp_path, run):
     run("users", "add", "ada", "--role", "admin")
     with server(tmp_path, "--trusted-proxy", "proxy.example.com", "--json") as child:

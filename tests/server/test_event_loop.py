@@ -58,6 +58,7 @@ def asking(work: Any) -> Iterator[list[Any]]:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_no_route_asks_the_store_in_the_event_loop(store, serve, loop_calls):
     with serve(store) as control:
         run = control.request("POST", f"{API}runs/create", {"experiment_id": "0"}).json["run"]["info"]["run_id"]
@@ -88,6 +89,7 @@ def test_no_route_asks_the_store_in_the_event_loop(store, serve, loop_calls):
     assert not loop_calls, loop_calls[0]
 
 
+@pytest.mark.slow
 def test_credentials_are_not_looked_up_in_the_event_loop(store, serve, loop_calls):
     from everloop.server.access import UserStore
 

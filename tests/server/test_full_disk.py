@@ -169,6 +169,7 @@ def taken(answers: dict[str, Any]) -> None:
         assert got.status in (200, 201), (name, got.status, got.body[:500])
 
 
+@pytest.mark.slow
 def test_a_full_file_system(disk, serve, monkeypatch, tmp_path):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     with open_store(disk.folder / "home", project="p") as store, serve(store) as control:
@@ -183,6 +184,7 @@ def test_a_full_file_system(disk, serve, monkeypatch, tmp_path):
         assert not [one for one in (disk.folder / "home" / "artifacts" / ".uploads").iterdir() if one.is_file()]
 
 
+@pytest.mark.slow
 def test_a_store_that_may_not_grow(serve, monkeypatch, tmp_path):
     monkeypatch.setenv("EVERLOOP_KEYS", str(tmp_path / "keys"))
     pages = Pages(monkeypatch)
@@ -197,6 +199,7 @@ def test_a_store_that_may_not_grow(serve, monkeypatch, tmp_path):
         taken(client.reads())
 
 
+@pytest.mark.slow
 def test_a_token_works_while_the_disk_is_full(serve, monkeypatch, tmp_path):
     from everloop.server.access import UserStore
 

@@ -146,6 +146,7 @@ def test_what_is_sent_arrives_and_what_is_answered_comes_back(store, serve):
         ]
 
 
+@pytest.mark.slow
 def test_connections_are_used_again(store, serve):
     with standing_in(store) as endpoint, serve(store) as control:
         for _ in range(30):
@@ -271,6 +272,7 @@ def test_a_body_beyond_the_endpoints_limit_is_refused_with_an_answer(store, serv
         assert len(endpoint.requests) == 1
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_not_there(store, serve):
     route = Route(version="delays@1", percent=100)
     store.records.put(store.new(EndpointRecord, name="idle", model="delays"))
@@ -316,6 +318,7 @@ def test_an_endpoint_that_breaks_off(store, serve):
         assert control.request("POST", "/endpoints/delays/predict", {}).body == b"whole"
 
 
+@pytest.mark.slow
 def test_a_slow_endpoint_holds_up_nothing_else(store, serve):
     let_go = threading.Event()
 
@@ -345,6 +348,7 @@ def test_a_slow_endpoint_holds_up_nothing_else(store, serve):
         let_go.set()
 
 
+@pytest.mark.slow
 def test_a_slow_client_holds_no_connection_to_the_endpoint(store, serve):
     with standing_in(store) as endpoint, serve(store, ServerOptions(stall_s=0.5)) as control:
         with socket.create_connection(control.address, timeout=10) as wire:
@@ -380,6 +384,7 @@ def tokens(store, monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_who_may_call_an_endpoint(store, serve, tokens):
     with standing_in(store), standing_in(store, "other"), serve(store) as control:
         tokens["endpoint"] = "Bearer " + add_token(store, "delays", "app")
@@ -401,6 +406,7 @@ def test_who_may_call_an_endpoint(store, serve, tokens):
         assert control.request("POST", "/endpoints/delays/predict", {}, authorization=basic).status == 200
 
 
+@pytest.mark.slow
 def test_an_endpoints_token_opens_nothing_but_what_is_below_its_name(store, serve, tokens, monkeypatch):
     monkeypatch.setattr(
         "everloop.server.access.authentication.FailureLimit.wait_s", lambda self, address, account="": 0.0
@@ -439,6 +445,7 @@ def test_credentials_for_the_server_do_not_reach_the_endpoint(store, serve, toke
         assert f"authorization: Bearer {own}".encode() in endpoint.requests[-1][0]
 
 
+@pytest.mark.slow
 def test_a_real_endpoint_and_one_that_is_killed_under_load(store, serve):
     package = build_package(train_sample(), store=store, sample=sample_table(100, 0))
     version = register(store, "delays", package)

@@ -330,6 +330,7 @@ def test_a_proxy_has_an_address():
         read_networks(("proxy.example.com",))
 
 
+@pytest.mark.slow
 def test_clients_behind_a_trusted_proxy_are_told_apart(store, serve, monkeypatch):
     UserStore(store).add_user("ada", {"*": "admin"}, PASSWORD)
     checked: list[tuple[str, str]] = []

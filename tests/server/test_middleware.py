@@ -143,6 +143,7 @@ def test_long_bodies_are_413(store, serve):
         assert b" 413 " in talk(control, head + b"Transfer-Encoding: chunked\r\n\r\n" + pieces)
 
 
+@pytest.mark.slow
 def test_slow_bodies_are_408(store, serve):
     with serve(store, ServerOptions(stall_s=0.3, body_s=5.0)) as control:
         head = b"PUT /api/v1/models/m/aliases/a/policy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
@@ -152,6 +153,7 @@ def test_slow_bodies_are_408(store, serve):
         assert control.request("GET", "/health").status == 200
 
 
+@pytest.mark.slow
 def test_slow_and_endless_headers_end(store, serve, monkeypatch):
     monkeypatch.setattr("everloop.http.connection.HEADERS_S", 0.3)
     with serve(store) as control:
@@ -204,6 +206,7 @@ _NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_gives_a_5xx(store, serve):
     from urllib.parse import quote
 

@@ -6,6 +6,8 @@ from datetime import timedelta
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from everloop.records import EndpointRecord
 from everloop.server.access import UserStore
 from everloop.server.server_options import ServerOptions
@@ -28,6 +30,7 @@ def until(wanted: Any, seconds: float = 20.0) -> None:
         sleep(0.05)
 
 
+@pytest.mark.slow
 def test_roles_tokens_and_users_that_are_taken_back(store: Store, serve: Any) -> None:
     user_store = UserStore(store)
     user_store.add_user("admin", {"*": "admin"}, PASSWORD)
@@ -46,6 +49,7 @@ def test_roles_tokens_and_users_that_are_taken_back(store: Store, serve: Any) ->
         until(lambda: control.request("GET", "/api/v1/runs", **bearer(short)).status == 401)
 
 
+@pytest.mark.slow
 def test_a_book_that_cannot_be_read_closes_after_a_while(store: Store, serve: Any) -> None:
     user_store = UserStore(store)
     user_store.add_user("admin", {"*": "admin"}, PASSWORD)
@@ -64,6 +68,7 @@ def test_a_book_that_cannot_be_read_closes_after_a_while(store: Store, serve: An
         until(lambda: control.request("GET", "/status", **bearer(token)).status == 200)
 
 
+@pytest.mark.slow
 def test_an_endpoints_own_token_at_the_gateway(store: Store, serve: Any) -> None:
     UserStore(store).add_user("admin", {"*": "admin"}, PASSWORD)
     store.records.put(store.new(EndpointRecord, name="delays", model="delays", routes=()))

@@ -208,6 +208,7 @@ MODEL_VERSION = {"entity": "MODEL_VERSION", "action": "CREATED"}
 HOOKS = "/api/2.0/mlflow/webhooks"
 
 
+@pytest.mark.slow
 def test_mlflows_webhooks_are_told_in_mlflows_words(store, serve, listener):
     verbs = ["model_version.created", "model_version_tag.set", "model_version_tag.deleted"]
     verbs += ["model_version_alias.created", "model_version_alias.deleted", "registered_model.created"]
@@ -269,6 +270,7 @@ def test_mlflows_webhooks_are_told_in_mlflows_words(store, serve, listener):
     assert headers["X-MLflow-Signature"] == signed
 
 
+@pytest.mark.slow
 def test_mlflows_webhooks_are_changed_tried_and_removed(store, serve, listener):
     url = f"http://127.0.0.1:{listener.server_port}/m"
     with serve(store, LOCAL) as control:

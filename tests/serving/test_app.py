@@ -50,6 +50,7 @@ def app(release: Any, route: Any, local: Any) -> EndpointApp:
     return local().app  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_body_in_pieces(app: EndpointApp) -> None:
     body = json.dumps({"rows": [ROW]}).encode()
     whole = over_asgi(app, "POST", "/predict", body)
@@ -59,6 +60,7 @@ def test_body_in_pieces(app: EndpointApp) -> None:
     assert pieces[1][b"content-length"] == str(len(pieces[2])).encode()
 
 
+@pytest.mark.slow
 def test_large_body_is_scored_beside_the_loop_and_counted(app: EndpointApp) -> None:
     body = json.dumps({"rows": [ROW] * 1000}).encode()
     assert len(body) > 65536
@@ -68,6 +70,7 @@ def test_large_body_is_scored_beside_the_loop_and_counted(app: EndpointApp) -> N
     assert 'everloop_predictions_total{endpoint="delays",version="delays@2",role="shadow"} 1000' in text
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_half_way(app: EndpointApp) -> None:
     async def leave() -> None:
         messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
@@ -100,6 +103,7 @@ def test_body_that_is_too_large(store: Store, release: Any, route: Any) -> None:
     app.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -123,6 +127,7 @@ def test_methods_and_paths(app: EndpointApp, method: str, path: str, status: int
         assert headers[b"allow"]
 
 
+@pytest.mark.slow
 def test_metrics_are_prometheus_text(app: EndpointApp) -> None:
     for _ in range(3):
         over_asgi(app, "POST", "/predict", json.dumps({"rows": [ROW, ROW]}).encode())
@@ -183,11 +188,13 @@ def test_a_protocol_is_a_table_of_paths(
     app.close()
 
 
+@pytest.mark.slow
 def test_only_http(app: EndpointApp) -> None:
     with pytest.raises(RuntimeError, match="websocket"):
         asyncio.run(app({"type": "websocket"}, None, None))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pytest.MonkeyPatch) -> None:
     from everloop.errors import InsufficientStorageError
 
@@ -200,6 +207,7 @@ def test_no_space_for_the_log_means_no_answer(app: EndpointApp, monkeypatch: pyt
     assert b"predictions" not in body
 
 
+@pytest.mark.slow
 def test_large_requests_queue_up_to_a_limit_and_no_longer_than_their_clients_wait(app: EndpointApp) -> None:
     import threading
 

@@ -86,6 +86,7 @@ def test_what_fails_leaves_no_output(store: Store, release: Any, tmp_path: Path)
         scored(store, version, sample_table(5), output)
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = release().key
     store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
@@ -122,6 +123,7 @@ def test_what_was_cut_off_goes_on(store: Store, release: Any, tmp_path: Path, mo
     assert scored(store, version, table, output, [path], **options).resumed == 0
 
 
+@pytest.mark.slow
 def test_the_answers_of_a_job_that_took_long_are_found_by_id(
     store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def test_the_answers_of_a_job_that_took_long_are_found_by_id(
     assert find_prediction(store, f"{began}-20") is None
 
 
+@pytest.mark.slow
 def test_a_folder_of_parts(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     path, output = tmp_path / "in.parquet", tmp_path / "scored"
@@ -154,6 +157,7 @@ def test_a_folder_of_parts(store: Store, release: Any, tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "none" / "*.parquet").columns[-1] == "label"
 
 
+@pytest.mark.slow
 def test_a_jobs_log_hides_what_an_endpoints_does(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
@@ -167,6 +171,7 @@ def test_a_jobs_log_hides_what_an_endpoints_does(store: Store, release: Any, tmp
     assert kept.schema["input_seats"] == pl.String
 
 
+@pytest.mark.slow
 def test_a_part_may_be_scored_anywhere_and_again(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     store.records.put(store.new(EndpointRecord, name="nightly", model="delays"))
@@ -255,6 +260,7 @@ def test_a_killed_job_is_resumed_by_the_same_command(store: Store, release: Any,
     assert (run.state, run.params["version"], run.metrics["rows"]) == ("finished", version, 400.0)
 
 
+@pytest.mark.slow
 def test_a_job_is_a_run_also_when_it_fails(store: Store, release: Any, tmp_path: Path) -> None:
     release()
     path = tmp_path / "in.csv"
@@ -268,6 +274,7 @@ def test_a_job_is_a_run_also_when_it_fails(store: Store, release: Any, tmp_path:
         score_as_run(store, "delays@1", pl.scan_csv(path), str(path), tmp_path / "out.csv", log="nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".parquet", ".csv"])
 def test_an_executor_scores_as_this_process_does_and_logs_once(
     store: Store, release: Any, tmp_path: Path, ending: str
@@ -292,6 +299,7 @@ def test_an_executor_scores_as_this_process_does_and_logs_once(
     assert read_predictions(store, there.log).collect().height == 180
 
 
+@pytest.mark.slow
 def test_a_job_on_an_executor_is_resumed(store: Store, release: Any, tmp_path: Path) -> None:
     version = release().key
     source = tmp_path / "rows.parquet"

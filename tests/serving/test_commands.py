@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 
+@pytest.mark.slow
 def test_from_answers_to_labelled_rows(
     store: Store, release: Any, route: Any, local: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

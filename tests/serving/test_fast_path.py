@@ -58,6 +58,7 @@ def score(body: bytes) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_however_the_bytes_are_cut(port: int, store: Store) -> None:
     whole = post()
     scores = set()
@@ -85,6 +86,7 @@ def test_however_the_bytes_are_cut(port: int, store: Store) -> None:
     assert fold_predictions(store, "delays") == 8
 
 
+@pytest.mark.slow
 def test_many_at_once_are_answered_in_order(port: int) -> None:
     rows = sample_rows(30)
     bodies = [json.dumps({"rows": [row], "keys": [f"k{place}"]}).encode() for place, row in enumerate(rows)]
@@ -122,6 +124,7 @@ SENT = [
 ]
 
 
+@pytest.mark.slow
 def test_what_stays_open(port: int) -> None:
     for sent, status, stays in SENT:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
@@ -136,6 +139,7 @@ def test_what_stays_open(port: int) -> None:
                 assert headers.get("connection", "close") == "close", sent
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_harms_nobody(port: int) -> None:
     for sent in (post()[:-1], post(), post() * 50, b"POST /predict HTTP/1.1\r\nHost"):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:

@@ -98,6 +98,7 @@ def ids_of(clients: list[Client]) -> list[str]:
     return [answer["id"] for client in clients for _, answer in client.answers]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_worker_killed_under_load(store: Store, release: Any, route: Any, tmp_path: Path) -> None:
     route(release().key)
@@ -282,6 +283,7 @@ with open_store(home, create=False) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["answer", "refuse"])
 def test_a_full_disk(
     store: Store,

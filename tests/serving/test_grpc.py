@@ -74,6 +74,7 @@ def question(rows: list[dict[str, Any]], *, raw: bool, **fields: Any) -> Any:
     return message
 
 
+@pytest.mark.slow
 def test_every_call(served: Asked, store: Store) -> None:
     kinds = messages()
     assert served.call("ServerLive", kinds["ServerLiveRequest"]())[0].live
@@ -112,6 +113,7 @@ def test_what_comes_too_late_is_not_scored(release: Any, route: Any, local: Any,
     assert fold_predictions(store, "delays") == 0
 
 
+@pytest.mark.slow
 def test_refusals(served: Asked, store: Store) -> None:
     kinds = messages()
     assert served.refused("ModelReady", kinds["ModelReadyRequest"](name="nope"))[0] == "NOT_FOUND"

@@ -95,6 +95,7 @@ def test_good_messages_are_let_through() -> None:
         plain_message(bomb, LIMITS)
 
 
+@pytest.mark.slow
 def test_against_a_running_endpoint(store: Store, release: Any, route: Any) -> None:
     route(release().key)
     with (

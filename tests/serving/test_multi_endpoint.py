@@ -57,6 +57,7 @@ def served(store: Store, three: list[str]) -> Iterator[MultiEndpointApp]:
     opened.close()
 
 
+@pytest.mark.slow
 def test_each_is_loaded_when_it_is_first_asked(served: MultiEndpointApp, store: Store, three: list[str]) -> None:
     assert served.loaded() == []
     assert ask(served, "GET", "/")[1] == {"endpoints": three, "loaded": []}
@@ -86,6 +87,7 @@ def test_each_is_loaded_when_it_is_first_asked(served: MultiEndpointApp, store: 
     assert 'everloop_predictions_total{endpoint="c",version="delays@3",role="champion"} 3' in metrics
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_leaves(store: Store, three: list[str]) -> None:
     served = MultiEndpointApp(store, memory_bytes=1)
     try:

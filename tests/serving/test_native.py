@@ -70,6 +70,7 @@ def test_what_the_endpoint_says_about_itself(release: Any, route: Any, local: An
     assert next(item["name"] for item in body["signature"]["inputs"]) == "departs_at"
 
 
+@pytest.mark.slow
 def test_rows_are_shared_by_key_and_stay_where_they_are(release: Any, route: Any, local: Any) -> None:
     one, two = release(), release(seed=1)
     route(one.key, canary=(two.key, 30))
@@ -84,6 +85,7 @@ def test_rows_are_shared_by_key_and_stay_where_they_are(release: Any, route: Any
     assert [answer["version"] for answer in again][::-1] == versions
 
 
+@pytest.mark.slow
 def test_rows_without_a_key_are_shared_too(release: Any, route: Any, local: Any, store: Store) -> None:
     one, two = release(), release(seed=1)
     route(one.key, canary=(two.key, 50))
@@ -100,6 +102,7 @@ def test_rows_without_a_key_are_shared_too(release: Any, route: Any, local: Any,
     }
 
 
+@pytest.mark.slow
 def test_a_shadow_scores_what_others_answer(release: Any, route: Any, local: Any, store: Store) -> None:
     one, two = release(), release(seed=1)
     route(one.key, shadow=two.key)
@@ -212,6 +215,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from([*ROW, "other"]), VALUES, max_size=4), key=VALUES, moment=VALUES)
 def test_no_value_fails_the_endpoint_and_every_answer_can_be_kept(
@@ -233,6 +237,7 @@ def fuzzed(release: Any, route: Any, local: Any, store: Store) -> Any:
     assert fold_predictions(store, "delays") == counts[200]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.one_of(

@@ -68,6 +68,7 @@ def test_a_process_whose_lease_was_taken_over_cannot_write_the_state(release: An
         EndpointProcess(store, "delays", lease=held.lease).start()
 
 
+@pytest.mark.slow
 def test_start_answer_stop(release: Any, route: Any, store: Store) -> None:
     route(release(algorithm="lightgbm").key)
     began = monotonic()
@@ -104,6 +105,7 @@ def test_start_answer_stop(release: Any, route: Any, store: Store) -> None:
     assert list((store.home / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_kill_right_behind_answers_loses_none(release: Any, route: Any, store: Store) -> None:
     route(release().key, shadow=release(seed=1).key)
     process = EndpointProcess(store, "delays")
@@ -138,6 +140,7 @@ def test_kill_right_behind_answers_loses_none(release: Any, route: Any, store: S
     assert list(store.journals.glob("predictions*")) == []
 
 
+@pytest.mark.slow
 def test_changes_under_load_lose_no_request(release: Any, route: Any, store: Store) -> None:
     one, two = release(), release(seed=1)
     expected = {version.key: load_model(store, version.key).predict([ROW])[0] for version in (one, two)}
@@ -184,6 +187,7 @@ def test_changes_under_load_lose_no_request(release: Any, route: Any, store: Sto
     assert read_predictions(store, "delays", roles=["champion", "canary"]).collect().height == len(versions)
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_there_is_refused_and_the_old_one_stays(release: Any, route: Any, store: Store) -> None:
     one = release()
     route(one.key)
@@ -196,6 +200,7 @@ def test_a_version_that_is_not_there_is_refused_and_the_old_one_stays(release: A
         process.wait_for(route(one.key).revision)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_has_begun(release: Any, route: Any, store: Store) -> None:
     route(release().key)
     process = EndpointProcess(store, "delays")
@@ -217,6 +222,7 @@ def test_sigterm_finishes_what_has_begun(release: Any, route: Any, store: Store)
     assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
+@pytest.mark.slow
 def test_garbage_on_the_wire(release: Any, route: Any, store: Store) -> None:
     route(release().key)
     pieces: list[bytes] = [
@@ -254,6 +260,7 @@ def test_garbage_on_the_wire(release: Any, route: Any, store: Store) -> None:
             assert ask(connection, "/predict", {"rows": [ROW]})[0] == 200
 
 
+@pytest.mark.slow
 def test_ports(release: Any, route: Any, store: Store) -> None:
     route(release().key)
     with bind("127.0.0.1", 0) as taken:
@@ -275,6 +282,7 @@ def test_ports(release: Any, route: Any, store: Store) -> None:
             bind(host, wrong)
 
 
+@pytest.mark.slow
 def test_what_cannot_start_says_why(release: Any, route: Any, store: Store) -> None:
     with pytest.raises(NotFoundError, match="nobody"):
         EndpointProcess(store, "nobody").start()
@@ -293,6 +301,7 @@ def test_what_cannot_start_says_why(release: Any, route: Any, store: Store) -> N
     assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_its_parent(release: Any, route: Any, store: Store) -> None:
     route(release().key)
     code = """
@@ -315,6 +324,7 @@ os.kill(os.getpid(), 9)
     assert store.records.get(EndpointRecord, "delays").state == "stopped"
 
 
+@pytest.mark.slow
 def test_simulated_time_is_the_endpoints_time(release: Any, route: Any, store: Store) -> None:
     from datetime import UTC, datetime, timedelta
 
@@ -334,6 +344,7 @@ def test_simulated_time_is_the_endpoints_time(release: Any, route: Any, store: S
     assert read_labelled(store, "delays").collect()["label_arrived_at"].to_list() == [moment + timedelta(days=30)]
 
 
+@pytest.mark.slow
 def test_endpoint_waits_for_its_first_version(release: Any, route: Callable[..., EndpointRecord], store: Store) -> None:
     route()
     with EndpointProcess(store, "delays") as process:

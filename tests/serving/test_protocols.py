@@ -144,6 +144,7 @@ def test_one_tensor_for_all_inputs(release: Any, route: Any, local: Any) -> None
     assert app.post("/score", {"instances": rows})[1]["predictions"] == answers[0][0]["data"]
 
 
+@pytest.mark.slow
 def test_what_a_model_says_about_itself(release: Any, route: Any, local: Any) -> None:
     one, two = release(), release(seed=1)
     route(one.key, canary=(two.key, 50))
@@ -270,6 +271,7 @@ TENSOR = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(PATHS),
@@ -295,6 +297,7 @@ def answering(release: Any, route: Any, local: Any) -> Any:
     return local()
 
 
+@pytest.mark.slow
 def test_tritons_own_client(release: Any, route: Any, store: Store) -> None:
     client = pytest.importorskip("tritonclient.http", exc_type=ImportError)
     import numpy as np

@@ -29,6 +29,7 @@ def version_of(app: Any) -> str:
     return str(by_row(body)[0]["version"])
 
 
+@pytest.mark.slow
 def test_a_change_of_routes_is_taken_over(release: Any, route: Any, local: Any) -> None:
     one, two = release(), release(seed=1)
     route(one.key)
@@ -70,6 +71,7 @@ def test_failed_requests_are_logged(release: Any, route: Any, local: Any, store:
     assert rows["instance"].null_count() == 0
 
 
+@pytest.mark.slow
 def test_versions_in_use_are_not_loaded_again(release: Any, route: Any, local: Any) -> None:
     one, two = release(), release(seed=1)
     route(one.key)
@@ -126,6 +128,7 @@ def test_what_cannot_be_served_changes_nothing(
     assert app.ask("GET", "/ready")[1]["refused"] is None
 
 
+@pytest.mark.slow
 def test_a_damaged_package_is_refused_and_tried_again(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +187,7 @@ def following_app(release: Any, route: Any, local: Any) -> Iterator[Any]:
     app.reloader.stop()
 
 
+@pytest.mark.slow
 def test_requests_meet_whole_versions_while_they_change(
     release: Any, route: Any, following_app: Any, store: Store
 ) -> None:

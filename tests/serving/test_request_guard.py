@@ -56,6 +56,7 @@ CROSS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_page_of_another_origin(port: int, store: Store) -> None:
     for headers in CROSS:
         for path, body in (("/predict", BODY), ("/labels", LABELS), ("/v1/models/delays:predict", b"{}")):
@@ -79,6 +80,7 @@ def test_no_page_of_another_origin(port: int, store: Store) -> None:
     assert ask(port, "GET", "/metrics", host="[::1]") == 200
 
 
+@pytest.mark.slow
 def test_the_configured_names_hold_in_every_process(store: Store, release: Any, route: Any, monkeypatch: Any) -> None:
     route(release().key)
     monkeypatch.setenv("EVERLOOP_ALLOWED_HOSTS", "ml.example.com,*.lab.example.com")
@@ -90,6 +92,7 @@ def test_the_configured_names_hold_in_every_process(store: Store, release: Any, 
         assert ask(port, "POST", "/predict", BODY, origin="https://ml.example.com") == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [True, False])
 def test_at_another_address_a_token_stands_for_the_name(
     store: Store, release: Any, route: Any, tmp_path: Any, token: bool
@@ -121,6 +124,7 @@ def test_at_another_address_a_token_stands_for_the_name(
         process.wait(20)
 
 
+@pytest.mark.slow
 def test_slow_and_endless_headers(port: int) -> None:
     many = {f"x-{number}": "1" for number in range(120)}
     assert ask(port, "POST", "/predict", BODY, **many) == 431
@@ -136,6 +140,7 @@ def test_slow_and_endless_headers(port: int) -> None:
     assert ask(port, "GET", "/health") == 200
 
 
+@pytest.mark.slow
 def test_where_the_first_line_names_a_host_that_one_counts(port: int) -> None:
     for cut in (None, 30):
         assert ask(port, "POST", "http://evil.example/predict", BODY, cut=cut) == 421
@@ -144,6 +149,7 @@ def test_where_the_first_line_names_a_host_that_one_counts(port: int) -> None:
         assert ask(port, "POST", "http://localhost/predict", BODY, cut=cut, host="evil.example") == 200
 
 
+@pytest.mark.slow
 def test_slow_bodies_keep_nobody_else_from_being_answered(port: int, store: Store) -> None:
     record = store.records.get(EndpointRecord, "delays")
     store.records.update(replace(record, options={"max_in_flight": 2}))
@@ -165,6 +171,7 @@ def test_slow_bodies_keep_nobody_else_from_being_answered(port: int, store: Stor
         assert ask(port, "GET", "/health", cut=10) == 200
 
 
+@pytest.mark.slow
 def test_many_requests_at_once_on_one_connection(port: int) -> None:
     one = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:

@@ -72,6 +72,7 @@ def test_while_the_routes_cannot_be_loaded(store: Store, release: Any, route: An
     assert (status(app.app, kept), status(app.app, taken)) == (200, 401)
 
 
+@pytest.mark.slow
 def test_while_a_version_is_being_loaded(
     store: Store, release: Any, route: Any, local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_while_a_version_is_being_loaded(
         app.reloader.stop()
 
 
+@pytest.mark.slow
 def test_testers_and_who_may_choose(store: Store, release: Any, route: Any, local: Any) -> None:
     route(release().key, canary=(release(seed=1).key, 10.0))
     app = local()
@@ -143,6 +145,7 @@ def test_tokens_end_with_their_endpoint(store: Store, release: Any, route: Any, 
     assert status(app.app, token) == 401
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_read_closes_after_a_while(
     store: Store, release: Any, route: Any, local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +201,7 @@ def test_an_endpoint_that_asks_for_no_token_answers_on(store: Store, release: An
     assert status(app.app, None) == 200
 
 
+@pytest.mark.slow
 def test_behind_one_port_loading_one_endpoint_holds_no_revocation_up(
     store: Store, release: Any, route: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_every_setting_has_a_default() -> None:
         settings_of({"log_drop": "a"})
 
 
+@pytest.mark.slow
 def test_the_log_hides_what_it_is_told_to(store: Store, release: Any, route: Any, local: Any) -> None:
     route(release().key, shadow=release(seed=1).key)
     set_options(store, "delays", {"log_drop": "distance", "log_hash": "carrier,seats"})
@@ -99,6 +100,7 @@ def test_a_share_of_the_requests_is_logged(store: Store, release: Any, route: An
     assert fold_predictions(store, "delays") == 0
 
 
+@pytest.mark.slow
 def test_what_is_too_old_leaves_the_table(store: Store, release: Any, route: Any, local: Any) -> None:
     from datetime import timedelta
 
@@ -154,6 +156,7 @@ def test_who_asks_too_often_waits(store: Store, release: Any, route: Any, local:
         assert [ask(app, authorization=f"Bearer {token}").status for _ in range(6)] == [200] * 5 + [429]
 
 
+@pytest.mark.slow
 def test_testers_choose_the_version(store: Store, release: Any, route: Any, local: Any) -> None:
     one, two, three = release(), release(seed=1), release(seed=2)
     route(one.key, canary=(two.key, 0.0), shadow=three.key)
@@ -235,6 +238,7 @@ def test_explanations_on_request(release: Any, route: Any, local: Any, store: St
     assert app.post("/predict", {"rows": rows * 400, "explain": True})[0] == 422
 
 
+@pytest.mark.slow
 def test_routes_by_hand(store: Store, release: Any, route: Any, local: Any) -> None:
     one, two, three = release(), release(seed=1), release(seed=2)
     route(one.key)
@@ -262,6 +266,7 @@ def test_routes_by_hand(store: Store, release: Any, route: Any, local: Any) -> N
         set_routes(store, "delays", routes_of(["other@1=100"]))
 
 
+@pytest.mark.slow
 def test_going_back_loads_nothing(
     store: Store, release: Any, route: Any, local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def asking(process: EndpointProcess, gate: Path, *paths: str) -> Iterator[list[F
             gate.touch()
 
 
+@pytest.mark.slow
 def test_everything_else_is_answered_meanwhile(served: EndpointProcess, gate: Path, store: Store) -> None:
     with asking(served, gate, "/predict", "/v1/models/slow:predict") as slow:
         assert get(served, "/health") == b'{"status":"alive"}'
@@ -99,6 +100,7 @@ def test_everything_else_is_answered_meanwhile(served: EndpointProcess, gate: Pa
     assert read_predictions(store, "slow").collect().height == 4
 
 
+@pytest.mark.slow
 def test_deadline_ends_a_prediction_that_is_being_scored(served: EndpointProcess, gate: Path, store: Store) -> None:
     status, told = ask(served, str(gate), X_Request_Timeout_Ms="150")
     assert (status, told["error"]["type"]) == (408, "DeadlineError")
@@ -110,6 +112,7 @@ def test_deadline_ends_a_prediction_that_is_being_scored(served: EndpointProcess
     assert read_predictions(store, "slow").collect()["input_gate"].to_list() == [""]
 
 
+@pytest.mark.slow
 def test_the_endpoint_s_own_limit_caps_what_clients_ask(served: EndpointProcess, gate: Path, store: Store) -> None:
     set_options(store, "slow", {"request_timeout_s": "0.2"})
     served.wait_for(store.records.get(EndpointRecord, "slow").revision)
@@ -120,6 +123,7 @@ def test_the_endpoint_s_own_limit_caps_what_clients_ask(served: EndpointProcess,
     gate.touch()
 
 
+@pytest.mark.slow
 def test_a_hot_swap_in_the_middle_loses_nothing(served: EndpointProcess, gate: Path, store: Store) -> None:
     with asking(served, gate, "/predict") as (slow,):
         record = set_routes(store, "slow", [Route(version=waiting_model(store, value=2.0), percent=100.0)])
@@ -132,6 +136,7 @@ def test_a_hot_swap_in_the_middle_loses_nothing(served: EndpointProcess, gate: P
     assert sorted(read_predictions(store, "slow").collect()["version"]) == ["slow@1", "slow@2"]
 
 
+@pytest.mark.slow
 def test_stopping_waits_for_what_is_being_scored(served: EndpointProcess, gate: Path, store: Store) -> None:
     with asking(served, gate, "/predict") as (slow,), ThreadPoolExecutor(1) as threads:
         stopping = threads.submit(served.stop)
@@ -141,6 +146,7 @@ def test_stopping_waits_for_what_is_being_scored(served: EndpointProcess, gate: 
     assert read_predictions(store, "slow").collect().height == 1
 
 
+@pytest.mark.slow
 def test_answers_on_one_connection_keep_their_order(served: EndpointProcess, gate: Path) -> None:
     body = json.dumps({"rows": [{"gate": str(gate)}]}).encode()
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()

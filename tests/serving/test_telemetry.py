@@ -44,6 +44,7 @@ def post(url: str, path: str, body: str, **headers: str) -> int:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_line_for_each_request(store: Store, release: Any, route: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FORM_VARIABLE, "json")
     route(release().key)
@@ -58,6 +59,7 @@ def test_a_line_for_each_request(store: Store, release: Any, route: Any, monkeyp
     assert (bad["status"], bad["version"], bad["rows"]) == (400, None, None)
 
 
+@pytest.mark.slow
 def test_spans_reach_a_collector(store: Store, release: Any, route: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     collected = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")

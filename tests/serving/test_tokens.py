@@ -62,6 +62,7 @@ def test_the_scheme_counts() -> None:
     assert admitted({}, b"Bearer a") is None
 
 
+@pytest.mark.slow
 def test_other_machines_only_with_a_token(store: Store, release: Any, route: Any) -> None:
     route(release().key)
     with pytest.raises(UsageError, match="has no token"):
@@ -78,6 +79,7 @@ def test_other_machines_only_with_a_token(store: Store, release: Any, route: Any
         connection.close()
 
 
+@pytest.mark.slow
 def test_too_many_at_once_are_told_to_come_back(store: Store, release: Any, route: Any) -> None:
     import asyncio
 

@@ -193,6 +193,7 @@ def test_tables_within_the_limits_are_read_whoever_wrote_them() -> None:
     assert read_frame(sink.getvalue(), EndpointSettings(), PARQUET[0]).to_dicts() == rows
 
 
+@pytest.mark.slow
 def test_damaged_tables_are_refused_and_take_nothing(send: Any) -> None:
     """Whatever byte of a header, a footer or a page says something else."""
     table = pa.table({name: [value] * 3 for name, value in ROW.items()})
@@ -250,6 +251,7 @@ def binary(datatype: str, shape: list[int], data: bytes) -> tuple[bytes, dict[st
     return head + data, {"inference_header_content_length": str(len(head))}
 
 
+@pytest.mark.slow
 def test_shapes_are_held_against_the_data(send: Any) -> None:
     infer = "/v2/models/delays/infer"
     for shape in (
@@ -303,6 +305,7 @@ BODIES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JSON)
 def test_json_of_many_values(send: Any, store: Store, name: str) -> None:
     item, count = JSON[name]
@@ -405,6 +408,7 @@ NONSENSE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nonsense_on_every_route_is_the_clients_fault(send: Any) -> None:
     row = json.dumps(ROW).encode()
     for value in NONSENSE:
@@ -446,6 +450,7 @@ def test_the_limits_are_settings(release: Any, route: Any, local: Any) -> None:
     assert app.post("/predict", stream(table))[0] == 413
 
 
+@pytest.mark.slow
 def test_nothing_stands_behind_the_last_message_that_is_counted() -> None:
     schema = pa.schema([("carrier", pa.string())])
     empty, large = (pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], schema=schema) for texts in ([], ["x"]))

@@ -115,6 +115,7 @@ def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     assert "twice" in refused_zip(write_zip(tmp_path / "z.zip", ("caf\u00e9", b"1"), ("cafe\u0301", b"2")))
 
 
+@pytest.mark.slow
 def test_archives_that_are_too_large_are_refused_before_unpacking(tmp_path: Path) -> None:
     bomb = write_zip(tmp_path / "x.zip", ("a", bytes(64 * MIB)))
     assert bomb.stat().st_size < MIB
@@ -390,6 +391,7 @@ def test_deep_and_damaged_records_are_refused(store: Store, tmp_path: Path) -> N
     assert store.records.find(Run) == []
 
 
+@pytest.mark.slow
 def test_own_exports_are_within_the_limits(store: Store, tmp_path: Path) -> None:
     with start_run("train", store=store) as run:
         run.log_artifact("zeros", bytes(100 * MIB))
@@ -406,6 +408,7 @@ def test_own_exports_are_within_the_limits(store: Store, tmp_path: Path) -> None
         assert len(told) == 5 * 304
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_too_large_leaves_no_files(store: Store, tmp_path: Path) -> None:
     head = json.dumps({"format": 1}).encode()
     data = tar_bytes(("everloop-backup.json", head), ("objects/x", bytes(80 * MIB)))

@@ -38,6 +38,7 @@ class Wire:
             raise OSError(word)
 
 
+@pytest.mark.slow
 def test_each_thread_has_its_own_and_leaves_none_behind() -> None:
     log: list[str] = []
     pool = Connections(lambda: Wire(log))

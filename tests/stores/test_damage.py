@@ -60,6 +60,7 @@ def test_an_undamaged_home_passes_the_check(whole: tuple[Path, str]) -> None:
     assert sorted(damage.files(whole[0])) == sorted(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_is_detected_or_harmless(whole: tuple[Path, str], tmp_path: Path, kind: str) -> None:
     home, values = whole
@@ -95,6 +96,7 @@ def test_a_damaged_backup_is_not_restored(whole: tuple[Path, str], tmp_path: Pat
             assert damage.values(_with_keys(target, home)) == values, at
 
 
+@pytest.mark.slow
 def test_lost_frames_of_a_log_are_detected(tmp_path: Path) -> None:
     """After a crash, SQLite silently discards everything after a damaged frame of its log."""
     home = tmp_path / "home"
@@ -293,6 +295,7 @@ def test_moved_deleted_and_restored_records_keep_right_checksums(store: Store) -
     assert report.checked.unsealed_rows == 0
 
 
+@pytest.mark.slow
 def test_the_process_of_a_check_ends_normally(whole: tuple[Path, str]) -> None:
     """Threads of a library that still held Python objects used to abort the process at its exit."""
     environment = {**os.environ, "EVERLOOP_KEYS": str(whole[0] / "keys")}

@@ -37,6 +37,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_only_complete_writes(tmp_path: Path) -> None:
     home = tmp_path / "home"
     told: dict[int, str] = {}

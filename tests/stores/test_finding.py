@@ -190,6 +190,7 @@ def postgres_records(postgres_url: str) -> Iterator[RecordStore]:
     opened.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=lists, where=st.lists(conditions, max_size=2), order=orders)
 def test_find_follows_its_contract_in_postgresql(

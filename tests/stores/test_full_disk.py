@@ -184,12 +184,14 @@ def run(program: str, folder: Path, before: list[str] | None = None) -> None:
     assert done.stdout == "recovered\n", done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_a_full_device_refuses_writes_can_be_read_and_recovers(
     tmp_path: Path, small_device: Callable[[Path, str], list[str]]
 ) -> None:
     run(DEVICE, tmp_path, small_device(tmp_path, "6m"))
 
 
+@pytest.mark.slow
 def test_a_limit_for_the_size_of_files_is_the_same_error(tmp_path: Path) -> None:
     run(LIMITED, tmp_path)
 

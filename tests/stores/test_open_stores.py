@@ -94,6 +94,7 @@ def test_a_home_that_gets_a_clock_is_opened_again(home: Path) -> None:
     assert shared_store().now() == moment
 
 
+@pytest.mark.slow
 def test_few_homes_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         monkeypatch.setenv("EVERLOOP_STORE", str(tmp_path / f"{number}"))

@@ -51,6 +51,7 @@ def fill(url: str, stack: ExitStack) -> list[Any]:
         assert len(taken) <= MOST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reserved", [True, False])
 def test_a_free_connection_is_waited_for(server: Any, plain: str, reserved: bool) -> None:
     """Also if the last connections are reserved for the superuser, where the server's message differs."""
@@ -81,6 +82,7 @@ def test_the_wait_ends_with_one_clear_error(plain: str) -> None:
         assert caught.value.__cause__ is None
 
 
+@pytest.mark.slow
 def test_many_threads_do_not_wait_one_after_the_other(plain: str) -> None:
     """After a wait without success, the next calls try only once, until one succeeds."""
     with ExitStack() as stack:
@@ -115,6 +117,7 @@ def test_permanent_errors_are_raised_immediately(plain: str) -> None:
             PostgresConnector(url, 3600.0).connect()
 
 
+@pytest.mark.slow
 def test_a_store_can_be_used_when_connections_are_free_again(plain: str) -> None:
     with ExitStack() as stack:
         taken = fill(plain, stack)
@@ -140,6 +143,7 @@ def test_a_store_can_be_used_when_connections_are_free_again(plain: str) -> None
         assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_a_restart_is_waited_for(server: Any, plain: str) -> None:
     records = PostgresRecords(plain, project="p", actor="a", clock=ManualClock())
     before = len(records.events_since(0))
@@ -173,6 +177,7 @@ def test_a_server_that_stays_away_is_an_error_and_comes_back(server: Any, plain:
     records.close()
 
 
+@pytest.mark.slow
 def test_an_event_loop_is_not_held_up_for_long(plain: str) -> None:
     async def connect() -> None:
         PostgresConnector(plain, 3600.0).connect()

@@ -129,6 +129,7 @@ def test_an_inner_block_that_fails_takes_its_events_and_locks_with_it(connect: O
     assert [event.verb for event in records.events_since(0)] == ["created"]
 
 
+@pytest.mark.slow
 def test_many_updates_of_one_record_lose_nothing(connect: Open) -> None:
     records, run = connect(), new_run()
     records.put(run)
@@ -251,6 +252,7 @@ def test_no_event_appears_behind_one_that_was_seen(connect: Open, postgres_url: 
     assert len(reader.find(Run)) == sum(event.verb == "created" for event in events)
 
 
+@pytest.mark.slow
 def test_a_waiting_client_is_notified(connect: Open) -> None:
     waiting, writing = connect(), connect()
     waiting.wait_for_event(0, 0.5)

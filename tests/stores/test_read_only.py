@@ -128,6 +128,7 @@ def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd="/", env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [by_modes, by_mount])
 def test_everything_can_be_read_and_nothing_is_made(home: Path, way: Reader) -> None:
     run, digest = fill(home)

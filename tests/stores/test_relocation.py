@@ -139,6 +139,7 @@ ACTIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(actions=ACTIONS)
 def test_any_records_are_equal_after_two_moves(

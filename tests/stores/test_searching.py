@@ -89,6 +89,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStor
     opened.close()
 
 
+@pytest.mark.slow
 def test_every_search_finds_what_a_plain_reading_finds(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
     turn = iter(range(10**6))
 

@@ -232,6 +232,7 @@ def test_a_failed_connection_shows_no_password_anywhere(
         assert caught.value.__context__ is None
 
 
+@pytest.mark.slow
 def test_commands_show_no_password(tmp_path: Path) -> None:
     """On stdout and stderr, with and without --json, for all commands."""
     (tmp_path / ".everloop" / "locks").mkdir(parents=True)

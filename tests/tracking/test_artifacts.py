@@ -149,6 +149,7 @@ def test_files_and_folders_under_their_own_names(store: Store, tmp_path: Path) -
             run.log_folder(folder / "a.txt")
 
 
+@pytest.mark.slow
 def test_datasets_are_known_by_their_rows(store: Store) -> None:
     frame = pl.DataFrame({"a": [1, 2, 3], "b": ["x", "y", None]})
     snapshot = take_snapshot(frame, "orders", store)

@@ -277,6 +277,7 @@ with el.open_store() as store:
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_the_user_does_and_all_is_patched_after(store: Store) -> None:
     done = subprocess.run([sys.executable, "-c", _LATER], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("LinearRegression", 0), done.stderr

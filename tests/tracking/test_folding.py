@@ -162,6 +162,7 @@ with open_store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_fold_at_once_share_the_work(store: Store) -> None:
     runs = [orphan(store, 300)[0] for _ in range(6)]
     with start_run("alive", store=store) as alive:

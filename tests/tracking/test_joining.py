@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from everloop.pipeline import Graph, run_graph, step
 from everloop.records import Run
 from everloop.tracking import current_run, read_metrics, start_run
@@ -25,6 +27,7 @@ def trains() -> str:
     return run.id
 
 
+@pytest.mark.slow
 def test_a_step_in_the_pool_logs_to_its_run(store: Store) -> None:
     with start_run("turn", store=store) as run:
         done = run_graph(Graph.wire([trains]), store, run=run, executor="pool")

@@ -119,6 +119,7 @@ class Unreliable:
         await send({"type": "http.response.body", "body": b""})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_the_network_does_each_point_arrives_once(
     store: Store, far: Store, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +152,7 @@ def test_what_was_gathered_without_a_network_is_sent_later(store: Store, far: St
     assert steps(far, other.id) == list(range(50))
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_is_gone_on_with(store: Store, far: Store) -> None:
     with start_run("train", store=store) as run:
         run.log(loss=1.0, step=0)

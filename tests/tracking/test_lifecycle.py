@@ -366,6 +366,7 @@ class _Protocol(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_mlflow_runs_come_in_from_a_server(store: Store) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Protocol)
     thread = threading.Thread(target=server.serve_forever)

@@ -53,6 +53,7 @@ def run_script(folder: Path, store: Store, *words: str) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_outside_of_git_the_folder_is_used_as_it_is(project: Path, store: Store, tmp_path: Path) -> None:
     run = run_script(project, store)
     done = reproduce_script(store, run, tmp_path / "scratch")
@@ -67,6 +68,7 @@ def test_outside_of_git_the_folder_is_used_as_it_is(project: Path, store: Store,
     assert len(store.records.find(Run)) == 1  # all that happened elsewhere
 
 
+@pytest.mark.slow
 def test_in_git_the_code_of_then_runs_also_what_was_not_committed(project: Path, store: Store, tmp_path: Path) -> None:
     (project / "data.txt").write_text("rain")
     (project / ".gitignore").write_text("*.txt\n__pycache__/\n")
@@ -93,6 +95,7 @@ def test_in_git_the_code_of_then_runs_also_what_was_not_committed(project: Path,
     assert not (project / ".git" / "worktrees").exists()
 
 
+@pytest.mark.slow
 def test_a_repository_that_has_moved_can_be_named(project: Path, store: Store, tmp_path: Path) -> None:
     git(project, "init", "-q")
     git(project, "add", ".")
@@ -104,6 +107,7 @@ def test_a_repository_that_has_moved_can_be_named(project: Path, store: Store, t
     assert reproduce_script(store, run, tmp_path / "again", repository=tmp_path / "moved").identical
 
 
+@pytest.mark.slow
 def test_the_run_with_the_same_parameters_is_the_one(project: Path, store: Store, tmp_path: Path) -> None:
     twice = SCRIPT + "\nwith start_run('train', params={'rounds': 99}) as run:\n    run.log(other=1.0)\n"
     (project / "train.py").write_text(twice)
@@ -112,6 +116,7 @@ def test_the_run_with_the_same_parameters_is_the_one(project: Path, store: Store
         assert reproduce_script(store, run, tmp_path / run.id).identical
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_makes_no_run(project: Path, store: Store, tmp_path: Path) -> None:
     run = run_script(project, store)
     (project / "train.py").write_text("raise ValueError('gone wrong')")

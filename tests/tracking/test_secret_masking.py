@@ -468,6 +468,7 @@ def test_changes_are_masked_and_apply_all_the_same(folder: Path, tmp_path: Path)
     assert b"Secret9" not in b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_it_can_be_turned_off(folder: Path, tmp_path: Path) -> None:
     (folder / "everloop.toml").write_text("[tracking]\nmask = false\n")
     run_script(folder, tmp_path / "home")
@@ -562,6 +563,7 @@ def test_lines_of_a_patch(path: str, line: str, kept: bool) -> None:
         assert S.encode() not in mask_patch(patch)
 
 
+@pytest.mark.slow
 def test_it_takes_no_time(store: Store) -> None:
     """A megabyte in less than ten seconds of processor time, whatever is in it; it takes about a third of one."""
     import time

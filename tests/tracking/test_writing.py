@@ -271,6 +271,7 @@ for step in range(first, first + 1_000_000):
 """
 
 
+@pytest.mark.slow
 def test_what_was_said_to_be_logged_survives_kills(store: Store) -> None:
     """One run, resumed and killed at any moment: each point that was acknowledged is there, once."""
     with start_run("train", store=store) as run:

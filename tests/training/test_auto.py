@@ -76,6 +76,7 @@ def test_the_same_seed_gives_the_same_model(trained):
     assert strip == [{k: v for k, v in entry.items() if k != "seconds"} for entry in again.leaderboard]
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_matter():
     only = {"candidates": ("lightgbm",), "trials": 1}
     assert train(threads=2, **only).model.to_files() == train(threads=1, **only).model.to_files()
@@ -98,6 +99,7 @@ def test_the_result_survives_a_pickle(trained):
     assert again.to_dict() == trained.to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [None, "mae", "r2"])
 def test_numbers(metric):
     trained = train("minutes", metric=metric, trials=2)
@@ -130,6 +132,7 @@ def test_the_simpler_of_equals_wins():
     assert trained.best["candidate"] == "linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget_s", [1.0, 2.5])
 def test_the_search_keeps_to_its_budget(budget_s):
     rng = np.random.default_rng(0)

@@ -175,6 +175,7 @@ def test_failed_trials_count(store):
         run_experiment(experiment("print('nothing')", maxFailedTrialCount=99), store)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_those_beside_it(store):
     # Half of the trials fail while the one beside them is still running.
     script = "import sys, time; sys.exit(1) if sys.argv[2] == 'b' else time.sleep(0.4); print('loss=1')"
@@ -208,6 +209,7 @@ def test_metrics_are_found_as_katib_finds_them():
     assert not math.isnan(metrics_in("x=1.")["x"][0])
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_a_manifest(tmp_path):
     path = tmp_path / "experiment.yaml"
     path.write_text(json.dumps(experiment(SCORE)))

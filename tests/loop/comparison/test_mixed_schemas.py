@@ -68,6 +68,7 @@ def flow_of(shop, first, rows, hours):
     return orders.with_columns(pl.col("price").sqrt().alias("root"))
 
 
+@pytest.mark.slow
 def test_requests_that_either_version_can_score_are_answered_and_counted(shop, rolling):
     store, clock, loop = rolling
     with EndpointProcess(store, "returns") as endpoint:
@@ -128,6 +129,7 @@ def test_requests_that_either_version_can_score_are_answered_and_counted(shop, r
         assert (found.rows, found.not_candidate, found.not_champion, found.would_refuse) == (600, 200, 200, True)
 
 
+@pytest.mark.slow
 def test_a_candidate_is_not_promoted_while_it_would_refuse_requests(shop, rolling):
     store, clock, loop = rolling
     # With such a margin the evidence passes. Only the requests that the candidate cannot score hold it.
@@ -182,6 +184,7 @@ def test_when_requests_have_the_new_inputs_the_candidate_takes_over(shop, rollin
         assert headers["x-everloop-unasked"] is None
 
 
+@pytest.mark.slow
 def test_a_shadow_with_other_inputs_scores_the_requests_that_it_can(shop, rolling):
     store, clock, _ = rolling
     record = store.records.get(EndpointRecord, "returns")

@@ -49,6 +49,7 @@ def first(shop, load, store):
     return loop_run
 
 
+@pytest.mark.slow
 def test_with_an_added_column_both_are_compared_on_the_same_rows(shop, load, store, first):
     change(shop, ".with_columns(pl.col('price').log().alias('log price'))")
     loop_run = run_loop(load(), store)
@@ -59,6 +60,7 @@ def test_with_an_added_column_both_are_compared_on_the_same_rows(shop, load, sto
     assert loop_run.release.state == "rolling_out"
 
 
+@pytest.mark.slow
 def test_an_excluded_column_stays_in_the_test_rows(shop, load, store, first):
     shop.change("loop.py", 'key="order"', 'key="order", exclude=["weight"]')
     loop_run = run_loop(load(), store)
@@ -68,6 +70,7 @@ def test_an_excluded_column_stays_in_the_test_rows(shop, load, store, first):
     assert "remark" not in gate.evidence
 
 
+@pytest.mark.slow
 def test_a_dropped_column_is_taken_from_the_held_out_rows_of_the_champion(shop, load, store, first):
     change(shop, ".drop('weight')")
     with pytest.raises(ContractError, match=r"'weight' is missing.*everloop data contract shop --accept"):
@@ -82,6 +85,7 @@ def test_a_dropped_column_is_taken_from_the_held_out_rows_of_the_champion(shop, 
     assert gate.evidence["champion_value"] == pytest.approx(first.version.metrics["roc_auc"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expression", "why"),
     [
@@ -105,6 +109,7 @@ def test_if_the_champion_cannot_score_the_rows_each_is_measured_on_its_own(shop,
     assert loop_run.release.state in ("rolling_out", "rejected")
 
 
+@pytest.mark.slow
 def test_numbers_stored_as_text_are_converted_for_the_champion(shop, load, store, first):
     change(shop, ".with_columns(pl.col('weight').cast(pl.String))")
     loop = load()
@@ -114,6 +119,7 @@ def test_numbers_stored_as_text_are_converted_for_the_champion(shop, load, store
     assert "paired" not in gate.evidence
 
 
+@pytest.mark.slow
 def test_another_task_is_an_error_before_training(shop, load, store, first):
     change(shop, ".with_columns(returned=pl.col('price') * 2)")
     shop.change("loop.py", 'el.AutoTrain(metric="roc_auc"', 'el.AutoTrain(metric="r2"')
@@ -140,6 +146,7 @@ def test_a_metric_that_does_not_fit_the_target_is_an_error_before_training(shop,
     assert store.records.find(ModelVersion) == []
 
 
+@pytest.mark.slow
 def test_a_candidate_with_one_more_class_is_compared_with_the_champion(shop, load, store):
     text = "pl.when(pl.col('returned')).then(pl.lit('back'))"
     change(shop, f".with_columns(returned={text}.otherwise(pl.lit('kept')))")
@@ -208,6 +215,7 @@ def served(model, version, orders, columns):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everything", [True, False])
 def test_live_evidence_for_versions_with_different_columns(shop, load, store, first, monkeypatch, everything):
     from everloop.registry import load_model

@@ -129,6 +129,7 @@ def test_much_evidence_waits_for_enough_new_labels(store, release, reads, monkey
     assert few.evidence["since_step"] == 10
 
 
+@pytest.mark.slow
 def test_remembered_evidence_is_that_of_a_fresh_reading(store, release):
     """Whatever arrives, and in whatever order: predictions, labels, labels before their predictions, corrections."""
     rng = np.random.default_rng(3)

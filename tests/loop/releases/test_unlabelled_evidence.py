@@ -41,6 +41,7 @@ def look(live, metric="roc_auc", task="binary", limit=-0.01, **held_out):
     return known.problem(pairs.candidate, pairs.holder, inputs, limit=limit, false_alarm=ALARM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metric"),
     [("binary", "roc_auc"), ("binary", "log_loss"), ("multiclass", "log_loss"), ("regression", "rmse")],

@@ -259,6 +259,7 @@ def test_a_killed_process_leaves_the_window_to_the_next_one(released, tmp_path):
     assert incident.subjects == ("returns",)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_open_one_incident(released, tmp_path):
     """Both check the window before either has stored anything."""
     released.clock.set(OPENS + DAY)

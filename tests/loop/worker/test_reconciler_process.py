@@ -127,6 +127,7 @@ def test_each_further_failure_doubles_the_wait_up_to_five_minutes(store):
     assert reports.wait_s("loop", "shop", 3600.0) == 3600.0
 
 
+@pytest.mark.slow
 def test_one_process_reconciles_a_loop_and_another_takes_over(store, tmp_path, found, monkeypatch):
     monkeypatch.setattr("everloop.loop.worker.reconciler_process.describe_project", lambda project, store: {})
     first, second = (make(store, tmp_path, "a", "b") for _ in range(2))

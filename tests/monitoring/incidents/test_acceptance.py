@@ -41,6 +41,7 @@ def drifted(delays: WatchedAirport, **shift: float) -> Incident:
     return incident
 
 
+@pytest.mark.slow
 def test_later_windows_are_judged_against_what_was_accepted(delays: WatchedAirport) -> None:
     incident = drifted(delays, distance=0.8)
     assert "distance" in incident.subjects
@@ -66,6 +67,7 @@ def test_later_windows_are_judged_against_what_was_accepted(delays: WatchedAirpo
     assert "distance" in delays.watch_drift(delays.log(8))[-1].evidence["opens"]
 
 
+@pytest.mark.slow
 def test_other_subjects_are_judged_as_before(delays: WatchedAirport) -> None:
     accept(delays.store, drifted(delays, distance=0.8).id)
     opens = delays.watch_drift(delays.log(4, distance=0.8, new_carrier=0.3))[-1].evidence["opens"]
@@ -73,6 +75,7 @@ def test_other_subjects_are_judged_as_before(delays: WatchedAirport) -> None:
     assert "distance" not in opens
 
 
+@pytest.mark.slow
 def test_the_artifact_and_one_event_name_the_incident_and_its_windows(delays: WatchedAirport) -> None:
     incident = drifted(delays, distance=0.8)
     accept(delays.store, incident.id)
@@ -91,6 +94,7 @@ def test_the_artifact_and_one_event_name_the_incident_and_its_windows(delays: Wa
     assert load_baseline(delays.store, VERSION).accepted == {}
 
 
+@pytest.mark.slow
 def test_an_incident_without_baseline_or_predictions_is_only_closed(delays: WatchedAirport) -> None:
     incident = drifted(delays, distance=0.8)
     early = {"began_at": delays.start - 9 * DAY, "seen_at": delays.start - 8 * DAY}
@@ -99,6 +103,7 @@ def test_an_incident_without_baseline_or_predictions_is_only_closed(delays: Watc
     assert len(delays.store.records.find(Artifact, ("name", "=", "baseline"))) == 1
 
 
+@pytest.mark.slow
 def test_a_worse_metric_becomes_the_expectation(delays: WatchedAirport) -> None:
     for day in range(5):
         delays.watch_performance(delays.log(day, fog=0.8))

@@ -76,6 +76,7 @@ def test_scores_outside_the_reference_are_read_from_rows() -> None:
     assert read
 
 
+@pytest.mark.slow
 def test_a_regression_is_estimated_from_rows_with_their_inputs() -> None:
     baseline = Baseline.from_json(baseline_of(numbers(6000, 1), "rmse").to_json())
     late = numbers(4000, 2, shift=1.0)
@@ -106,6 +107,7 @@ def test_a_baseline_of_twenty_features_stays_small() -> None:
     assert len(built.to_json()) < 200_000
 
 
+@pytest.mark.slow
 def test_an_incident_of_a_table_says_what_is_expected() -> None:
     def dated(rows: pl.DataFrame, start: datetime) -> pl.DataFrame:
         days = [start + timedelta(days=place * 10 // rows.height) for place in range(rows.height)]

@@ -342,6 +342,7 @@ def test_what_a_person_has_decided_about_one_says_nothing_about_the_next():
     assert [one.state for one in watched.incidents] == ["muted", "open"]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.floats(0.3, 6.0), st.floats(0.5, 12.0))
 def test_the_rule_for_simulated_streams_opens_the_same_incidents(seed, directions, limit, size):
@@ -420,6 +421,7 @@ class Expected:
         return opens, new, over
 
 
+@pytest.mark.slow
 @given(STEPS)
 def test_any_sequence_follows_the_rule_and_leaves_a_consistent_history(steps):
     watched, expected = Watched(), Expected()

@@ -243,6 +243,7 @@ def server():
 
 
 # It imports a module of the standard library that is deprecated.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_apprise_delivers_one_body_with_title_and_text(store, server, apprise):
     address, bodies, status = server

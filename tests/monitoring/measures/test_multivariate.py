@@ -34,6 +34,7 @@ def test_a_change_in_correlation_is_told_apart_and_named(classifier: ClassifierN
     assert found == tell_apart(table(2_000, 0), table(1_000, 1, correlation=-0.3), classifier=classifier, rows=1_000)
 
 
+@pytest.mark.slow
 def test_p_values_are_right_if_nothing_has_changed() -> None:
     p_values = np.array(
         [tell_apart(table(300, seed), table(200, 500 + seed), classifier="logistic").p_value for seed in range(60)]

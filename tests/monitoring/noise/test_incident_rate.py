@@ -152,6 +152,7 @@ def rates(budget: float, seeds: int, **stream: float) -> float:
     return float(np.mean([simulate(seed, **stream).incidents_a_month(budget) for seed in range(seeds)]))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
     [
@@ -176,6 +177,7 @@ def test_a_smaller_budget_opens_fewer() -> None:
     assert found[2] <= 4.5
 
 
+@pytest.mark.slow
 def test_limits_rise_as_budgets_fall() -> None:
     model = simulate(1, live_days=1).learn()
     limits = [find_limit(model, budget / MONTH) for budget in (1e-9, 1e-3, 0.1, 0.3, 1, 2, 3, 30, 1000)]
@@ -185,6 +187,7 @@ def test_limits_rise_as_budgets_fall() -> None:
     assert limits[0] - limits[1] == pytest.approx(np.log(1e6))
 
 
+@pytest.mark.slow
 def test_a_limit_is_found_again() -> None:
     model = simulate(1, live_days=1).learn()
     assert find_limit(model, 1 / MONTH) == find_limit(model, 1 / MONTH)
@@ -215,6 +218,7 @@ def test_tiny_windows_keep_below_the_budget(rows: int) -> None:
     assert rates(1.0, 10, rows=rows) <= 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("days", "rows"), [(1, 200), pytest.param(1, 1000, marks=pytest.mark.slow), (20, 1000)])
 def test_a_reference_without_times_keeps_below_the_budget(days: int, rows: int) -> None:
     found = [simulate(seed, days=days, rows=rows, times=False).incidents_a_month(1.0) for seed in range(4)]

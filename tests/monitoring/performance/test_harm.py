@@ -51,6 +51,7 @@ def test_the_same_distribution_does_no_harm() -> None:
     assert harm.loss_low < 0 < harm.loss_high  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_harm_of_a_regression_needs_rows_with_inputs() -> None:
     rng = np.random.default_rng(0)
 

@@ -27,6 +27,7 @@ def drift_of(delays: WatchedAirport) -> Incident:
     return incident
 
 
+@pytest.mark.slow
 def test_labels_confirm_what_was_expected(delays: WatchedAirport) -> None:
     since = delays.log(0, rows=2000, distance=0.8)
     delays.watch_drift(since)
@@ -41,6 +42,7 @@ def test_labels_confirm_what_was_expected(delays: WatchedAirport) -> None:
     assert find_doubt(delays.store, "delays", VERSION, delays.baseline) == ""
 
 
+@pytest.mark.slow
 def test_labels_contradict_what_was_expected_and_later_estimates_say_so(delays: WatchedAirport) -> None:
     since = delays.log(0, rows=2000, distance=0.8, fog=0.9)
     delays.watch_drift(since)
@@ -60,6 +62,7 @@ def test_labels_contradict_what_was_expected_and_later_estimates_say_so(delays: 
     assert doubt in found.evidence["harm"]["text"]
 
 
+@pytest.mark.slow
 def test_each_window_counts_once_in_the_sequential_test(delays: WatchedAirport) -> None:
     days = [delays.log(day, fog=0.9) for day in range(3)]
     concepts = [delays.watch_performance(since)[-1].evidence["concept"] for since in days]
@@ -77,6 +80,7 @@ def test_each_window_counts_once_in_the_sequential_test(delays: WatchedAirport) 
     assert again[-1].evidence["rows"] == 650
 
 
+@pytest.mark.slow
 def test_labels_that_follow_predictions_are_not_drift(delays: WatchedAirport) -> None:
     for day in range(4):
         summary = delays.watch_performance(delays.log(day))[-1]
@@ -85,6 +89,7 @@ def test_labels_that_follow_predictions_are_not_drift(delays: WatchedAirport) ->
     assert "Labels" not in summary.message
 
 
+@pytest.mark.slow
 def test_a_new_baseline_is_not_doubted(delays: WatchedAirport) -> None:
     for day in range(3):
         delays.watch_performance(delays.log(day, fog=0.9))

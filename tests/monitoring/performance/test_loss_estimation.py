@@ -28,6 +28,7 @@ def fitted() -> LossEstimator:
     return LossEstimator.fit(*rents(2000, 0), ["mae", "rmse", "mape", "r2"])
 
 
+@pytest.mark.slow
 def test_losses_are_estimated_under_covariate_shift(fitted: LossEstimator) -> None:
     for shift in (-0.7, 0.0, 0.7):
         inputs, predicted, actual = rents(3000, 5, shift)
@@ -78,6 +79,7 @@ def test_odd_inputs_count_as_missing(fitted: LossEstimator) -> None:
     assert fitted.estimate(inputs, holes)["mae"].rows == 150
 
 
+@pytest.mark.slow
 def test_constant_inputs_and_perfect_predictions_have_results() -> None:
     frame = pl.DataFrame({"one": [1.0] * 100, "none": [None] * 100, "day": [[1]] * 100})
     values = np.arange(100.0)

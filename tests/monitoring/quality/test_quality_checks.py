@@ -88,6 +88,7 @@ def contracted(store):
 # --- usual days --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_usual_days_are_quiet_and_leave_one_summary_each(store):
     rng = np.random.default_rng(3)
     for day in range(12):
@@ -199,6 +200,7 @@ def test_silence_is_a_finding_where_predictions_are_usual(store):
     assert findings[-1][0].message == "No predictions; usually about 400."
 
 
+@pytest.mark.slow
 def test_weekends_with_fewer_predictions_are_usual(store):
     for day in range(42):
         log(store, flights(40 if day % 7 > 4 else 400, day, START + day * DAY))
@@ -218,6 +220,7 @@ def test_an_endpoint_that_stops_in_the_middle_of_a_window_is_found(store):
     assert "9.7 hours old" in found.message
 
 
+@pytest.mark.slow
 def test_labels_that_stop_arriving_are_found(store):
     for day in range(8):
         frame = flights(100, day, START + day * DAY)
@@ -253,6 +256,7 @@ def test_the_latency_of_a_request_counts_once_whatever_its_rows(store):
     assert state["counts"] == [1, 201]
 
 
+@pytest.mark.slow
 def test_a_flagged_window_is_not_usual_until_most_are(store):
     for day in range(14):
         frame = flights(100, day, START + day * DAY)
@@ -411,6 +415,7 @@ def fail(store, at, counts):
     failures.close()
 
 
+@pytest.mark.slow
 def test_requests_that_fail_more_often_than_usual_are_found(store):
     for day in range(6):
         log(store, flights(400, day, START + day * DAY))

@@ -157,6 +157,7 @@ def test_rows_without_a_time_are_left_out_and_said():
 # --- performance ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_scikit_learn():
     now = table(500, 2)
     report = monitor_tables(table(1000, 1), now, target="late", prediction="score")
@@ -179,6 +180,7 @@ def test_metrics_are_those_of_scikit_learn():
     assert report.performance.points[0].value == pytest.approx(root_mean_squared_error(now["y"], now["p"]))
 
 
+@pytest.mark.slow
 def test_booleans_whole_floats_and_numbers_are_the_same_classes():
     before, now = table(800, 1), table(400, 2)
     plain = monitor_tables(before, now, target="late", prediction="score", columns=["age"])

@@ -30,6 +30,7 @@ def stored(store: Store) -> pl.DataFrame:
     return store.tables.scan(TABLE).collect()
 
 
+@pytest.mark.slow
 def test_windows_are_those_of_the_rows(traffic: Traffic, store: Store) -> None:
     traffic.baseline()
     traffic.now(START + 6 * HOUR)
@@ -65,6 +66,7 @@ def test_whole_hours_are_not_read_from_rows(traffic: Traffic, store: Store) -> N
     assert before[0].labels.rows > 0
 
 
+@pytest.mark.slow
 def test_labels_come_late_twice_and_contradict_each_other(traffic: Traffic, store: Store) -> None:
     traffic.baseline()
     traffic.now(START + 48 * HOUR)
@@ -82,6 +84,7 @@ def test_labels_come_late_twice_and_contradict_each_other(traffic: Traffic, stor
     agree(store, *WINDOW)
 
 
+@pytest.mark.slow
 def test_labels_before_their_predictions(traffic: Traffic, store: Store) -> None:
     traffic.now(START + 48 * HOUR)
     traffic.predict(5, keys=list("aabbc"))
@@ -96,6 +99,7 @@ def test_labels_before_their_predictions(traffic: Traffic, store: Store) -> None
     agree(store, START, START + 3 * HOUR)
 
 
+@pytest.mark.slow
 def test_a_limit_for_labels_is_respected_also_if_it_changes(traffic: Traffic, store: Store) -> None:
     from everloop.serving.endpoint_state import set_options
 
@@ -111,6 +115,7 @@ def test_a_limit_for_labels_is_respected_also_if_it_changes(traffic: Traffic, st
         assert (labels is None) == (days == 1)
 
 
+@pytest.mark.slow
 def test_clocks_out_of_order_and_times_that_are_not_reached(traffic: Traffic, store: Store) -> None:
     traffic.baseline()
     made = traffic.predict(20, arrived=START + 2 * HOUR)
@@ -142,6 +147,7 @@ def test_a_view_of_the_past_writes_nothing(traffic: Traffic, store: Store) -> No
     assert store.tables.find(TABLE).version() == version  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_baseline_that_arrives_later_or_is_replaced(traffic: Traffic, store: Store) -> None:
     traffic.now(START + 6 * HOUR)
     for seed in range(3):
@@ -158,6 +164,7 @@ def test_a_baseline_that_arrives_later_or_is_replaced(traffic: Traffic, store: S
         assert not any(choose_rows(rows, digest).stale for rows in cells.values())
 
 
+@pytest.mark.slow
 def test_small_rows_are_added_up(traffic: Traffic, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregate_folding, "MANY_FILES", 5)
     traffic.baseline()
@@ -171,6 +178,7 @@ def test_small_rows_are_added_up(traffic: Traffic, store: Store, monkeypatch: py
     assert verify(store).problems == ()
 
 
+@pytest.mark.slow
 def test_two_processes_count_at_once(traffic: Traffic, store: Store) -> None:
     traffic.baseline()
     traffic.now(START + 6 * HOUR)
@@ -185,6 +193,7 @@ def test_two_processes_count_at_once(traffic: Traffic, store: Store) -> None:
     agree(store, *WINDOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_process_neither_loses_nor_doubles(traffic: Traffic, store: Store, kills: int) -> None:
     traffic.baseline()

@@ -59,6 +59,7 @@ def guarded(served):
     return name
 
 
+@pytest.mark.slow
 def test_mlflows_client_gets_around_nothing(served, guarded, mlflow_python):
     done = subprocess.run(
         [mlflow_python, "-W", "ignore", "-c", CLIENT, served.url, guarded], capture_output=True, text=True, check=False

@@ -292,6 +292,7 @@ def test_what_goes_wrong_inside_is_not_told(caplog):
     assert query_execution.answer_query(fields, fails)["errors"] == ["The store is away."]
 
 
+@pytest.mark.slow
 def test_the_library_comes_with_the_first_query():
     modules = "mlflow_app", "mounting"
     code = "\n".join(f"import everloop.integrations.mlflow.tracking_api.{name}" for name in modules)

@@ -155,6 +155,7 @@ def test_addresses_of_runs_and_models(api):
         assert api.call("POST", "artifacts/presigned-download-url", fields).status == 400
 
 
+@pytest.mark.slow
 def test_behind_a_login_an_address_is_enough_and_nothing_else(store):
     from tests.fixtures.control_plane import serving
 
@@ -174,6 +175,7 @@ def test_behind_a_login_an_address_is_enough_and_nothing_else(store):
             assert control.request("GET", f"/signed-artifacts?{query}").status in (400, 403)
 
 
+@pytest.mark.slow
 def test_a_client_sends_and_fetches_in_parts(served, client_python, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(CLIENT))
