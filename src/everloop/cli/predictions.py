@@ -61,7 +61,7 @@ def show(
     with opened(home) as store:
         found = find_prediction(store, id)
     if found is None:
-        raise NotFoundError(f"There is no prediction '{id}'.", help="See: everloop predictions ls ENDPOINT")
+        raise NotFoundError(f"No prediction '{id}'.", help="See: everloop predictions ls ENDPOINT")
     pairs = [
         ("endpoint", found.endpoint),
         ("version", found.version),

@@ -46,7 +46,7 @@ def scan_answers(endpoint: str) -> tuple[pl.LazyFrame, str]:
         except NotFoundError as error:
             known = [one.name for one in store.records.find(EndpointRecord, order="key")]
             exist = f"Endpoints: {', '.join(known)}." if known else "Release a version first: everloop run"
-            raise SourceError(f"There is no endpoint '{endpoint}' to read predictions of.", help=exist) from error
+            raise SourceError(f"No endpoint '{endpoint}' to read predictions of.", help=exist) from error
         names = answers.collect_schema().names()
         state = _state(answers)
         if state == _NOTHING:

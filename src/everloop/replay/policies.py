@@ -116,7 +116,7 @@ def named_policies(names: Iterable[str], declared: Sequence[Trigger]) -> list[Po
     wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     unknown = next((name for name in wanted if name not in known), None)
     if unknown is not None:
-        raise UsageError(f"There is no policy '{unknown}'.", help=f"Policies: {', '.join(NAMES)}")
+        raise UsageError(f"Unknown policy '{unknown}'.", help=f"Policies: {', '.join(NAMES)}")
     if not wanted:
         raise UsageError("No policy is named.", help=f"Policies: {', '.join(NAMES)}")
     return [known[name] for name in wanted]

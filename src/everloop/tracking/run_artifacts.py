@@ -39,6 +39,7 @@ class ArtifactLog:
 
     def _check_open(self) -> None:
         """Raise UsageError if the run has ended."""
+        # `ActiveRun` implements this, too.
         raise NotImplementedError
 
     def log_artifact(

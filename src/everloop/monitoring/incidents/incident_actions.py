@@ -89,7 +89,7 @@ def acknowledge(store: Store, ref: str, reason: str = "") -> Incident:
     """Record that a person, the store's actor, looks after an incident.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
         ConflictError: it is not open, or another process changed it at the same time.
     """
     return _change(store, ref, "acknowledge", ("open",), "acknowledged", reason)
@@ -101,7 +101,7 @@ def mute(store: Store, ref: str, until: datetime | None = None, reason: str = ""
     A muted incident can be muted again with another `until`.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
         UsageError: `until` has no time zone, or is not in the future.
         ConflictError: the incident is closed, or another process changed it at the same time.
     """
@@ -121,7 +121,7 @@ def unmute(store: Store, ref: str, reason: str = "") -> Incident:
     """Send messages about an incident again. If it was acknowledged before, it is again.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
         ConflictError: it is not muted, or another process changed it at the same time.
     """
     with store.records.transaction():
@@ -136,7 +136,7 @@ def accept(store: Store, ref: str, reason: str = "") -> Incident:
     metric, of the incident's windows. Building the version's baseline again undoes that.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
         ConflictError: it is closed already, or another process changed it at the same time.
     """
     from everloop.monitoring.incidents.acceptance import keep_rebased, rebase
@@ -155,7 +155,7 @@ def resolve(store: Store, ref: str, reason: str = "") -> Incident:
     """Close an incident by hand. Monitoring opens a new one if the deviation is still there.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
         ConflictError: it is closed already, or another process changed it at the same time.
     """
     return _change(store, ref, "resolve", ONGOING, "resolved", reason, resolved_at=store.now(), muted_until=None)

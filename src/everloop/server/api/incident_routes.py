@@ -45,6 +45,6 @@ def change_incident(request: ApiRequest, data: JsonBody[IncidentAction]) -> Inci
     }
     if action not in actions:
         raise UsageError(
-            f"There is no action '{action[:30]}' for an incident.", help=f"Use {', '.join(actions)} or mute."
+            f"Unknown action '{action[:30]}' for an incident.", help=f"Use {', '.join(actions)} or mute."
         )
     return actions[action](store, ref, data.reason)

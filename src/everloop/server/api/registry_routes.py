@@ -207,7 +207,7 @@ def decide_request(request: ApiRequest, data: JsonBody[Reason]) -> AliasRequest:
     verb: Literal["approve", "reject"] = request.path_params["verb"]
     if verb not in verbs:
         raise UsageError(
-            f"There is no action '{str(verb)[:30]}' for a request.", help="Use approve, reject or withdraw."
+            f"Unknown action '{str(verb)[:30]}' for a request.", help="Use approve, reject or withdraw."
         )
     return verbs[verb](store_of(request), request.path_params["id"], data.reason)
 

@@ -54,6 +54,6 @@ def decide_release(request: ApiRequest, data: JsonBody[ReleaseReason]) -> Releas
     }
     verb = request.path_params["verb"]
     if verb not in verbs:
-        raise UsageError(f"There is no action '{verb[:30]}' for a release.", help=f"Use {', '.join(verbs)}.")
+        raise UsageError(f"Unknown action '{verb[:30]}' for a release.", help=f"Use {', '.join(verbs)}.")
     store = store_of(request)
     return verbs[verb](store, store.records.get(Release, request.path_params["id"]), data.reason)

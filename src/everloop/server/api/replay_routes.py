@@ -70,7 +70,7 @@ def routes(replays: ReplayProcess) -> list[Any]:
                 f"No loop '{data.loop[:80]}' has run in this project.", help=f"Loops: {', '.join(known) or 'none'}"
             )
         if wrong := [name for name in data.policies if name not in NAMES]:
-            raise UsageError(f"There is no policy '{wrong[0][:80]}'.", help=f"Policies: {', '.join(NAMES)}")
+            raise UsageError(f"Unknown policy '{wrong[0][:80]}'.", help=f"Policies: {', '.join(NAMES)}")
         if parse_duration(data.every).total_seconds() <= 0:
             raise UsageError(f"every={data.every} is not a duration above zero.", help="For example: every=1w")
         return StartedReplay(id=replays.start(store_of(request), data.loop, data.policies, data.every))

@@ -138,7 +138,7 @@ def read_feature_view(store: Store, ref: str) -> FeatureViewDetail:
     """Return a feature view, by name or NAME@VERSION.
 
     Raises:
-        NotFoundError: there is no such view.
+        NotFoundError: the view does not exist.
     """
     from everloop.data.features import check_freshness, find_version
     from everloop.data.features.materializing import stored_rows

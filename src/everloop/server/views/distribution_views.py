@@ -41,7 +41,7 @@ def read_distributions(store: Store, ref: str) -> list[Distribution]:
     """Return the distributions of the features of an incident, the latest window of each; empty if none is known.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
     """
     from everloop.monitoring.baseline import Baseline, find_baseline
     from everloop.monitoring.incidents.incident_actions import get_incident

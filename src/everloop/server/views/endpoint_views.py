@@ -84,7 +84,7 @@ def read_endpoint(store: Store, name: str) -> EndpointDetail:
     """Return one endpoint.
 
     Raises:
-        NotFoundError: there is no such endpoint.
+        NotFoundError: the endpoint does not exist.
     """
     records = store.records
     endpoint = records.get(EndpointRecord, name)
@@ -133,7 +133,7 @@ def read_heat_map(store: Store, endpoint: str, kind: str = "drift") -> HeatMap:
     """Return how far each feature was from the reference in each window that was checked.
 
     Raises:
-        NotFoundError: there is no such endpoint.
+        NotFoundError: the endpoint does not exist.
     """
     store.records.get(EndpointRecord, endpoint)
     found = store.records.find(

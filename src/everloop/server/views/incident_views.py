@@ -36,7 +36,7 @@ def read_incident(store: Store, ref: str) -> IncidentDetail:
     """Return one incident, by its id or the beginning of it.
 
     Raises:
-        NotFoundError: there is no such incident.
+        NotFoundError: the incident does not exist.
     """
     from everloop.monitoring.incidents.incident_actions import CLOSED, get_incident
 

@@ -77,7 +77,7 @@ def read_labels_of(store: Store, endpoint: str, *, estimate: bool) -> LabelDetai
         estimate: whether to estimate the metric as well, which takes seconds for many predictions.
 
     Raises:
-        NotFoundError: there is no such endpoint.
+        NotFoundError: the endpoint does not exist.
     """
     from everloop.monitoring import label_coverage, label_coverage_by_age, performance_by, usual_metric
 

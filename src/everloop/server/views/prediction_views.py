@@ -74,7 +74,7 @@ def read_rows(store: Store, ref: str, subject: str = "", order: str = "") -> Pre
         order: `newest`, `largest` or `smallest` value of the feature first, or `missing` values first.
 
     Raises:
-        NotFoundError: there is no such incident, or it has no finding about the subject.
+        NotFoundError: the incident does not exist, or it has no finding about the subject.
         UsageError: the order does not exist.
     """
     from everloop.monitoring.incidents.incident_actions import get_incident
@@ -109,14 +109,14 @@ def read_prediction(store: Store, id: str) -> PredictionDetail:
     """Return one answer by its id.
 
     Raises:
-        NotFoundError: there is no such answer.
+        NotFoundError: the answer does not exist.
     """
     from everloop.prediction_log import find_prediction
 
     found = find_prediction(store, id)
     if found is None:
         raise NotFoundError(
-            f"There is no prediction '{id[:80]}'.", help="Endpoints return the id of each answer in `ids`."
+            f"No prediction '{id[:80]}'.", help="Endpoints return the id of each answer in `ids`."
         )
     labels = _labels(store, found.endpoint, found.event_at, found.event_at, found.version, [id])
     actual, at = labels.get(id, (None, None))

@@ -49,7 +49,7 @@ def read_trace(store: Store, ref: str) -> TraceDetail:
     """Return a trace by its id.
 
     Raises:
-        NotFoundError: there is no such trace.
+        NotFoundError: the trace does not exist.
     """
     import msgspec
 

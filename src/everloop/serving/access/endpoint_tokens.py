@@ -77,7 +77,7 @@ def add_token(store: Store, endpoint: str, name: str, *, tester: bool = False) -
         tester: it may choose the version that answers, with the header `X-Everloop-Version`.
 
     Raises:
-        NotFoundError: there is no such endpoint.
+        NotFoundError: the endpoint does not exist.
     """
     token = f"evl_{secrets.token_urlsafe(32)}"
     _change(store, endpoint, name, digest_of(token), tester)
@@ -88,7 +88,7 @@ def remove_token(store: Store, endpoint: str, name: str) -> None:
     """Revoke a token. A running endpoint refuses it within a fraction of a second.
 
     Raises:
-        NotFoundError: there is no such endpoint, or it has no such token.
+        NotFoundError: the endpoint does not exist, or it has no such token.
     """
     _change(store, endpoint, name, None)
 
