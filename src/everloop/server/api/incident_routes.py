@@ -44,7 +44,5 @@ def change_incident(request: ApiRequest, data: JsonBody[IncidentAction]) -> Inci
         "resolve": incident_actions.resolve,
     }
     if action not in actions:
-        raise UsageError(
-            f"Unknown action '{action[:30]}' for an incident.", help=f"Use {', '.join(actions)} or mute."
-        )
+        raise UsageError(f"Unknown action '{action[:30]}' for an incident.", help=f"Use {', '.join(actions)} or mute.")
     return actions[action](store, ref, data.reason)

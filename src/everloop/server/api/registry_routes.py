@@ -206,9 +206,7 @@ def decide_request(request: ApiRequest, data: JsonBody[Reason]) -> AliasRequest:
     verbs = {"approve": approve, "reject": reject}
     verb: Literal["approve", "reject"] = request.path_params["verb"]
     if verb not in verbs:
-        raise UsageError(
-            f"Unknown action '{str(verb)[:30]}' for a request.", help="Use approve, reject or withdraw."
-        )
+        raise UsageError(f"Unknown action '{str(verb)[:30]}' for a request.", help="Use approve, reject or withdraw.")
     return verbs[verb](store_of(request), request.path_params["id"], data.reason)
 
 

@@ -115,9 +115,7 @@ def read_prediction(store: Store, id: str) -> PredictionDetail:
 
     found = find_prediction(store, id)
     if found is None:
-        raise NotFoundError(
-            f"No prediction '{id[:80]}'.", help="Endpoints return the id of each answer in `ids`."
-        )
+        raise NotFoundError(f"No prediction '{id[:80]}'.", help="Endpoints return the id of each answer in `ids`.")
     labels = _labels(store, found.endpoint, found.event_at, found.event_at, found.version, [id])
     actual, at = labels.get(id, (None, None))
     return PredictionDetail(found, actual, at, lineage_nodes(store, id))
