@@ -97,7 +97,7 @@ def test_one_loop_learns_from_the_answers_of_another(shop, chain):
 def test_the_columns_of_an_endpoints_answers(shop, chain, monkeypatch):
     monkeypatch.chdir(shop.folder)
     with shop.open() as store:
-        with pytest.raises(SourceError, match="no endpoint 'returns' to read predictions of") as refused:
+        with pytest.raises(SourceError, match="No endpoint 'returns' to read predictions of") as refused:
             el.read("predictions:returns")
         assert "everloop run" in refused.value.help
         run_loop(chain["shop"], store)
@@ -112,6 +112,6 @@ def test_the_columns_of_an_endpoints_answers(shop, chain, monkeypatch):
         for options in ({"format": "csv"}, {"query": "SELECT 1"}, {"separator": ";"}):
             with pytest.raises(el.EverloopError, match="is the log of an endpoint"):
                 el.read("predictions:returns", **options)
-        with pytest.raises(SourceError, match="no endpoint 'return' ") as refused:
+        with pytest.raises(SourceError, match="No endpoint 'return' ") as refused:
             el.read("predictions:return")
         assert "Endpoints: returns" in refused.value.help
