@@ -325,6 +325,29 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_whose_parent_died_before_it_could_look_ends(
+    release: Any, route: Any, store: Store, workers: int
+) -> None:
+    route(release().key)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [
+        sys.executable,
+        "-m",
+        "everloop.serving",
+        "delays",
+        "--home",
+        str(store.home),
+        "--project",
+        store.project,
+    ]
+    command += ["--workers", str(workers), "--parent", str(gone.pid)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+    assert not is_served(store, "delays")
+
+
+@pytest.mark.slow
 def test_simulated_time_is_the_endpoints_time(release: Any, route: Any, store: Store) -> None:
     from datetime import UTC, datetime, timedelta
 

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from everloop.errors import StoreError, UsageError
 from everloop.stores import Store
 from everloop.stores.records.connections import Connections
 from everloop.stores.records.sqlite import SqliteDatabase
+from everloop.stores.records.sqlite_connection import SqliteConnection
 
 
 class Wire:
@@ -129,3 +134,67 @@ def test_threads_share_a_store(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: store.records.append_event("x", "y", str(number)), range(80)))
     assert len(store.records.events_since(0)) == 80
+
+
+CLOSED_WHILE_USED = """
+import sys, threading, time
+from everloop.errors import UsageError
+from everloop.records import Run
+from everloop.stores import open_store
+
+for number in range(40):
+    store = open_store(f"{sys.argv[1]}/{number}", project="p")
+    for name in "abcdefgh":
+        store.records.put(store.new(Run, name=name, state="finished", started_at=store.now()))
+    others = []
+
+    def use():
+        try:
+            while True:
+                store.records.find(Run, ("name", "=", "c"))
+                store.records.append_event("v", "k", "s", "key", {})
+        except UsageError as error:
+            assert "closed" in str(error), error
+        except BaseException as error:
+            others.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    store.close()
+    for thread in threads:
+        thread.join()
+    assert not others, others
+    with open_store(f"{sys.argv[1]}/{number}", project="p") as store:
+        assert store.records.last_event() >= 0
+"""
+
+
+def test_a_store_is_closed_while_other_threads_use_it(tmp_path):
+    """Python's own `close` frees the statements that other threads execute, which ends the process with a crash."""
+    done = subprocess.run([sys.executable, "-c", CLOSED_WHILE_USED, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closing_interrupts_a_long_statement(tmp_path):
+    raw = sqlite3.connect(tmp_path / "x", check_same_thread=False)
+    connection = SqliteConnection(raw)
+    outcome = []
+
+    def count():
+        try:
+            connection.fetch("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n")
+        except sqlite3.OperationalError as error:
+            outcome.append(error.sqlite_errorname)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    time.sleep(0.1)
+    connection.close()
+    thread.join(10)
+    assert outcome == ["SQLITE_INTERRUPT"]
+    with pytest.raises(UsageError, match="closed"):
+        connection.fetch("SELECT 1")
+    with pytest.raises(sqlite3.ProgrammingError):
+        raw.execute("SELECT 1")

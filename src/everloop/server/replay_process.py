@@ -60,6 +60,7 @@ class ReplayProcess:
         self.folder = folder
         self._guard = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._waiting: threading.Thread | None = None
 
     def start(self, store: Store, loop: str, policies: Sequence[str], every: str) -> str:
         """Start a replay and return its id at once.
@@ -102,9 +103,11 @@ class ReplayProcess:
         except BaseException:
             held.release()
             raise
+        given_to_wait = (child, held, attempt, loop, log)
+        waiting = threading.Thread(target=self._wait, args=given_to_wait, name="replay", daemon=True)
         with self._guard:
-            self._child = child
-        threading.Thread(target=self._wait, args=(child, held, attempt, loop, log), name="replay", daemon=True).start()
+            self._child, self._waiting = child, waiting
+        waiting.start()
         return attempt
 
     def attempts(self, store: Store) -> list[ReplayAttempt]:
@@ -133,13 +136,16 @@ class ReplayProcess:
     async def close(self) -> None:
         """Stop a replay that is running, so that no process outlives its server."""
         with self._guard:
-            child = self._child
-        if child is not None and child.poll() is None:
+            child, waiting = self._child, self._waiting
+        if child is None or waiting is None:
+            return
+        if child.poll() is None:
             child.terminate()
-            try:
-                await asyncio.to_thread(child.wait, _STOP_S)
-            except subprocess.TimeoutExpired:
+            await asyncio.to_thread(waiting.join, _STOP_S)
+            if child.poll() is None:
                 child.kill()
+        # It writes the end of the replay to the store, which is closed after this.
+        await asyncio.to_thread(waiting.join, _STOP_S)
 
     def _wait(self, child: subprocess.Popen[bytes], held: HeldLease, attempt: str, loop: str, log: Path) -> None:
         try:

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--port-file", help="file that receives port, process id and URL as JSON once the endpoint answers"
     )
-    parser.add_argument("--with-parent", action="store_true", help="stop when the parent process has ended")
+    parser.add_argument("--parent", type=int, help="id of the parent process; stop when it has ended")
     parser.add_argument("--workers", type=int, default=1, help="number of processes that share the port")
     parser.add_argument(
         "--grpc-port", type=int, help="port for the Open Inference Protocol over gRPC; 0 picks a free one"
@@ -49,7 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
             )
             ready_file = Path(options.port_file)
             serve_listener(
-                options.name, options.home, options.listener, identity, project=options.project, port_file=ready_file
+                options.name,
+                options.home,
+                options.listener,
+                identity,
+                project=options.project,
+                port_file=ready_file,
+                parent=options.parent,
             )
             return 0
         serve_endpoint(
@@ -59,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.port,
             project=options.project,
             port_file=options.port_file,
-            with_parent=options.with_parent,
+            parent=options.parent,
             workers=options.workers,
             grpc_port=options.grpc_port,
             allowed_hosts=options.allowed_host,

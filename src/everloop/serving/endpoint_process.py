@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import signal
@@ -167,7 +168,8 @@ class EndpointProcess:
         ):
             command += ["--home", str(places.home)]
         # Otherwise an everloop.toml says where the parts of the store are, and the process finds it as this one did.
-        command += ["--host", self.host, "--port", str(self.port), "--port-file", str(port_file), "--with-parent"]
+        command += ["--host", self.host, "--port", str(self.port), "--port-file", str(port_file)]
+        command += ["--parent", str(os.getpid())]
         if self.grpc_port is not None:
             command += ["--grpc-port", str(self.grpc_port)]
         if self._lease is not None:

@@ -57,7 +57,7 @@ def serve_endpoint(
     *,
     project: str | None = None,
     port_file: Path | str | None = None,
-    with_parent: bool = False,
+    parent: int | None = None,
     workers: int = 1,
     exposed: bool = False,
     grpc_port: int | None = None,
@@ -73,7 +73,8 @@ def serve_endpoint(
         name: the endpoint's. Without routes it answers 503 until its first version is released.
         port: 0 picks a free one.
         port_file: receives `{"port", "pid", "url", "grpc_port"}` once the endpoint answers.
-        with_parent: stop when the parent process has ended.
+        parent: id of the parent process, which passes it because it may die before this process can look; stop when it
+            has ended. None: serve without a parent.
         exposed: listen on any `host` without tokens, because a platform in front checks the clients.
         workers: processes that answer. With one, it is this process; with more, this process starts and watches them.
         grpc_port: the port of the Open Inference Protocol over gRPC; 0 picks a free one, None: no gRPC.
@@ -121,12 +122,12 @@ def serve_endpoint(
 
             try:
                 if workers > 1:
-                    _watch(store, fenced, name, listener, identity, with_parent, announce_url)
+                    _watch(store, fenced, name, listener, identity, parent, announce_url)
                 else:
                     if grpc is not None:
                         grpc.close()
                     ready = partial(set_state, fenced, name, "ready")
-                    _serve(store, name, listener, identity, with_parent, ready, announce_url)
+                    _serve(store, name, listener, identity, parent, ready, announce_url)
             finally:
                 listener.close()
                 if grpc is not None:
@@ -188,6 +189,7 @@ def serve_listener(
     *,
     project: str | None = None,
     port_file: Path,
+    parent: int | None,
 ) -> None:
     """Answer at a socket that the parent process holds, until the parent ends or sends a signal.
 
@@ -201,7 +203,7 @@ def serve_listener(
                 name,
                 listener,
                 identity,
-                with_parent=True,
+                parent=parent,
                 announce_url=lambda url: _write_json(port_file, {"pid": os.getpid()}),
             )
     except EverloopError as error:
@@ -215,7 +217,7 @@ def _watch(
     name: str,
     listener: socket.socket,
     identity: WorkerIdentity,
-    with_parent: bool,
+    parent: int | None,
     announce_url: Callable[[str], None],
 ) -> None:
     """Start the workers, announce the endpoint when all answer, and restart those that die, until a signal."""
@@ -231,7 +233,6 @@ def _watch(
     counts = _counters_folder(store, name)
     shutil.rmtree(counts, ignore_errors=True)
     counts.mkdir(parents=True)
-    parent = os.getppid()
     worker_processes = Workers(name, store, listener, identity, counts)
     try:
         if worker_processes.start(stopping):
@@ -239,7 +240,7 @@ def _watch(
             announce_url(url_of(listener))
         seen = -1
         while not stopping.wait(LOOK_S):
-            if with_parent and os.getppid() != parent:
+            if parent is not None and os.getppid() != parent:
                 return
             try:
                 last = store.records.last_event()
@@ -265,7 +266,7 @@ def _serve(
     name: str,
     listener: socket.socket,
     identity: WorkerIdentity,
-    with_parent: bool,
+    parent: int | None,
     ready: Callable[[str], object] | None = None,
     announce_url: Callable[[str], None] | None = None,
 ) -> None:
@@ -307,7 +308,7 @@ def _serve(
     def stop() -> None:
         server.should_exit = True
 
-    reloader = EndpointReloader(store, app, orphaned=stop if with_parent else None)
+    reloader = EndpointReloader(store, app, parent=parent, orphaned=stop)
     _stop_on_signals(server)
     try:
         # A version that cannot be loaded must fail before the endpoint is announced.

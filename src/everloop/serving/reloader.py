@@ -42,18 +42,25 @@ class EndpointReloader:
     """Follows one endpoint's record for one app. Call `start` before serving and `stop` after."""
 
     def __init__(
-        self, store: Store, app: EndpointApp, *, orphaned: Callable[[], None] | None = None, poll_s: float = POLL_S
+        self,
+        store: Store,
+        app: EndpointApp,
+        *,
+        parent: int | None = None,
+        orphaned: Callable[[], None] | None = None,
+        poll_s: float = POLL_S,
     ) -> None:
         """Prepare.
 
         Args:
+            parent: id of the parent process, if this one ends with it.
             orphaned: called once when the parent process has ended.
         """
         self._store = store
         self._service = app.service
         self._orphaned = orphaned
         self._poll_s = poll_s
-        self._parent = os.getppid()
+        self._parent = parent
         self.access = AccessReloader(store, app.service, poll_s=poll_s)
         self._loaded: LoadedEndpoint | None = None
         self._predictors: dict[str, Predictor] = {}
@@ -89,7 +96,7 @@ class EndpointReloader:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._poll_s):
-            if self._orphaned is not None and os.getppid() != self._parent:
+            if self._parent is not None and os.getppid() != self._parent and self._orphaned is not None:
                 self._orphaned()
                 self._orphaned = None
             if self._service.aggregation is not None and monotonic() >= self._log_state_at:

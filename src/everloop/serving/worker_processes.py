@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import subprocess
 import sys
@@ -128,7 +129,7 @@ class Workers:
     def _spawn(self, index: int | None = None) -> Path:
         ready_file = self._folder / f"worker-{secrets.token_hex(8)}"
         worker = subprocess.Popen(
-            [*self._command, "--port-file", str(ready_file)],
+            [*self._command, "--port-file", str(ready_file), "--parent", str(os.getpid())],
             pass_fds=[self._listener.fileno()],
             stdin=subprocess.DEVNULL,
         )

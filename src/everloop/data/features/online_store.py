@@ -22,6 +22,7 @@ from everloop.data.features.internal_columns import KNOWN_AT
 from everloop.errors import MissingExtraError, UsageError
 from everloop.stores.permissions import make_private
 from everloop.stores.records.postgres_connections import PostgresConnector
+from everloop.stores.records.sqlite_connection import SqliteConnection
 from everloop.stores.store_urls import check_url, mask_url
 from everloop.stores.tables.delta_tables import EVENT_AT
 
@@ -82,18 +83,16 @@ class SqliteOnline:
     def __init__(self, path: str) -> None:
         self._path = path
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
-        connection = self._connection()
-        with connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS online (view TEXT, entity BLOB, event_at INTEGER, known_at INTEGER, "
-                "row BLOB, PRIMARY KEY (view, entity)) WITHOUT ROWID"
-            )
+        self._all: list[SqliteConnection] = []
+        self._connection().execute(
+            "CREATE TABLE IF NOT EXISTS online (view TEXT, entity BLOB, event_at INTEGER, known_at INTEGER, "
+            "row BLOB, PRIMARY KEY (view, entity)) WITHOUT ROWID"
+        )
 
     def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
-        with connection:
+        try:
             before = connection.total_changes
             connection.executemany(
                 "INSERT INTO online VALUES (?, ?, ?, ?, ?) ON CONFLICT (view, entity) DO UPDATE SET "
@@ -101,33 +100,36 @@ class SqliteOnline:
                 "WHERE (excluded.event_at, excluded.known_at) > (online.event_at, online.known_at)",
                 ((view, *encoded) for encoded in _encoded(rows, entity, features)),
             )
-            return connection.total_changes - before
+            changed = connection.total_changes - before
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+        return changed
 
     def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
-        found = self._connection().execute(
+        found = self._connection().fetch(
             "SELECT event_at, known_at, row FROM online WHERE view = ? AND entity = ?", (view, _key(entity))
         )
-        return _decoded(found.fetchone())
+        return _decoded(found[0] if found else None)
 
     def drop(self, view: str) -> None:
-        connection = self._connection()
-        with connection:
-            connection.execute("DELETE FROM online WHERE view = ?", (view,))
+        self._connection().execute("DELETE FROM online WHERE view = ?", (view,))
 
     def close(self) -> None:
         for connection in self._all:
             connection.close()
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+    def _connection(self) -> SqliteConnection:
+        connection: SqliteConnection | None = getattr(self._local, "connection", None)
         if connection is None:
             with suppress(FileExistsError):
                 # Create the file first. SQLite would create it with the permissions of the umask.
                 os.close(make_private(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            self._local.connection = connection
+            opened = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            opened.execute("PRAGMA journal_mode=WAL")
+            opened.execute("PRAGMA synchronous=NORMAL")
+            connection = self._local.connection = SqliteConnection(opened)
             self._all.append(connection)
         return connection
 

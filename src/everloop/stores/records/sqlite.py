@@ -26,6 +26,7 @@ from everloop.stores.records.like_patterns import is_like, longest_piece
 from everloop.stores.records.migrations import Migration, check_version, migrations
 from everloop.stores.records.sql_logs import INSERT_EVENT, INSERT_POINT, MOVED, REFUSED_WRITES
 from everloop.stores.records.sql_records import SqlRecords
+from everloop.stores.records.sqlite_connection import SqliteConnection, decode_surrogates
 from everloop.stores.records.sqlite_files import header_problems, log_problems, schema_problems
 from everloop.stores.records.sqlite_frozen import UNREADABLE_BESIDE, FrozenReader, can_write_beside
 
@@ -90,7 +91,7 @@ class SqliteDatabase:
         slot = self._connections.slot()
         connection = slot.connection
         try:
-            return connection.execute(statement, values).fetchall()
+            return connection.fetch(statement, values)
         except _FAILED as error:
             if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
                 return self._read_frozen(statement, values, error)
@@ -98,22 +99,17 @@ class SqliteDatabase:
                 raise _translated(error, self.path) from error
         except _UNSUPPORTED as error:
             raise _unsupported_value(error) from error
-        return _retry_while_busy(lambda: connection.execute(statement, values).fetchall(), self.path)
+        return _retry_while_busy(lambda: connection.fetch(statement, values), self.path)
 
     def read_raw(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
         if not self._writable:
-            return self._read_frozen(statement, values, text=_decode_surrogates)
+            return self._read_frozen(statement, values, text=decode_surrogates)
         slot = self._connections.slot()
-        connection = slot.connection
         try:
-            connection.text_factory = _decode_surrogates
-            try:
-                return connection.execute(statement, values).fetchall()
-            finally:
-                connection.text_factory = str
+            return slot.connection.fetch_raw(statement, values)
         except _FAILED as error:
             if not slot.depth and getattr(error, "sqlite_errorcode", None) in UNREADABLE_BESIDE:
-                return self._read_frozen(statement, values, error, text=_decode_surrogates)
+                return self._read_frozen(statement, values, error, text=decode_surrogates)
             raise _translated(error, self.path) from error
 
     def _read_frozen(
@@ -143,7 +139,7 @@ class SqliteDatabase:
 
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         try:
-            return self._connections.slot().connection.execute(statement, values).rowcount
+            return self._connections.slot().connection.execute(statement, values)
         except _FAILED as error:
             raise _translated(error, self.path) from error
         except _UNSUPPORTED as error:
@@ -195,7 +191,7 @@ class SqliteDatabase:
         except _FAILED as error:
             raise _translated(error, self.path) from error
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
+    def _begin(self, connection: SqliteConnection) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE")
         except _FAILED as error:
@@ -246,7 +242,7 @@ class SqliteDatabase:
     def use_log(self) -> None:
         """Turn on write-ahead logging, which is off in a copy of the database."""
         connection = self._connections.slot().connection
-        _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
+        _retry_while_busy(lambda: connection.fetch("PRAGMA journal_mode = WAL"), self.path)
 
     @property
     def closed(self) -> bool:
@@ -256,7 +252,7 @@ class SqliteDatabase:
         self._connections.close()
         self._frozen.close()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> SqliteConnection:
         self._make_file()
         try:
             connection = sqlite3.connect(
@@ -276,7 +272,7 @@ class SqliteDatabase:
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
         except _FAILED as error:
             raise _translated(error, self.path) from error
-        return connection
+        return SqliteConnection(connection)
 
     def _make_file(self) -> None:
         """Create the file before SQLite does, which would use the umask. SQLite gives its log the same mode."""
@@ -297,7 +293,7 @@ class SqliteDatabase:
         with file_lock(self.path.parent / "locks" / f"{self.path.name}.lock"):
             connection = self._connections.slot().connection
             try:
-                _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall(), self.path)
+                _retry_while_busy(lambda: connection.fetch("PRAGMA journal_mode = WAL"), self.path)
                 for step in steps[self._version(steps) :]:
                     connection.executescript(
                         f"BEGIN IMMEDIATE;\n{step.script}\nPRAGMA user_version = {step.number};\nCOMMIT;"
@@ -368,10 +364,6 @@ class SqlitePatterns:
         return Sql(f"{column} GLOB ?", ("".join(signs.get(sign, sign) for sign in pattern),))
 
 
-def _decode_surrogates(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
 def _like(text: object, pattern: str, any_case: int) -> bool | None:
     return is_like(text, pattern, any_case=bool(any_case)) if isinstance(text, str) else None
 
@@ -430,6 +422,8 @@ def _translated(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> Except
         return CorruptionError(f"The store '{path}' is damaged: {error}.", help="See: everloop verify")
     if code == sqlite3.SQLITE_READONLY:
         return read_only(path)
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return UsageError("The store is closed.", help="Open it again.")
     if code in _BUSY:
         return UnavailableError(f"The store '{path}' is locked by another process: {error}.", help="Try again.")
     if code == sqlite3.SQLITE_CANTOPEN:
