@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from everloop.errors import NotFoundError
+from everloop.errors import NotFoundError, UsageError
 
 TABLE: dict[str, dict[str, str]] = {
     # How to check outside state that a step has read: (spec) -> state.
@@ -165,6 +165,21 @@ def load(kind: str, name: str) -> Any:
         known = ", ".join(names(kind)) or "none"
         raise NotFoundError(f"There is no {kind} plugin called '{name}'.", help=f"Available: {known}")
     return entry.load()
+
+
+def create(kind: str, name: str, options: dict[str, Any]) -> object:
+    """Create an object of a plugin that is a class or a function.
+
+    Raises:
+        NotFoundError: no plugin has this kind and name.
+        UsageError: the options do not fit.
+    """
+    make = load(kind, name)
+    try:
+        made: object = make(**options)
+    except TypeError as error:
+        raise UsageError(f"The {kind} '{name}' cannot be created: {error}.", help="Check its options.") from error
+    return made
 
 
 @lru_cache(maxsize=32)

@@ -200,32 +200,34 @@ class Loop:
 
 
 def _all_watches(parts: Any, loop: str) -> tuple[Watch, ...]:
-    if not isinstance(parts, Sequence) or isinstance(parts, str):
-        parts = (parts,)
-    for part in parts:
-        if not is_watch(part):
-            names = ", ".join(f"el.{cls.__name__}" for cls in _WATCHES)
-            raise UsageError(
-                f"Loop '{loop}': watch= does not accept {part!r}.",
-                help=f"It accepts: {names}, and objects with `window` and `check`, see el.Watch.",
-            )
-    return tuple(check_watch(part, f"Loop '{loop}': watch=") for part in parts)
+    what = f"Loop '{loop}': watch="
+    needed = "objects with `window` and `check`, see el.Watch"
+    return tuple(check_watch(part, what) for part in _accepted(parts, is_watch, what, _WATCHES, needed))
 
 
 def _all_triggers(parts: Any, loop: str) -> tuple[Trigger, ...]:
-    if not isinstance(parts, Sequence) or isinstance(parts, str):
-        parts = (parts,)
-    for part in parts:
-        if not is_trigger(part):
-            names = ", ".join(f"el.{cls.__name__}" for cls in _TRIGGERS)
-            raise UsageError(
-                f"Loop '{loop}': retrain= does not accept {part!r}.",
-                help=f"It accepts: {names}, and objects with a method `check(context)`, see el.Trigger.",
-            )
-    return tuple(check_trigger(part, f"Loop '{loop}': retrain=") for part in parts)
+    what = f"Loop '{loop}': retrain="
+    needed = "objects with a method `check(context)`, see el.Trigger"
+    return tuple(check_trigger(part, what) for part in _accepted(parts, is_trigger, what, _TRIGGERS, needed))
+
+
+def _accepted(
+    parts: Any, accepts: Callable[[object], bool], what: str, builtin: Sequence[type], needed: str
+) -> Sequence[Any]:
+    """The parts as a sequence. UsageError, which names the built-in classes, if one is of another kind."""
+    listed = _listed(parts)
+    for part in listed:
+        if not accepts(part):
+            names = ", ".join(f"el.{cls.__name__}" for cls in builtin)
+            raise UsageError(f"{what} does not accept {part!r}.", help=f"It accepts: {names}, and {needed}.")
+    return listed
+
+
+def _listed(parts: Any) -> Sequence[Any]:
+    if isinstance(parts, Sequence) and not isinstance(parts, str):
+        return parts
+    return (parts,)
 
 
 def _all_gates(parts: Any, loop: str) -> tuple[Gate, ...]:
-    if not isinstance(parts, Sequence) or isinstance(parts, str):
-        parts = (parts,)
-    return tuple(check_gate(part, f"Loop '{loop}': gates=") for part in parts)
+    return tuple(check_gate(part, f"Loop '{loop}': gates=") for part in _listed(parts))

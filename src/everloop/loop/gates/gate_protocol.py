@@ -205,14 +205,9 @@ def load_gate(name: str, **options: Any) -> Gate:
         NotFoundError: no installed package has such a gate.
         UsageError: the options do not fit the gate, or the plugin is not a gate.
     """
-    from everloop.plugins import load
+    from everloop.plugins import create
 
-    create = load("gate", name)
-    try:
-        made: object = create(**options)
-    except TypeError as error:
-        raise UsageError(f"The gate '{name}' cannot be created: {error}.", help="Check its options.") from error
-    return check_gate(made, f"The plugin '{name}'")
+    return check_gate(create("gate", name, options), f"The plugin '{name}'")
 
 
 def check_gate(part: Any, what: str) -> Gate:

@@ -132,14 +132,9 @@ def load_trigger(name: str, **options: Any) -> Trigger:
         NotFoundError: no installed package has such a trigger.
         UsageError: the options do not fit the trigger, or the plugin is not a trigger.
     """
-    from everloop.plugins import load
+    from everloop.plugins import create
 
-    create = load("trigger", name)
-    try:
-        made: object = create(**options)
-    except TypeError as error:
-        raise UsageError(f"The trigger '{name}' cannot be created: {error}.", help="Check its options.") from error
-    return check_trigger(made, f"The plugin '{name}'")
+    return check_trigger(create("trigger", name, options), f"The plugin '{name}'")
 
 
 def check_trigger(part: Any, what: str) -> Trigger:

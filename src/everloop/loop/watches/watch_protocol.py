@@ -149,14 +149,9 @@ def load_watch(name: str, **options: Any) -> Watch:
         NotFoundError: no installed package has such a watch.
         UsageError: the options do not fit the watch, or the plugin is not a watch.
     """
-    from everloop.plugins import load
+    from everloop.plugins import create
 
-    create = load("watch", name)
-    try:
-        made: object = create(**options)
-    except TypeError as error:
-        raise UsageError(f"The watch '{name}' cannot be created: {error}.", help="Check its options.") from error
-    return check_watch(made, f"The plugin '{name}'")
+    return check_watch(create("watch", name, options), f"The plugin '{name}'")
 
 
 def check_watch(part: Any, what: str) -> Watch:
