@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+import math
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
@@ -13,7 +15,7 @@ from polars.testing import assert_frame_equal
 from everloop.data.disguised_columns import find_date, find_number
 from everloop.errors import DataError
 from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
-from everloop.loop.new_project.table_inspection import inspect_table
+from everloop.loop.new_project.table_inspection import ColumnInspection, inspect_table
 
 ROWS = 200
 RNG = np.random.default_rng(0)
@@ -181,6 +183,84 @@ def test_numbers_are_restored_from_their_texts(texts):
     read = pl.DataFrame({"n": texts}).select(made.expression).to_series()
     assert read.to_list() == [float(text) for text in texts]
     assert made.unread == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["33,9 €", "45,39 €", "1.204,50 €"], [33.9, 45.39, 1204.5]),
+        (["1,204.50", "3.5"], [1204.5, 3.5]),
+        (["0,125", "12,375", "0,5"], [0.125, 12.375, 0.5]),
+        (["1'234.50", "12"], [1234.5, 12.0]),
+        (["1 234,5", "7,25"], [1234.5, 7.25]),
+        (["-1.234,00", "-5,1"], [-1234.0, -5.1]),
+        (["42.4%", "9.8 %"], [42.4, 9.8]),
+        (["EUR 12,50", "EUR 3,00"], [12.5, 3.0]),
+        (["12.50 USD", "1"], [12.5, 1.0]),
+        (["-€5.00", "€-7.00"], [-5.0, -7.0]),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(texts, numbers):
+    made = find_number(pl.Series("n", texts))
+    assert pl.DataFrame({"n": texts}).select(made.expression).to_series().to_list() == numbers
+    assert eval(made.code, {"pl": pl}).meta.eq(made.expression)  # noqa: S307 - it is our own code
+    assert made.remark == ""
+
+
+def inspected(frame: pl.DataFrame, name: str) -> ColumnInspection:
+    return next(column for column in inspect_table(frame, "y").columns if column.name == name)
+
+
+def test_a_comma_that_may_be_either_separator_gets_a_remark():
+    made = find_number(pl.Series("n", ["1,234", "2,500", "7"]))
+    assert pl.DataFrame({"n": ["1,234"]}).select(made.expression).item() == 1234.0
+    assert "decimal comma" in made.remark
+    assert "decimal comma" in inspected(pl.DataFrame({"n": ["1,234", "2,500"] * 20, "y": [0, 1] * 20}), "n").message
+
+
+@pytest.mark.parametrize("texts", [["1e5", "2,5"], ["007", "008"], ["12:30"], ["1,2,3"], ["1.2.3"], ["192.168.1.1"]])
+def test_other_texts_with_digits_are_not_numbers(texts):
+    assert find_number(pl.Series("n", texts)) is None
+
+
+def test_a_column_that_is_null_for_one_class_only_is_a_leak():
+    rows = 400
+    y = [n % 3 == 0 for n in range(rows)]
+    table = pl.DataFrame(
+        {
+            "plan": ["ab"[n % 2] for n in range(rows)],
+            "ended": [date(2024, 1, 1 + n % 28) if gone else None for n, gone in enumerate(y)],
+            "refund": [float(n % 7) if gone else math.nan for n, gone in enumerate(y)],
+            "y": y,
+        }
+    )
+    for name in ("ended", "refund"):
+        column = inspected(table, name)
+        assert (column.kind, column.treatment) == ("leak", "excluded")
+        assert "by being null or not" in column.message
+    assert inspected(table, "plan").treatment == "feature"
+
+
+def test_every_type_of_polars_is_inspected():
+    n = 120
+    types = {
+        "took": pl.Series([timedelta(seconds=x) for x in range(n)]),
+        "at": pl.Series([time(x % 24) for x in range(n)]),
+        "day": pl.Series([date(2024, 1, 1) + timedelta(days=x) for x in range(n)]),
+        "price": pl.Series([Decimal(x) for x in range(n)]),
+        "tags": pl.Series([["a"]] * n),
+        "point": pl.Series([{"x": x} for x in range(n)]),
+        "raw": pl.Series([b"x"] * n),
+        "color": pl.Series(["r", "g"] * (n // 2), dtype=pl.Categorical),
+        "size": pl.Series(["s", "l"] * (n // 2), dtype=pl.Enum(["s", "l"])),
+        "small": pl.Series([x % 7 for x in range(n)], dtype=pl.UInt8),
+        "none": pl.Series([None] * n, dtype=pl.Null),
+    }
+    whole = pl.DataFrame({**types, "y": [0, 1, 1] * (n // 3)})
+    found = {column.name: column for column in inspect_table(whole, "y").columns}
+    assert "in seconds" in found["took"].message
+    assert "in hours" in found["at"].message
+    assert {name for name, one in found.items() if one.treatment == "dropped"} == {"tags", "point", "raw", "none"}
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12).filter(

@@ -14,8 +14,13 @@ LEAST_READ = 0.95
 """A text column is converted if at least this share of its texts, apart from `NULL_WORDS`, can be converted."""
 _LEADING_ZERO = r"^0\d"
 """A code such as 007 is usually an identifier and not a number."""
-_GROUPED = r"^[-+]?[$€£]?\s?\d{1,3}(,\d{3})+(\.\d+)?\s?[%€]?$|^[-+]?[$€£]?\s?\d+(\.\d+)?\s?[%€]?$"
-_COMMA = r"^[-+]?\d+(,\d+)?$"
+_CURRENCY = r"(?:[$€£¥₹]|EUR|USD|GBP|CHF|JPY|INR)"
+_BEFORE, _AFTER = rf"^[-+]?{_CURRENCY}?\s?[-+]?", rf"(?:\s?(?:{_CURRENCY}|%))?$"
+_POINT = rf"{_BEFORE}(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d{{0,2}}(?:['’\s]\d{{3}})+|\d+)(?:\.\d+)?{_AFTER}"
+_COMMA = rf"{_BEFORE}(?:[1-9]\d{{0,2}}(?:\.\d{{3}})+|[1-9]\d{{0,2}}(?:['’\s]\d{{3}})+|\d+)(?:,\d+)?{_AFTER}"
+"""Numbers with a decimal point and with a decimal comma, with or without thousands separators, currency and percent."""
+_POINT_NOISE = rf"{_CURRENCY}|[%,'’\s]"
+_COMMA_NOISE = rf"{_CURRENCY}|[%.'’\s]"
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y",
           "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y")  # fmt: skip
 _CLOCKS = ("%H:%M:%S%.f", "%H:%M:%S", "%H:%M", "%I:%M %p", "%I:%M:%S %p")
@@ -38,7 +43,7 @@ class Conversion:
     examples: tuple[str, ...] = ()
     """Some of the values that become null."""
     remark: str = ""
-    """The other possible format, if the column is ambiguous."""
+    """The other possible reading, if the column is ambiguous."""
 
 
 def quoted(text: str) -> str:
@@ -66,25 +71,35 @@ def _text_of(name: str) -> tuple[pl.Expr, str]:
 
 def find_number(values: pl.Series) -> Conversion | None:
     """Return the conversion of a text column to numbers; None if too many of its texts are not numbers."""
-    import polars as pl
 
     texts = _known_texts(values)
     if not len(texts) or texts.str.contains(_LEADING_ZERO).any():
         return None
     base, code = _text_of(values.name)
-    attempts = (
-        (None, base, code),
-        (_GROUPED, base.str.replace_all(r"[$€£%,\s]", ""), f'{code}.str.replace_all(r"[$€£%,\\s]", "")'),
-        (_COMMA, base.str.replace(",", ".", literal=True), f'{code}.str.replace(",", ".", literal=True)'),
-    )
-    for pattern, expression, source in attempts:
-        if pattern is not None and texts.str.contains(pattern).mean() < LEAST_READ:  # type: ignore[operator]
-            continue
-        cast = expression.cast(pl.Float64, strict=False)
-        conversion = _conversion(values, texts, cast, f"{source}.cast(pl.Float64, strict=False)", "number")
-        if conversion is not None:
-            return conversion
-    return None
+    plain = _number(values, texts, base, code)
+    if plain is not None:
+        return plain
+    point, comma = (float(texts.str.contains(pattern).mean()) for pattern in (_POINT, _COMMA))  # type: ignore[arg-type]
+    if max(point, comma) < LEAST_READ:
+        return None
+    if point >= comma:
+        expression = base.str.replace_all(_POINT_NOISE, "")
+        found = _number(values, texts, expression, f'{code}.str.replace_all(r"{_POINT_NOISE}", "")')
+    else:
+        expression = base.str.replace_all(_COMMA_NOISE, "").str.replace(",", ".", literal=True)
+        source = f'{code}.str.replace_all(r"{_COMMA_NOISE}", "").str.replace(",", ".", literal=True)'
+        found = _number(values, texts, expression, source)
+    if found is not None and point == comma and texts.str.contains(",", literal=True).any():
+        example = texts.filter(texts.str.contains(",", literal=True))[0]
+        return replace(found, remark=f"'{example}' is read with a thousands separator, but could have a decimal comma")
+    return found
+
+
+def _number(values: pl.Series, texts: pl.Series, expression: pl.Expr, code: str) -> Conversion | None:
+    import polars as pl
+
+    cast = expression.cast(pl.Float64, strict=False)
+    return _conversion(values, texts, cast, f"{code}.cast(pl.Float64, strict=False)", "number")
 
 
 def find_date(values: pl.Series) -> Conversion | None:

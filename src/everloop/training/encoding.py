@@ -232,7 +232,7 @@ def _learn(series: pl.Series) -> Feature | str:
     categories: tuple[str, ...] = ()
     if kind == "category":
         known = series.drop_nulls().cast(pl.String)
-        if distinct > 1000 and known.n_unique() > 0.5 * len(known):
+        if is_identifier(known.n_unique(), len(known)):
             return f"looks like an identifier: {known.n_unique()} distinct values in {len(known)} rows"
         least = min(LEAST_ROWS, len(series) // 50 + 1)
         counted = known.alias("value").value_counts(name="rows").filter(pl.col("rows") >= least)
@@ -248,6 +248,11 @@ def _learn(series: pl.Series) -> Feature | str:
         categories=categories,
         zone=series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None,
     )
+
+
+def is_identifier(distinct: int, known: int) -> bool:
+    """Whether a text column of so many distinct and known values identifies rows, so that nothing can be learned."""
+    return distinct > 1000 and distinct > 0.5 * known
 
 
 def _kind(dtype: pl.DataType) -> Kind | None:

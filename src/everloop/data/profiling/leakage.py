@@ -48,7 +48,7 @@ def single_scores(rows: pl.DataFrame, snapshot: Snapshot) -> dict[str, float]:
     For two classes the score is |2 AUC - 1|, with AUC the area under the ROC curve. For amounts it is the absolute rank
     correlation. For more classes it is the share by which the column reduces the error of always guessing the most
     common class. The score of text columns is learned on every second row and measured on the others; otherwise a text
-    that never repeats would predict everything.
+    that never repeats would predict everything. Where it predicts more, the score is that of `null_scores`.
     """
     target = snapshot.target
     if target is None or target not in rows.columns:
@@ -58,18 +58,43 @@ def single_scores(rows: pl.DataFrame, snapshot: Snapshot) -> dict[str, float]:
 
 def column_scores(rows: pl.DataFrame, target: str) -> dict[str, float]:
     """Like `single_scores`, for every column except the target. Empty if fewer than a hundred rows have a target."""
-    known = rows.filter(pl.col(target).is_not_null())
-    labels = _labels(known[target])
-    if labels is None or known.height < _MIN_ROWS:
+    known, labels = _labelled(rows, target)
+    if labels is None:
         return {}
-    found: dict[str, float] = {}
+    found = null_scores(rows, target)
     for name in known.columns:
         if name == target:
             continue
         score = _score(known[name], labels)
         if score is not None:
-            found[name] = round(score, 4)
+            found[name] = max(round(score, 4), found.get(name, 0.0))
     return found
+
+
+def null_scores(rows: pl.DataFrame, target: str) -> dict[str, float]:
+    """How well it predicts the target, 0 to 1, whether a column is null; for columns with some nulls and some values.
+
+    A date of cancellation that only customers who cancel have says who will cancel.
+    """
+    known, labels = _labelled(rows, target)
+    if labels is None:
+        return {}
+    few = _MIN_ROWS // 10
+    found: dict[str, float] = {}
+    for name, dtype in known.schema.items():
+        missing = known[name].is_null()
+        if dtype.is_float():
+            missing |= known[name].is_nan().fill_null(value=False)
+        if name == target or not few <= int(missing.sum()) <= known.height - few:
+            continue
+        found[name] = round(_score(missing, labels) or 0.0, 4)
+    return found
+
+
+def _labelled(rows: pl.DataFrame, target: str) -> tuple[pl.DataFrame, pl.Series | None]:
+    """The rows with a target, and their labels; None if they are too few or cannot be scored."""
+    known = rows.filter(pl.col(target).is_not_null())
+    return known, _labels(known[target]) if known.height >= _MIN_ROWS else None
 
 
 def find_suspects(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
@@ -82,26 +107,21 @@ def find_suspects(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, f
 
 
 def _predictive(rows: pl.DataFrame, snapshot: Snapshot, scores: Mapping[str, float]) -> Iterator[LeakageSuspect]:
-    for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
-        if score >= TOO_GOOD:
-            message = f"'{name}' alone predicts {score:.0%} of '{snapshot.target}': is it known at prediction time?"
-            yield LeakageSuspect("knows the target", name, message, score)
     target = snapshot.target
     if target is None or target not in rows.columns:
         return
-    known = rows.filter(pl.col(target).is_not_null())
-    labels = _labels(known[target])
-    few = _MIN_ROWS // 10
-    for name in known.columns:
-        missing = known[name].is_null()
-        if labels is None or name == target or scores.get(name, 0.0) >= TOO_GOOD:
-            continue
-        if not few <= missing.sum() <= known.height - few:
-            continue
-        score = _score(missing, labels) or 0.0
-        if score >= _PREDICTIVE_NULLS:
-            message = f"Whether '{name}' is null predicts {score:.0%} of '{target}': is it filled in after the fact?"
-            yield LeakageSuspect("nulls know the target", name, message, score)
+    nulls = null_scores(rows, target)
+    by_nulls = {
+        name: score for name, score in nulls.items()
+        if score >= _PREDICTIVE_NULLS and (scores.get(name, 0.0) < TOO_GOOD or score >= scores[name])
+    }  # fmt: skip
+    for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
+        if score >= TOO_GOOD and name not in by_nulls:
+            message = f"'{name}' alone predicts {score:.0%} of '{target}': is it known at prediction time?"
+            yield LeakageSuspect("knows the target", name, message, score)
+    for name, score in by_nulls.items():
+        message = f"Whether '{name}' is null predicts {score:.0%} of '{target}': is it filled in after the fact?"
+        yield LeakageSuspect("nulls know the target", name, message, score)
 
 
 def _later(rows: pl.DataFrame, snapshot: Snapshot) -> Iterator[LeakageSuspect]:

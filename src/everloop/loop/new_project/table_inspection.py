@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from everloop.data.disguised_columns import Conversion, find_date, find_number
 from everloop.errors import DataError, UsageError
+from everloop.training.encoding import is_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -189,7 +190,10 @@ def _inspect_target(values: pl.Series) -> ColumnInspection:
     import polars as pl
 
     conversion = find_number(values) if isinstance(values.dtype, pl.String) else None
-    message = f"numbers stored as text{_lost(conversion)}" if conversion is not None else "what is predicted"
+    message = "what is predicted"
+    if conversion is not None:
+        remark = f"; {conversion.remark}, so check it" if conversion.remark else ""
+        message = f"numbers stored as text{_lost(conversion)}{remark}"
     return ColumnInspection(values.name, _type(values), "target", "target", message, conversion)
 
 
@@ -280,6 +284,9 @@ def _inspect_column(values: pl.Series) -> ColumnInspection:
         return inspection("constant", "feature", f"always {known[0]!r}: training leaves it out until the value varies")
     if isinstance(dtype, pl.Boolean):
         return inspection("flag", "feature", f"true or false{missing}")
+    if dtype in (pl.Duration, pl.Time):
+        unit = "seconds" if dtype == pl.Duration else "hours"
+        return inspection("number", "feature", f"{type_name}, in {unit}{missing}")
     if dtype.is_temporal():
         return inspection("date", "feature", f"{type_name}: its month, day and weekday are the features{missing}")
     if dtype.is_integer() and (packed := find_date(values)) is not None:
@@ -297,7 +304,8 @@ def _inspect_text(values: pl.Series, known: pl.Series, inspection: InspectionFac
     distinct, nulls = known.n_unique(), values.null_count()
     missing = f", {nulls:,} null" if nulls else ""
     if (number := find_number(values)) is not None:
-        return inspection("number as text", "feature", f"numbers stored as text{_lost(number)}", number)
+        remark = f"; {number.remark}, so check it" if number.remark else ""
+        return inspection("number as text", "feature", f"numbers stored as text{_lost(number)}{remark}", number)
     if (date := find_date(values)) is not None:
         remark = f"; {date.remark}, so check it" if date.remark else ""
         message = f"{date.kind}s stored as text{_lost(date)}{remark}: month, day and weekday are the features"
@@ -306,7 +314,8 @@ def _inspect_text(values: pl.Series, known: pl.Series, inspection: InspectionFac
     prose = isinstance(words, float) and words >= WORDS
     if prose and distinct > MANY:
         return inspection("free text", "excluded", "free text: models of tables cannot learn from it, so excluded")
-    if len(known) >= LEAST_ROWS and distinct >= DISTINCT_SHARE * len(known):
+    unique = len(known) >= LEAST_ROWS and distinct >= DISTINCT_SHARE * len(known)
+    if unique or is_identifier(distinct, len(known)):
         reason = "never repeats" if distinct == len(known) else f"hardly ever repeats ({distinct:,} of {len(known):,})"
         return inspection(
             "id", "excluded", f"{reason}: identifies rows and cannot help to predict new ones, so excluded"
@@ -329,22 +338,23 @@ def _is_numeric_id(values: pl.Series) -> bool:
 
 def _leaks(rows: pl.DataFrame, inspected: dict[str, ColumnInspection], target: str) -> dict[str, ColumnInspection]:
     """Return the columns that predict the target so well that they are probably not known before it."""
-    from everloop.data.profiling.leakage import column_scores
+    from everloop.data.profiling.leakage import column_scores, null_scores
 
     features = [
         name for name, column in inspected.items() if column.treatment == "feature" and column.kind != "constant"
     ]
     scores = column_scores(rows.select(*features, target), target)
+    nulls = null_scores(rows.select(*features, target), target)
     found: dict[str, ColumnInspection] = {}
     for name in features:
         score = scores.get(name, 0.0)
         same = _is_target(rows[name], rows[target])
         if same or score >= LEAK:
-            reason = (
-                "has the same information as the target"
-                if same
-                else f"predicts '{target}' on its own (score {score:.1%})"
-            )
+            reason = "has the same information as the target"
+            if not same and nulls.get(name, 0.0) == score:
+                reason = f"predicts '{target}' by being null or not (score {score:.1%})"
+            elif not same:
+                reason = f"predicts '{target}' on its own (score {score:.1%})"
             message = f"{reason}, so excluded as a leak; remove it from exclude= if it is known before the target"
             found[name] = replace(inspected[name], kind="leak", treatment="excluded", message=message)
         elif score >= SUSPECT:
@@ -361,7 +371,9 @@ def _is_target(values: pl.Series, target: pl.Series) -> bool:
     """Whether a column maps one to one to the target."""
     import polars as pl
 
-    both = pl.DataFrame({"x": values.cast(pl.String), "y": target.cast(pl.String)}).drop_nulls()
+    # Polars has no texts of durations.
+    x, y = (side.to_physical() if side.dtype.is_temporal() else side.cast(pl.String) for side in (values, target))
+    both = pl.DataFrame({"x": x, "y": y}).drop_nulls()
     if both.height < LEAST_ROWS:
         return False
     pairs, left, right = both.n_unique(), both["x"].n_unique(), both["y"].n_unique()
