@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from polars.testing import assert_frame_equal
 
-from everloop.data.disguised_columns import find_date, find_number
+from everloop.data.disguised_columns import find_date, find_number, find_time
 from everloop.errors import DataError
 from everloop.loop.new_project.project_draft import draft_files, find_goal, project_name
 from everloop.loop.new_project.table_inspection import ColumnInspection, inspect_table
@@ -168,6 +168,34 @@ def test_dates_are_read_in_common_formats(text, found):
     assert values.to_list() == [found, None, None]
 
 
+@pytest.mark.parametrize("per_second", [1, 1_000, 1_000_000, 1_000_000_000])
+def test_a_named_time_may_be_a_number_since_1970(per_second):
+    moments = [datetime(2011, 1, 1, tzinfo=UTC), datetime(2024, 2, 29, 12, 30, tzinfo=UTC)]
+    values = pl.Series("t", [int(one.timestamp()) * per_second for one in moments] + [None])
+    for column in (values, values.cast(pl.Float64)):
+        made = find_time(column)
+        assert column.to_frame().select(made.expression).to_series().to_list() == [*moments, None]
+        assert eval(made.code, {"pl": pl}).meta.eq(made.expression)  # noqa: S307 - it is our own code
+    assert find_date(values) is None
+
+
+def test_a_named_time_may_be_a_day_as_a_number():
+    made = find_time(pl.Series("x", [20240131, 20240201]))
+    assert pl.DataFrame({"x": [20240131]}).select(made.expression).item() == date(2024, 1, 31)
+    assert find_date(pl.Series("x", [20240131, 20240201])) is None
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [2011, 2012], [math.nan], [None], [0.5], [1700000000, 5], [True]])
+def test_other_numbers_are_not_times(values):
+    assert find_time(pl.Series("x", values, strict=False)) is None
+
+
+def test_large_numbers_with_separators_are_not_lost_among_small_ones():
+    made = find_number(pl.Series("n", ["7.5"] * 98 + ["1,204.50", "3,000.25"]))
+    assert pl.DataFrame({"n": ["7.5", "1,204.50"]}).select(made.expression).to_series().to_list() == [7.5, 1204.5]
+    assert made.unread == 0
+
+
 def test_an_ambiguous_date_format_gets_a_remark():
     assert "%m/%d/%Y" in find_date(pl.Series("day", ["03/04/2024", "05/06/2024"])).remark
     assert find_date(pl.Series("day", ["03/04/2024", "25/06/2024"])).remark == ""
@@ -209,6 +237,15 @@ def test_numbers_are_read_as_people_write_them(texts, numbers):
 
 def inspected(frame: pl.DataFrame, name: str) -> ColumnInspection:
     return next(column for column in inspect_table(frame, "y").columns if column.name == name)
+
+
+def test_later_numbers_in_another_form_become_null_and_not_other_numbers():
+    later = pl.DataFrame({"n": ["45,1%", "1,204.50%", "7.5%", "12,5"]})
+    made = find_number(pl.Series("n", ["42.4%", "9.8%"]))
+    assert later.select(made.expression).to_series().to_list() == [None, 1204.5, 7.5, None]
+    made = find_number(pl.Series("n", ["42,4 €", "9,8 €"]))
+    later = pl.DataFrame({"n": ["45.1 €", "1.204,50 €", "7,5 €", "1,204.50 €"]})
+    assert later.select(made.expression).to_series().to_list() == [45.1, 1204.5, 7.5, None]
 
 
 def test_a_comma_that_may_be_either_separator_gets_a_remark():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,20 @@ LEAST_READ = 0.95
 """A text column is converted if at least this share of its texts, apart from `NULL_WORDS`, can be converted."""
 _LEADING_ZERO = r"^0\d"
 """A code such as 007 is usually an identifier and not a number."""
-_CURRENCY = r"(?:[$€£¥₹]|EUR|USD|GBP|CHF|JPY|INR)"
+_CURRENCY = "(?:[$€£¥₹]|EUR|USD|GBP|CHF|JPY|INR)"
 _BEFORE, _AFTER = rf"^[-+]?{_CURRENCY}?\s?[-+]?", rf"(?:\s?(?:{_CURRENCY}|%))?$"
 _POINT = rf"{_BEFORE}(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d{{0,2}}(?:['’\s]\d{{3}})+|\d+)(?:\.\d+)?{_AFTER}"
 _COMMA = rf"{_BEFORE}(?:[1-9]\d{{0,2}}(?:\.\d{{3}})+|[1-9]\d{{0,2}}(?:['’\s]\d{{3}})+|\d+)(?:,\d+)?{_AFTER}"
 """Numbers with a decimal point and with a decimal comma, with or without thousands separators, currency and percent."""
-_POINT_NOISE = rf"{_CURRENCY}|[%,'’\s]"
-_COMMA_NOISE = rf"{_CURRENCY}|[%.'’\s]"
+_CODES = ("EUR", "USD", "GBP", "CHF", "JPY", "INR")
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y",
           "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y")  # fmt: skip
 _CLOCKS = ("%H:%M:%S%.f", "%H:%M:%S", "%H:%M", "%I:%M %p", "%I:%M:%S %p")
 _ZONES = ("", "%z", "Z")
+_DATE_NAME = re.compile(r"date|day|time|(^|_)dt($|_)|_at$|_on$", re.IGNORECASE)
+_FIRST_DAY, _LAST_DAY = 19000101, 22001231
+_FIRST_SECOND, _LAST_SECOND = 200_000_000, 4_200_000_000
+"""Numbers between these, from 1976 to 2103, are taken for seconds since 1970."""
 _SAMPLE = 200
 _AMBIGUOUS = {"%d/%m/%Y": "%m/%d/%Y", "%d-%m-%Y": "%m-%d-%Y", "%d/%m/%y": "%m/%d/%y"}
 """Date formats that are ambiguous as long as no day is above 12."""
@@ -77,22 +81,35 @@ def find_number(values: pl.Series) -> Conversion | None:
         return None
     base, code = _text_of(values.name)
     plain = _number(values, texts, base, code)
-    if plain is not None:
+    if plain is not None and not plain.unread:
         return plain
     point, comma = (float(texts.str.contains(pattern).mean()) for pattern in (_POINT, _COMMA))  # type: ignore[arg-type]
     if max(point, comma) < LEAST_READ:
-        return None
-    if point >= comma:
-        expression = base.str.replace_all(_POINT_NOISE, "")
-        found = _number(values, texts, expression, f'{code}.str.replace_all(r"{_POINT_NOISE}", "")')
-    else:
-        expression = base.str.replace_all(_COMMA_NOISE, "").str.replace(",", ".", literal=True)
-        source = f'{code}.str.replace_all(r"{_COMMA_NOISE}", "").str.replace(",", ".", literal=True)'
-        found = _number(values, texts, expression, source)
+        return plain
+    mark, group = (".", ",") if point >= comma else (",", ".")
+    if noise := _noise(texts):
+        base, code = base.str.replace_all(noise, ""), f'{code}.str.replace_all(r"{noise}", "")'
+    # Only before three digits is it a thousands separator: a later 1,5 among values such as 1.5 must not become 15.
+    grouped = rf"[{group}'’](\d{{3}})"
+    base, code = base.str.replace_all(grouped, "${1}"), f'{code}.str.replace_all(r"{grouped}", "${{1}}")'
+    if mark == ",":
+        base, code = base.str.replace(",", ".", literal=True), f'{code}.str.replace(",", ".", literal=True)'
+    found = _number(values, texts, base, code)
+    if plain is not None and (found is None or found.unread >= plain.unread):
+        return plain
     if found is not None and point == comma and texts.str.contains(",", literal=True).any():
         example = texts.filter(texts.str.contains(",", literal=True))[0]
         return replace(found, remark=f"'{example}' is read with a thousands separator, but could have a decimal comma")
     return found
+
+
+def _noise(texts: pl.Series) -> str:
+    """A pattern of the currencies, percent signs and spaces in the texts of numbers; empty if there are none."""
+    signs = [sign for sign in "$€£¥₹%" if texts.str.contains(sign, literal=True).any()]
+    codes = [code for code in _CODES if texts.str.contains(code, literal=True).any()]
+    if texts.str.contains(r"\s").any():
+        signs.append(r"\s")
+    return "|".join([*codes, *([f"[{''.join(signs)}]"] if signs else [])])
 
 
 def _number(values: pl.Series, texts: pl.Series, expression: pl.Expr, code: str) -> Conversion | None:
@@ -108,7 +125,8 @@ def find_date(values: pl.Series) -> Conversion | None:
     Accepts texts and whole numbers such as 20240131.
     """
     if values.dtype.is_integer():
-        return _packed_date(values)
+        # Such numbers can mean many things, so the name must suggest a date as well.
+        return _packed_date(values) if values.null_count() < len(values) and _DATE_NAME.search(values.name) else None
     texts = _known_texts(values)
     if not len(texts):
         return None
@@ -138,19 +156,43 @@ def find_date(values: pl.Series) -> Conversion | None:
     return None
 
 
-def _packed_date(values: pl.Series) -> Conversion | None:
-    """Return the conversion of whole numbers such as 20240131 to dates.
+def find_time(values: pl.Series) -> Conversion | None:
+    """Return the conversion of a column that a person has named as a time; None if its values are not times.
 
-    The name of the column must suggest a date as well, because such numbers can mean many things.
+    Like `find_date`, and besides it accepts numbers of seconds, milliseconds, microseconds or nanoseconds since 1970 in
+    UTC, and whole numbers such as 20240131 whatever the column is called.
     """
-    import re
+    import polars as pl
 
+    dtype = values.dtype
+    if dtype == pl.String:
+        return find_date(values)
+    if not dtype.is_numeric() or isinstance(dtype, pl.Decimal):
+        return None
+    known = values.drop_nulls().drop_nans() if dtype.is_float() else values.drop_nulls()
+    low, high = known.min(), known.max()
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    if dtype.is_integer() and low >= _FIRST_DAY and high <= _LAST_DAY:
+        return _packed_date(values)
+    column, code = pl.col(values.name), column_code(values.name)
+    for per_second in (1, 1_000, 1_000_000, 1_000_000_000):
+        if _FIRST_SECOND * per_second <= low and high <= _LAST_SECOND * per_second:
+            scaled, source = column * (1_000_000 // per_second), f"({code} * {1_000_000 // per_second:_})"
+            if per_second > 1_000_000:
+                scaled, source = column // 1_000, f"({code} // 1_000)"
+            moment = scaled.cast(pl.Int64, strict=False).cast(pl.Datetime("us", "UTC"))
+            source += '.cast(pl.Int64, strict=False).cast(pl.Datetime("us", "UTC"))'
+            return _conversion(values, known.cast(pl.String), moment, source, "time")
+    return None
+
+
+def _packed_date(values: pl.Series) -> Conversion | None:
+    """Return the conversion of whole numbers such as 20240131 to dates."""
     import polars as pl
 
     known = values.drop_nulls()
-    if not len(known) or not re.search(r"date|day|time|(^|_)dt($|_)|_at$|_on$", values.name, re.IGNORECASE):
-        return None
-    if not known.is_between(19000101, 22001231).all():
+    if not known.is_between(_FIRST_DAY, _LAST_DAY).all():
         return None
     name, form = values.name, "%Y%m%d"
     expression = pl.col(name).cast(pl.String).str.to_date(form, strict=False)

@@ -32,8 +32,6 @@ CALENDAR = ("month", "weekday", "hour")
 CANARY_ROWS = 1000
 """With fewer rows in a period, a retrained model is not released through a canary."""
 _SUSPICION = " on its own (score "
-_EPOCH_SECONDS = 1e8
-"""Whole numbers above this are read as times since 1970: the unit is found by their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +95,15 @@ def as_times(table: pl.DataFrame, column: str, option: str) -> pl.DataFrame:
     """
     import polars as pl
 
-    from everloop.data.disguised_columns import find_date
+    from everloop.data.disguised_columns import find_time
     from everloop.data.table_inputs import nearest
 
     if column not in table.columns:
         raise DataError(f"The table has no column '{column}' for {option}.", help=nearest(column, table.columns))
     kind = table.schema[column]
-    if kind == pl.String:
-        conversion = find_date(table[column])
-        if conversion is not None:
-            table = table.with_columns(conversion.expression)
-    elif kind.is_integer():
-        table = table.with_columns(_from_epoch(table[column]))
+    conversion = find_time(table[column])
+    if conversion is not None:
+        table = table.with_columns(conversion.expression)
     if not (table.schema[column] == pl.Date or isinstance(table.schema[column], pl.Datetime)):
         raise DataError(
             f"The column '{column}' holds values of type {kind}, not dates or times.",
@@ -345,20 +340,6 @@ def _parts_of_target(rows: pl.DataFrame, features: Sequence[str], target: str) -
     if np.abs(scaled @ solution - y).max() > 1e-6 * y.std():
         return []
     return [numeric[index] for index, weight in zip(moving, solution[:-1], strict=True) if abs(weight) > 1e-6 * y.std()]
-
-
-def _from_epoch(values: pl.Series) -> pl.Series:
-    import polars as pl
-
-    largest = values.max()
-    if not isinstance(largest, int) or largest < _EPOCH_SECONDS:
-        return values
-    factor = 1_000_000
-    while largest >= 1e11 and factor > 1:
-        largest, factor = largest // 1000, factor // 1000
-    if largest >= 1e11:
-        return (values // 1000).cast(pl.Datetime("us", "UTC"))
-    return (values.cast(pl.Int64) * factor).cast(pl.Datetime("us", "UTC"))
 
 
 def _listed(names: Sequence[str]) -> str:

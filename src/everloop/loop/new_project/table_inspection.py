@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from everloop.data.disguised_columns import Conversion, find_date, find_number
+from everloop.data.disguised_columns import Conversion, find_date, find_number, find_time
 from everloop.errors import DataError, UsageError
 from everloop.training.encoding import is_identifier
 
@@ -205,8 +205,7 @@ def _inspect_time(values: pl.Series) -> ColumnInspection:
     message = "the time of a row: the latest rows are held out; not a feature"
     if is_moment(values.dtype):
         return ColumnInspection(values.name, _type(values), "time", "time", message)
-    textual = isinstance(values.dtype, pl.String) or values.dtype.is_integer()
-    conversion = find_date(values) if textual else None
+    conversion = find_time(values)
     if conversion is None:
         shown = ", ".join(repr(value) for value in values.drop_nulls().unique(maintain_order=True).head(3).to_list())
         raise DataError(
@@ -215,7 +214,8 @@ def _inspect_time(values: pl.Series) -> ColumnInspection:
             help="Name a column of dates with --time, or leave --time out to hold out rows at random.",
         )
     remark = f" ({conversion.remark})" if conversion.remark else ""
-    message = f"{message}; converted from text{_lost(conversion)}{remark}"
+    source = "text" if isinstance(values.dtype, pl.String) else "numbers"
+    message = f"{message}; converted from {source}{_lost(conversion)}{remark}"
     return ColumnInspection(values.name, _type(values), "time", "time", message, conversion)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from everloop.data.disguised_columns import find_date, find_number
+from everloop.data.disguised_columns import find_date, find_number, find_time
 from everloop.data.sketches.derived_columns import is_free_text
 
 if TYPE_CHECKING:
@@ -21,12 +21,10 @@ _SAMPLE = 2_000
 
 
 def read_times(frame: pl.LazyFrame, time: str) -> pl.LazyFrame:
-    """Return the frame with its time column as dates or times, if it holds texts such as 31.01.2024 08:15."""
-    import polars as pl
-
-    if frame.collect_schema()[time] != pl.String:
+    """Return the frame with its time column as dates or times, if it holds texts or numbers; see `find_time`."""
+    if frame.collect_schema()[time].is_temporal():
         return frame
-    found = find_date(frame.select(time).drop_nulls().head(_SAMPLE).collect()[time])
+    found = find_time(frame.select(time).drop_nulls().head(_SAMPLE).collect()[time])
     return frame if found is None else frame.with_columns(found.expression)
 
 
