@@ -8,13 +8,22 @@ commit. If a process is killed in between, the next fold recognizes its segments
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from everloop.errors import CorruptionError, EverloopError, InsufficientStorageError, NotFoundError, UnavailableError
+from everloop.errors import (
+    CorruptionError,
+    EverloopError,
+    InsufficientStorageError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from everloop.prediction_log import segments
+from everloop.prediction_log.log_sinks import ShippingOptions, log_of
 from everloop.prediction_log.segment_stores import open_segments
 from everloop.prediction_log.segments import SPOOL, first_line, frames_of, shown
 from everloop.prediction_log.shipping import ship_leftovers
@@ -22,6 +31,7 @@ from everloop.stores.clock import moment_of, system_micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from everloop.prediction_log.fold_target import FoldTarget
     from everloop.prediction_log.segments import Segment, SegmentStore
@@ -58,6 +68,22 @@ def segment_sources(store: Store) -> list[tuple[str, SegmentStore]]:
     return found
 
 
+def spools(store: Store) -> list[tuple[str, Path]]:
+    """The folders of this host in which instances may have left journals, each after the URL that they are shipped to.
+
+    These are the home's, and the one that `EVERLOOP_LOG` configures for this process and so for its endpoints.
+    """
+    found = [(str(store.home), store.home / SPOOL)]
+    try:
+        log = log_of(os.environ)
+    except UsageError as error:
+        logger.warning("%s", error)
+        return found
+    if isinstance(log, ShippingOptions) and log.folder != store.home / SPOOL:
+        found.append((log.where, log.folder))
+    return found
+
+
 def has_segments(store: Store, stream: str) -> bool:
     """Whether a store has segments of this stream that may not have been folded."""
     for shown_as, source in segment_sources(store):
@@ -77,10 +103,12 @@ def fold_segments(store: Store, fold: FoldTarget[Entry]) -> int:
     Raises:
         CorruptionError: a segment is damaged. Those of its instance that come after it wait; all others are folded.
     """
-    spool = store.home / SPOOL / fold.stream
-    if spool.is_dir():
+    for where, folder in spools(store):
+        spool = folder / fold.stream
+        if not spool.is_dir():
+            continue
         try:
-            ship_leftovers(open_segments(str(store.home)), spool)
+            ship_leftovers(open_segments(where), spool)
         except (EverloopError, OSError) as error:
             logger.warning("Cannot ship what dead instances have left in '%s' now: %s", spool, error)
     rows = 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from everloop.errors import DataError, LeaseLostError
@@ -14,7 +17,9 @@ from everloop.loop.worker.failure_reports import LONGEST_WAIT_S, FailureReports
 from everloop.loop.worker.reconciler import Reconciliation
 from everloop.loop.worker.reconciler_process import ReconcilerProcess, reconcile_lease
 from everloop.loop.worker.run_queue import active_runs
+from everloop.prediction_log.prediction_log import Group, PredictionLog
 from everloop.stores import open_store
+from everloop.stores.home import StoreUrls, open_urls
 from everloop.stores.leases import Leases
 
 NOTHING = Reconciliation(0, [], None, None)
@@ -180,6 +185,66 @@ def test_the_guard_is_called_around_ticks_and_its_failures_do_not_end_the_proces
     assert [event.data["error"] for event in reported] == ["ZeroDivisionError: by zero"]
     process.stop.set()
     process.work()
+
+
+def answer_and_die(store, key):
+    """Log one answer of an endpoint in a process that is killed before it can ship or fold anything."""
+    child = os.fork()
+    if not child:
+        inputs = msgspec.Raw(msgspec.msgpack.encode({"x": "float"}))
+        one = Group(f"{key:<36}", 0, 0.1, "shop@1", "champion", inputs, None, [key], None, [0.5], None, [(1.0,)])
+        PredictionLog(store, "shop").append([one])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shipped", [False, True])
+def test_the_answers_on_a_host_that_reconciles_no_loop_reach_the_table_once(
+    tmp_path, found, monkeypatch, capfd, shipped
+):
+    monkeypatch.setattr("everloop.loop.worker.reconciler_process.describe_project", lambda project, store: {})
+    places = {part: str(tmp_path / "shared" / part) for part in ("records", "objects", "tables")}
+    (tmp_path / "shared").mkdir()
+    urls = [StoreUrls(home=tmp_path / name, log=str(tmp_path / "shared"), **places) for name in ("ann", "ben")]
+    with open_urls(urls[0], project="p") as ann, open_urls(urls[1], project="p") as ben:
+        first, second = make(ann, tmp_path), make(ben, tmp_path)
+        for process in (first, second):
+            process.project.loops["shop"].serve = SimpleNamespace(name="shop")
+            process._look_at("shop", process.project.loops["shop"])
+        assert (list(first._held), list(second._held)) == (["shop"], [])
+        if shipped:
+            monkeypatch.setenv("EVERLOOP_LOG", str(tmp_path / "shared"))
+            monkeypatch.setenv("EVERLOOP_LOG_FOLDER", str(tmp_path / "spool"))
+        for key in ("one", "two"):
+            answer_and_die(ben, key)
+        assert entities_in(ann) == []
+        for _ in range(2):
+            look_once(second)
+            assert entities_in(ann) == ["one", "two"]
+        assert list(tmp_path.rglob("*.journal")) == []
+        # A damaged journal is reported once, and keeps nothing else waiting.
+        answer_and_die(ben, "three")
+        monkeypatch.delenv("EVERLOOP_LOG", raising=False)
+        (ben.journals / "labels@p@shop.0123456789abcdef.journal").write_bytes(b"not a journal")
+        for _ in range(2):
+            look_once(second)
+        assert capfd.readouterr().err.count("labels@p@shop.0123456789abcdef.journal") == 1
+        assert [event.verb for event in ann.records.events_since(0, kinds=("endpoint",))] == ["fold_failed"]
+        assert entities_in(ann) == (["one", "two"] if shipped else ["one", "three", "two"])
+
+
+def look_once(process):
+    process.stop.clear()
+    process.stop.wait = lambda timeout_s: process.stop.set()
+    process._fold_at = 0.0
+    process.work()
+
+
+def entities_in(store):
+    if not store.tables.exists("predictions@p/shop"):
+        return []
+    return sorted(store.tables.scan("predictions@p/shop").collect()["entity"])
 
 
 def test_a_lost_lease_is_not_a_failure_of_the_loop(store, process, found):

@@ -1,7 +1,8 @@
 """The process that reconciles a project's loops: folds logs, watches, decides releases and requests runs.
 
 It never trains, so a rollback never waits for a training. Each loop is reconciled by one process at a time, which holds
-the lease `reconcile:<loop>`; others wait and take over when it dies. Every write is fenced by the lease.
+the lease `reconcile:<loop>`; others wait and take over when it dies. Every write is fenced by the lease, except that
+each process folds the logs on the disk of its own host, which no other host can read.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class ReconcilerProcess:
         self._reports = FailureReports()
         self._next: dict[str, float] = {}
         """Name of a loop to the time of its next tick."""
+        self._fold_at = 0.0
+        """The time of the next look at the logs of this host."""
 
     def work(self) -> bool:
         """Reconcile until `stop` is set or the parent has died.
@@ -83,6 +86,7 @@ class ReconcilerProcess:
             while not self.stop.is_set() and (self.parent is None or os.getppid() == self.parent):
                 for name, loop in self.project.loops.items():
                     self._look_at(name, loop)
+                self._fold_host_logs()
                 if self._should_reload():
                     return True
                 self.stop.wait(min(CHECK_EVERY_S, self.every_s))
@@ -137,6 +141,30 @@ class ReconcilerProcess:
             # The store does not respond, so the failure cannot be recorded in it either.
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         self._next[name] = elapsed_seconds() + self._reports.wait_s("loop", name, self.every_s)
+
+    def _fold_host_logs(self) -> None:
+        """Fold what endpoints have logged on this host's disk, unless a tick of this process does."""
+        from everloop.prediction_log.host_logs import endpoints_logged_here, fold_here
+
+        if elapsed_seconds() < self._fold_at:
+            return
+        loops = [loop for name, loop in self.project.loops.items() if name in self._held]
+        ticked = {loop.serve.name for loop in loops if loop.serve is not None}
+        for name in endpoints_logged_here(self.store):
+            if name in ticked:
+                continue
+            failures: list[tuple[str, Exception]] = []
+            try:
+                fold_here(self.store, name)
+            except Exception as error:
+                # Like a failed tick, it must not end the process.
+                failures.append(("fold_failed", error))
+            try:
+                self._reports.report(self.store, "endpoint", name, failures)
+            except EverloopError as error:
+                # The store does not respond, so the failure cannot be recorded in it either.
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        self._fold_at = elapsed_seconds() + self.every_s
 
     def _check_release(self, loop: Loop, store: Store) -> None:
         """Call the guard. Its failures are reported, and do not delay the ticks."""
