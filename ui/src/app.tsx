@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "react";
 import { useApi } from "./api/client";
 import type { Overview } from "./api/schema";
 import { useStreamState } from "./api/stream";
-import { Boundary, Empty, Head } from "./components/basics";
+import { Boundary, Card, Empty, Head, useTitle } from "./components/basics";
 import { Icon, Logo } from "./components/icons";
 import { useTheme } from "./components/theme";
 import { useZone, zoneName } from "./format";
@@ -89,15 +89,22 @@ function page(first: string, second: string | undefined, third: string | undefin
     case "settings":
       return <SettingsPage />;
     default:
-      return (
-        <>
-          <Head title="This page does not exist" />
-          <Empty title={`There is nothing at '${first}'`}>
-            <a href={href("loop")}>Go to the loop</a>
-          </Empty>
-        </>
-      );
+      return <NotFound name={first} />;
   }
+}
+
+function NotFound({ name }: { name: string }) {
+  useTitle("Page not found");
+  return (
+    <>
+      <Head title="This page does not exist" />
+      <Card>
+        <Empty title={`There is nothing at '${name}'`}>
+          <a href={href("loop")}>Go to the loop</a>
+        </Empty>
+      </Card>
+    </>
+  );
 }
 
 function Navigation({ current, help }: { current: string; help: () => void }) {

@@ -1,4 +1,5 @@
-// How values are shown. Times always say their zone; numbers keep four significant digits unless they are counts.
+// How values are shown. The zone of times stands below the navigation. Measured numbers keep four significant digits, so that they line up in a
+// column; what people have written, such as parameters, stays as short as they wrote it.
 import { useSyncExternalStore } from "react";
 
 export type Zone = "utc" | "local";
@@ -104,8 +105,14 @@ export function number(value: unknown): string {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US").replace("-", "−");
   const size = Math.abs(value);
-  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(3) : value.toPrecision(4);
-  return text.replace("-", "−");
+  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(3).replace(/\.?0+e/, "e") : value.toPrecision(4);
+  return text.replace("e+", "e").replaceAll("-", "−");
+}
+
+/** A number without padding: 0.1 and not 0.1000, 2013 and not 2,013. */
+export function plain(value: number): string {
+  if (!Number.isFinite(value)) return number(value);
+  return String(Number(value.toPrecision(Number.isInteger(value) ? 15 : 6))).replace("e+", "e").replaceAll("-", "−");
 }
 
 export function bytes(size: number): string {
@@ -121,7 +128,7 @@ export function bytes(size: number): string {
 
 export function text(value: unknown): string {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "number") return number(value);
+  if (typeof value === "number") return plain(value);
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 

@@ -3,13 +3,24 @@ import { useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { align, type Series } from "./align";
-import { number, useZone } from "../format";
+import { number, plain, time, useZone } from "../format";
+import { Empty } from "../components/basics";
 import { useTheme } from "../components/theme";
 
 export const COLOURS = 6;
 /** More series than this are drawn as thin lines without a mark at the cursor: each mark is an element of the page. */
 const FEW = 30;
 export const colour = (index: number): string => `var(--s${(index % COLOURS) + 1})`;
+
+const NONE = [null, null, null, null, null, 1] as const;
+/** What stands below the marks of a time axis: for each distance between them, its text and what a change of the year or day adds. */
+const STAMPS = [
+  [365 * 86_400, "{YYYY}", null, ...NONE],
+  [28 * 86_400, "{MMM}", "\n{YYYY}", ...NONE],
+  [86_400, "{D} {MMM}", "\n{YYYY}", ...NONE],
+  [60, "{HH}:{mm}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, null, null, 1],
+  [0.001, "{HH}:{mm}:{ss}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, null, null, 1],
+] as unknown as uPlot.Axis.Values;
 
 function resolve(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -19,6 +30,7 @@ export function LineChart({ series, times, height = 240, label, log = false }: {
   const box = useRef<HTMLDivElement>(null);
   const [theme] = useTheme();
   const [zone] = useZone();
+  const drawable = series.some((one) => one.y.some((value) => value !== null));
   useEffect(() => {
     const element = box.current;
     if (!element) return undefined;
@@ -57,7 +69,7 @@ export function LineChart({ series, times, height = 240, label, log = false }: {
         legend: { show: false },
         cursor: { drag: { x: true, y: false }, points: { show: !many, size: 6 } },
         scales: { x: { time: times ?? false }, y: { distr: log ? 3 : 1 } },
-        axes: [axis, { ...axis, size: 58, values: (_, values) => values.map((value) => (value === null ? "" : number(value))) }],
+        axes: [times ? { ...axis, space: 60, values: STAMPS } : { ...axis, size: 28, values: (_, values) => values.map(plain) }, { ...axis, size: 58, values: (_, values) => values.map((value) => (value === null ? "" : plain(value))) }],
         ...(zone === "utc" ? { tzDate: (stamp: number) => uPlot.tzDate(new Date(stamp * 1000), "UTC") } : {}),
         plugins: [tooltip(series, times ?? false)],
       },
@@ -73,14 +85,15 @@ export function LineChart({ series, times, height = 240, label, log = false }: {
       plot.destroy();
     };
   }, [series, times, height, theme, zone, log]);
+  if (!drawable) return <Empty title="No finite value to draw" />;
   return (
     <div>
       <div ref={box} className="chart" role="img" aria-label={label} style={{ height }} />
       {series.length > 1 && series.length <= 12 && (
         <div className="legend">
           {series.map((one, index) => (
-            <span key={one.name}>
-              <i style={{ background: colour(one.colour ?? index) }} />
+            <span key={index}>
+              <i className={one.dashed ? "dashed" : ""} style={{ color: colour(one.colour ?? index) }} />
               {one.name}
             </span>
           ))}
@@ -104,7 +117,7 @@ function tooltip(series: Series[], times: boolean): uPlot.Plugin {
           return;
         }
         const x = plot.data[0][index] as number;
-        const lines = [times ? new Date(x * 1000).toISOString().slice(0, 16).replace("T", " ") : `step ${number(x)}`];
+        const lines = [times ? time(new Date(x * 1000).toISOString()) : `step ${number(x)}`];
         let column = 1;
         for (const one of series) {
           const value = plot.data[column]?.[index];

@@ -1,14 +1,17 @@
 // One axis for each number that differs, one line for each run. The colour goes with the last axis, a metric.
 import { useMemo } from "react";
 import type { ComparedRuns } from "../api/schema";
-import { number } from "../format";
+import { number, text } from "../format";
 import { href } from "../router";
 
 const WIDTH = 900;
 const HEIGHT = 260;
 const MOST_AXES = 9;
 
-type Axis = { name: string; values: (number | null)[]; low: number; high: number };
+/** From this ratio on, numbers that are all positive stand on a logarithmic axis, such as learning rates. */
+const WIDE = 100;
+
+type Axis = { name: string; values: (number | null)[]; low: number; high: number; log: boolean };
 
 /** The numbers that differ between runs: parameters first, then metrics. */
 export function axesOf(compared: ComparedRuns): Axis[] {
@@ -23,7 +26,7 @@ export function axesOf(compared: ComparedRuns): Axis[] {
       const known = numbers.filter((value) => value !== null);
       const low = Math.min(...known);
       const high = Math.max(...known);
-      if (known.length >= 2 && low < high) found.push({ name, values: numbers, low, high });
+      if (known.length >= 2 && low < high) found.push({ name, values: numbers, low, high, log: low > 0 && high / low >= WIDE });
     }
   }
   const metrics = found.filter((axis) => axis.name in (groups["metrics"] ?? {}));
@@ -35,7 +38,7 @@ export function ParallelCoordinates({ compared }: { compared: ComparedRuns }) {
   const last = axes.at(-1);
   if (axes.length < 2 || !last) return <p className="soft">Fewer than two numbers differ between these runs.</p>;
   const x = (index: number) => 60 + (index * (WIDTH - 120)) / (axes.length - 1);
-  const share = (axis: Axis, value: number) => (value - axis.low) / (axis.high - axis.low);
+  const share = ({ log, low, high }: Axis, value: number) => (log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low));
   const y = (axis: Axis, value: number) => HEIGHT - 34 - share(axis, value) * (HEIGHT - 74);
   return (
     <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} width="100%" role="group" aria-label={`${compared.runs.length} runs on ${axes.length} axes`}>
@@ -57,12 +60,13 @@ export function ParallelCoordinates({ compared }: { compared: ComparedRuns }) {
           <line x1={x(index)} x2={x(index)} y1="40" y2={HEIGHT - 34} stroke="var(--faint)" />
           <text x={x(index)} y="16" textAnchor="middle" style={{ fontWeight: 600 }}>
             {axis.name.length > 18 ? `${axis.name.slice(0, 17)}…` : axis.name}
+            {axis.log && <tspan style={{ fontWeight: 400 }}> (log)</tspan>}
           </text>
           <text x={x(index)} y="33" textAnchor="middle">
-            {number(axis.high)}
+            {text(axis.high)}
           </text>
           <text x={x(index)} y={HEIGHT - 18} textAnchor="middle">
-            {number(axis.low)}
+            {text(axis.low)}
           </text>
         </g>
       ))}

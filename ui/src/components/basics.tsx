@@ -112,6 +112,17 @@ export function Loaded<T>({ of, lines, children }: { of: UseQueryResult<T, Error
   return <Loading {...(lines ? { lines } : {})} />;
 }
 
+/** The same for a whole page: it has its heading and its way back before, and also if it cannot be read. */
+export function LoadedPage<T>({ of, title, crumbs, children }: { of: UseQueryResult<T, Error>; title: string; crumbs?: ReactNode; children: (data: T) => ReactNode }) {
+  if (of.data !== undefined) return <>{children(of.data)}</>;
+  return (
+    <>
+      <Head title={title} crumbs={crumbs} />
+      {of.error ? <Problem error={of.error} /> : <Loading lines={10} />}
+    </>
+  );
+}
+
 /** Ask for a reason before something is done, and show the command that does the same. */
 export function Confirm(props: {
   label: string;
@@ -211,10 +222,10 @@ export class Boundary extends Component<{ children: ReactNode; at: string }, { e
   override render() {
     if (!this.state.error) return this.props.children;
     return (
-      <div className="error" role="alert">
-        <b>This page could not be drawn.</b>
-        <span>{this.state.error.message}</span>
-      </div>
+      <>
+        <Head title="This page could not be drawn" />
+        <Problem error={this.state.error} />
+      </>
     );
   }
 }

@@ -1,14 +1,18 @@
 // One artifact of a run: text, JSON, a picture, or the first rows of a table. Nothing that it contains runs here.
 import { useApi } from "../api/client";
 import type { ArtifactPreview } from "../api/schema";
-import { Card, Empty, Head, Loaded, Time, useTitle } from "../components/basics";
+import { Card, Empty, Head, LoadedPage, Time, useTitle } from "../components/basics";
 import { bytes, count } from "../format";
 import { href } from "../router";
 
 export function ArtifactPage({ id }: { id: string }) {
   const found = useApi<ArtifactPreview>(`views/artifacts/${encodeURIComponent(id)}`);
   useTitle(found.data ? found.data.artifact.name : "Artifact");
-  return <Loaded of={found}>{(preview) => <Detail preview={preview} />}</Loaded>;
+  return (
+    <LoadedPage of={found} title="Artifact" crumbs={<a href={href("runs")}>Runs</a>}>
+      {(preview) => <Detail preview={preview} />}
+    </LoadedPage>
+  );
 }
 
 function Detail({ preview }: { preview: ArtifactPreview }) {

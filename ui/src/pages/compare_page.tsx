@@ -7,18 +7,23 @@ import { LineChart, colour } from "../charts/line_chart";
 import { ParallelCoordinates } from "../charts/parallel_coordinates";
 import { importances } from "../charts/rank_correlation";
 import { Card, Command, Empty, Head, Loaded, useTitle } from "../components/basics";
-import { count, number, text } from "../format";
+import { count, duration, number, text } from "../format";
 import { go, href, useRoute } from "../router";
 
+/** Runs that a legend names. */
+const FEW = 12;
 const GROUPS: [string, string][] = [["params", "Parameters"], ["metrics", "Metrics"], ["source", "Code and environment"], ["about", "About"], ["tags", "Tags"]];
 
 export function ComparePage() {
   useTitle("Compare runs");
   const { query } = useRoute();
-  const runs = (query.get("runs") ?? "").split(",").filter(Boolean);
+  const asked = query.get("runs") ?? "";
+  const runs = useMemo(() => asked.split(",").filter(Boolean), [asked]);
   const names = useApi<RunColumns>("views/run-columns", ["run"]);
   const found = useApi<ComparedRuns>(runs.length > 1 ? url("views/compare", { runs }) : null, ["run"]);
   const logged = useMemo(() => new Set(found.data?.runs.flatMap((run) => Object.keys(run.metrics ?? {})) ?? []), [found.data]);
+  // Only few runs have a legend. With many, charts must not be drawn again when their names arrive.
+  const titles = useMemo(() => new Map(runs.length > FEW ? [] : found.data?.runs.map((run) => [run.id, `${run.name} ${run.id.slice(-4)}`])), [runs.length > FEW ? null : found.data]);
   const keys = query.get("keys")?.split(",").filter(Boolean) ?? (names.data?.metrics ?? []).filter((name) => logged.has(name)).slice(0, 2);
   const chosen = (next: string[]) => go(href("compare", { runs: runs.join(","), keys: next.join(",") }), true);
   if (runs.length < 2)
@@ -49,7 +54,7 @@ export function ComparePage() {
             </label>
           }
         >
-          <Curves runs={runs} keys={keys} drop={(key) => chosen(keys.filter((one) => one !== key))} />
+          <Curves runs={runs} titles={titles} keys={keys} drop={(key) => chosen(keys.filter((one) => one !== key))} />
         </Card>
         <div className="c12">
           <Loaded of={found}>{(compared) => <Differences compared={compared} />}</Loaded>
@@ -59,7 +64,9 @@ export function ComparePage() {
   );
 }
 
-function Curves({ runs, keys, drop }: { runs: string[]; keys: string[]; drop: (key: string) => void }) {
+type Titles = ReadonlyMap<string, string>;
+
+function Curves({ runs, titles, keys, drop }: { runs: string[]; titles: Titles; keys: string[]; drop: (key: string) => void }) {
   if (keys.length === 0) return <Empty title="Add a metric to see its curves" />;
   return (
     <div className="grid">
@@ -71,7 +78,7 @@ function Curves({ runs, keys, drop }: { runs: string[]; keys: string[]; drop: (k
               Remove
             </button>
           </div>
-          <OneMetric runs={runs} name={key} />
+          <OneMetric runs={runs} titles={titles} name={key} />
         </div>
       ))}
     </div>
@@ -79,13 +86,13 @@ function Curves({ runs, keys, drop }: { runs: string[]; keys: string[]; drop: (k
 }
 
 /** Each metric is read by a request of its own, and drawn as soon as it is there. */
-function OneMetric({ runs, name }: { runs: string[]; name: string }) {
+function OneMetric({ runs, titles, name }: { runs: string[]; titles: Titles; name: string }) {
   const found = useApi<Curve[]>(url("views/curves", { runs, keys: [name], points: runs.length > 20 ? 200 : 500 }), ["run"], { keep: true });
-  return <Loaded of={found}>{(curves) => <Overlay curves={curves} runs={runs} label={name} />}</Loaded>;
+  return <Loaded of={found}>{(curves) => <Overlay curves={curves} runs={runs} titles={titles} label={name} />}</Loaded>;
 }
 
-function Overlay({ curves, runs, label }: { curves: Curve[]; runs: string[]; label: string }) {
-  const series = useMemo<Series[]>(() => curves.map((curve) => ({ name: curve.run.slice(-8), x: curve.steps, y: curve.values, colour: runs.indexOf(curve.run) })), [curves, runs]);
+function Overlay({ curves, runs, titles, label }: { curves: Curve[]; runs: string[]; titles: Titles; label: string }) {
+  const series = useMemo<Series[]>(() => curves.map((curve) => ({ name: titles.get(curve.run) ?? curve.run.slice(-4), x: curve.steps, y: curve.values, colour: runs.indexOf(curve.run) })), [curves, runs, titles]);
   if (series.length === 0) return <Empty title="None of these runs has logged this metric" />;
   return (
     <>
@@ -139,11 +146,16 @@ function ParameterImportance({ compared }: { compared: ComparedRuns }) {
   );
 }
 
+function cell(group: string, name: string, value: unknown): string {
+  if (typeof value !== "number") return text(value).slice(0, 200);
+  return group === "metrics" ? number(value) : name === "seconds" ? duration(value) : text(value);
+}
+
 function Differences({ compared }: { compared: ComparedRuns }) {
   const [all, setAll] = useState(false);
   const { runs } = compared;
   const groups = compared.groups ?? {};
-  const shown = runs.slice(0, all ? 200 : 12);
+  const shown = runs.slice(0, all ? 200 : FEW);
   return (
     <div className="stack">
       {runs.length > 2 && (
@@ -190,7 +202,7 @@ function Differences({ compared }: { compared: ComparedRuns }) {
                       <td>{name}</td>
                       {shown.map((run, index) => (
                         <td key={run.id} className={typeof values[index] === "number" ? "number" : ""} style={{ textAlign: "left" }}>
-                          {typeof values[index] === "number" ? number(values[index]) : text(values[index]).slice(0, 200)}
+                          {cell(group, name, values[index])}
                         </td>
                       ))}
                     </tr>

@@ -2,7 +2,7 @@
 import { useState } from "react";
 import { url, useApi, useSend } from "../api/client";
 import type { DataPage as Data, FeatureViewDetail, SavedContract, SnapshotDetail } from "../api/schema";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, LoadedPage, shell, Time, useTitle } from "../components/basics";
 import { RunLink, SnapshotLink, VersionLink } from "../components/record_links";
 import { Choose, Facts, Table } from "../components/table";
 import { bytes, count, counted, number, text } from "../format";
@@ -68,7 +68,7 @@ export function FeatureViewPage({ name }: { name: string }) {
   useTitle(name);
   const found = useApi<FeatureViewDetail>(`views/features/${encodeURIComponent(name)}`, ["feature_view"]);
   return (
-    <Loaded of={found}>
+    <LoadedPage of={found} title={name} crumbs={<a href={href("data")}>Data</a>}>
       {(detail) => (
         <>
           <Head crumbs={<a href={href("data")}>Data</a>} title={`${detail.view.name}@${detail.view.version}`} sub={<Badge state={detail.stale ? "attention" : "ok"}>{detail.stale ? "stale" : "fresh"}</Badge>}>
@@ -98,14 +98,18 @@ export function FeatureViewPage({ name }: { name: string }) {
           </div>
         </>
       )}
-    </Loaded>
+    </LoadedPage>
   );
 }
 
 export function SnapshotPage({ name }: { name: string }) {
   useTitle(name);
   const found = useApi<SnapshotDetail>(`views/snapshots/${encodeURIComponent(name)}`, ["snapshot", "contract"]);
-  return <Loaded of={found}>{(detail) => <Detail detail={detail} />}</Loaded>;
+  return (
+    <LoadedPage of={found} title={name} crumbs={<a href={href("data")}>Data</a>}>
+      {(detail) => <Detail detail={detail} />}
+    </LoadedPage>
+  );
 }
 
 function Detail({ detail }: { detail: SnapshotDetail }) {

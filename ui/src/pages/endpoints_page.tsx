@@ -4,7 +4,7 @@ import { useApi, useSend } from "../api/client";
 import type { EndpointDetail, EndpointRecord, MetricWindow, Release, TrafficPoint } from "../api/schema";
 import type { Series } from "../charts/align";
 import { LineChart, colour } from "../charts/line_chart";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, LoadedPage, shell, Time, useTitle } from "../components/basics";
 import { EndpointLink, VersionLink } from "../components/record_links";
 import { Facts, Table, Timeline } from "../components/table";
 import { count, number, percent, text, words } from "../format";
@@ -60,7 +60,7 @@ function Split({ endpoint }: { endpoint: EndpointRecord }) {
       <div className="legend" style={{ marginTop: "0.2rem" }}>
         {routes.map((route, index) => (
           <span key={route.version}>
-            <i style={{ background: colour(index) }} />
+            <i style={{ color: colour(index) }} />
             <VersionLink name={route.version} /> {route.role === "shadow" ? "shadow" : `${route.percent} %`}
           </span>
         ))}
@@ -72,7 +72,11 @@ function Split({ endpoint }: { endpoint: EndpointRecord }) {
 export function EndpointPage({ name }: { name: string }) {
   useTitle(name);
   const found = useApi<EndpointDetail>(`views/endpoints/${encodeURIComponent(name)}`, KINDS, { keep: true });
-  return <Loaded of={found}>{(detail) => <Detail detail={detail} />}</Loaded>;
+  return (
+    <LoadedPage of={found} title={name} crumbs={<a href={href("endpoints")}>Endpoints</a>}>
+      {(detail) => <Detail detail={detail} />}
+    </LoadedPage>
+  );
 }
 
 function Detail({ detail }: { detail: EndpointDetail }) {

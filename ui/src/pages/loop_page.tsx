@@ -1,7 +1,7 @@
 // Home: the ring of stages with their live state, what needs a person, and what has happened.
 import { useApi, useSend } from "../api/client";
 import type { Attention, LoopState, Overview, Stage } from "../api/schema";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, LoadedPage, shell, Time, useTitle } from "../components/basics";
 import { glyph } from "../components/icons";
 import { Timeline } from "../components/table";
 import { ago, words } from "../format";
@@ -20,24 +20,24 @@ const EXPLAIN: Record<string, string> = {
 };
 
 export function LoopPage() {
-  useTitle("");
+  useTitle("Loop");
   const found = useApi<Overview>("views/loops", HOME_KINDS);
   return (
-    <Loaded of={found} lines={10}>
+    <LoadedPage of={found} title="Loop">
       {(overview) => (
         <>
           <Head
             title={overview.project}
             sub={
               <>
-                {overview.simulated && <span className="tag accent">simulated time</span>} <Time at={overview.now} />
+                {overview.simulated ? <span className="tag accent">simulated time</span> : "As of"} <Time at={overview.now} />
               </>
             }
           />
           {overview.loops.length === 0 ? <FirstVisit /> : <Loops overview={overview} />}
         </>
       )}
-    </Loaded>
+    </LoadedPage>
   );
 }
 

@@ -3,7 +3,7 @@ import { useMemo, useState } from "react";
 import { url, useApi, useSend, useText } from "../api/client";
 import type { GateResult, ModelDetail, ModelSummary, ModelVersion, VersionDetail } from "../api/schema";
 import { Graph } from "../charts/graph";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, LoadedPage, shell, Time, useTitle } from "../components/basics";
 import { Markdown } from "../components/markdown";
 import { EndpointLink, SnapshotLink, VersionLink } from "../components/record_links";
 import { Choose, Facts, Table, Timeline } from "../components/table";
@@ -184,7 +184,11 @@ export function VersionPage({ model, number: version }: { model: string; number:
   const ref = `${model}@${version}`;
   useTitle(ref);
   const found = useApi<VersionDetail>(`views/versions/${encodeURIComponent(ref)}`, KINDS);
-  return <Loaded of={found}>{(detail) => <Version detail={detail} />}</Loaded>;
+  return (
+    <LoadedPage of={found} title={ref} crumbs={<><a href={href("models")}>Models</a> / <a href={href(["models", model])}>{model}</a></>}>
+      {(detail) => <Version detail={detail} />}
+    </LoadedPage>
+  );
 }
 
 type Measured = { value: number | null; low: number | null; high: number | null };

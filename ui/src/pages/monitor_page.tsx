@@ -6,7 +6,7 @@ import { HeatMap } from "../charts/heat_map";
 import type { Series } from "../charts/align";
 import { ShareBars } from "../charts/share_bars";
 import { LineChart } from "../charts/line_chart";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, LoadedPage, shell, Time, useTitle } from "../components/basics";
 import { EndpointLink, PredictionLink, VersionLink } from "../components/record_links";
 import { Choose, Table, Timeline } from "../components/table";
 import { count, number, percent, text, words } from "../format";
@@ -165,8 +165,12 @@ function possible(state: string) {
 
 export function IncidentPage({ id }: { id: string }) {
   const found = useApi<IncidentDetail>(`views/incidents/${encodeURIComponent(id)}`, KINDS);
-  useTitle(found.data ? "Incident" : "");
-  return <Loaded of={found}>{(detail) => <Detail detail={detail} />}</Loaded>;
+  useTitle(found.data?.incident.title ?? "Incident");
+  return (
+    <LoadedPage of={found} title="Incident" crumbs={<a href={href("monitor")}>Monitor</a>}>
+      {(detail) => <Detail detail={detail} />}
+    </LoadedPage>
+  );
 }
 
 function Detail({ detail }: { detail: IncidentDetail }) {
@@ -240,11 +244,11 @@ function Distributions({ id }: { id: string }) {
   const key = (
     <span className="legend" style={{ margin: 0 }}>
       <span>
-        <i style={{ background: "var(--faint)" }} />
+        <i style={{ color: "var(--faint)" }} />
         training data
       </span>
       <span>
-        <i style={{ background: "var(--s2)" }} />
+        <i style={{ color: "var(--s2)" }} />
         last unusual window
       </span>
     </span>

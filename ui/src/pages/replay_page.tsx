@@ -4,7 +4,7 @@ import { useApi, useSend } from "../api/client";
 import type { ReplayDetail, ReplayState, ReplaySummary } from "../api/schema";
 import type { Series } from "../charts/align";
 import { LineChart, colour } from "../charts/line_chart";
-import { Badge, Card, Command, Confirm, Empty, Head, Loaded, shell, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Confirm, Empty, Head, Loaded, LoadedPage, shell, Time, useTitle } from "../components/basics";
 import { RunLink } from "../components/record_links";
 import { Choose, Table } from "../components/table";
 import { count, duration, number } from "../format";
@@ -136,8 +136,12 @@ function Started() {
 
 export function ReplayPage({ id }: { id: string }) {
   const found = useApi<ReplayDetail>(`views/replays/${encodeURIComponent(id)}`);
-  useTitle("Replay");
-  return <Loaded of={found}>{(detail) => <Detail result={detail.result as unknown as Result} />}</Loaded>;
+  useTitle(found.data ? `Replay of ${found.data.result["title"]}` : "Replay");
+  return (
+    <LoadedPage of={found} title="Replay" crumbs={<a href={href("replay")}>Replay</a>}>
+      {(detail) => <Detail result={detail.result as unknown as Result} />}
+    </LoadedPage>
+  );
 }
 
 function Detail({ result }: { result: Result }) {

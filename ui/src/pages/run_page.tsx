@@ -5,7 +5,7 @@ import type { Artifact, Curve, RunDetail, StepBar } from "../api/schema";
 import { Graph } from "../charts/graph";
 import type { Series } from "../charts/align";
 import { LineChart } from "../charts/line_chart";
-import { Badge, Card, Command, Empty, Head, Loaded, Time, useTitle } from "../components/basics";
+import { Badge, Card, Command, Empty, Head, Loaded, LoadedPage, Time, useTitle } from "../components/basics";
 import { VersionLink } from "../components/record_links";
 import { Facts, Table } from "../components/table";
 import { bytes, count, duration, number, text, words } from "../format";
@@ -18,7 +18,11 @@ const MOST_VALUES = 2000;
 export function RunPage({ id }: { id: string }) {
   const found = useApi<RunDetail>(`views/runs/${encodeURIComponent(id)}`, ["run", "step", "artifact"]);
   useTitle(found.data ? `Run ${found.data.run.name}` : "Run");
-  return <Loaded of={found}>{(detail) => <Detail detail={detail} />}</Loaded>;
+  return (
+    <LoadedPage of={found} title="Run" crumbs={<a href={href("runs")}>Runs</a>}>
+      {(detail) => <Detail detail={detail} />}
+    </LoadedPage>
+  );
 }
 
 function Detail({ detail }: { detail: RunDetail }) {

@@ -162,7 +162,7 @@ function Cell({ name, row }: { name: string; row: Row }) {
   if (name === "state") return <Badge state={String(value)} />;
   if (name === "started_at") return <Time at={value as string} />;
   if (name === "seconds") return <>{duration(value as number | null)}</>;
-  return <>{text(value)}</>;
+  return <>{isNumber(name) ? number(value) : text(value)}</>;
 }
 
 function GroupBy({ known, by, choose }: { known: RunColumns | undefined; by: string; choose: (next: string) => void }) {
