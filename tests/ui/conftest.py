@@ -73,6 +73,8 @@ class Served:
     name: str = "p"
     """The project in the store."""
     project: Path | None = None
+    options: tuple[str, ...] = ()
+    """More options of `everloop server`."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,7 +87,7 @@ class Served:
             command += ["up", "--dir", str(self.project), "--port", str(self.port), "--runners", "0"]
         else:
             login = "--auth" if self.auth else "--no-auth"
-            command += ["server", "--home", str(self.home), "--project", self.name, "--port", str(self.port), login]
+            command += ["server", "--home", str(self.home), "--project", self.name, "--port", str(self.port), login, *self.options]
         environment = {**os.environ, "EVERLOOP_KEYS": str(self.home.parent / "keys"), "NO_COLOR": "1"}
         log = (self.home.parent / f"server-{self.port}.log").open("ab")
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.home.parent)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.fixtures.finished_demo import KEYS, copy_demo
 from tests.ui.conftest import Served, Watched, free_port, watch
-from tests.ui.visits import complaints_of_axe, confirm, settled_width, visit
+from tests.ui.visits import complaints_of_axe, complaints_of_shape, confirm, settled_width, visit
 
 from everloop.records import (
     Alias,
@@ -78,7 +78,7 @@ def test_every_page_passes_axe_fits_a_phone_and_complains_about_nothing(served, 
         visit(page, served, path)
         if page.get_by_role("alert").count():
             found.append(f"{path}: {page.get_by_role('alert').first.inner_text()}")
-        found += [f"{path}: {one}" for one in complaints_of_axe(page)]
+        found += [f"{path}: {one}" for one in complaints_of_axe(page) + complaints_of_shape(page)]
         page.set_viewport_size({"width": 400, "height": 800})
         if (width := settled_width(page)) > 400:
             found.append(f"{path}: {width} pixels wide on a phone")
@@ -147,6 +147,36 @@ def test_a_release_is_paused_resumed_advanced_approved_and_rejected(served, watc
     assert watched.unexpected() == []
 
 
+def test_a_release_is_advanced_step_by_step_until_its_candidate_is_champion(
+    finished_demo, tmp_path, browser, built_page, monkeypatch
+):
+    folder = copy_demo(finished_demo, tmp_path / "flights")
+    monkeypatch.setenv("EVERLOOP_KEYS", str(folder / KEYS))
+    server = Served(folder / ".everloop", free_port(), name=PROJECT)
+    server.start()
+    context = browser.new_context()
+    try:
+        found: Watched = watch(context.new_page())
+        visit(found.page, server, "endpoints/delays")
+        with open_store(folder / ".everloop", project=PROJECT) as store:
+            (release,) = store.records.find(Release, ("state", "=", "rolling_out"))
+            remaining = [step for step in release.steps if step > release.percent]
+            assert remaining
+            for step in remaining:
+                found.page.locator("li:not(.reached)", has_text=f"{step:g} %").wait_for()
+                command = confirm(found.page, "Advance", f"Advance the release of {release.candidate}?", reason="sure")
+                assert command == "everloop release advance delays --reason sure"
+                assert store.records.get(Release, release.id).percent == step
+            assert store.records.get(Release, release.id).state == "completed"
+            assert store.records.get(Alias, "delays@champion").version == release.candidate
+        found.page.get_by_text("completed").first.wait_for()
+        assert found.page.get_by_role("button", name="Advance", exact=True).count() == 0
+        assert found.unexpected() == []
+    finally:
+        context.close()
+        server.stop()
+
+
 def test_an_incident_is_muted_unmuted_accepted_and_another_resolved(served, watched, store):
     page = watched.page
     ongoing = [one for one in store.records.find(Incident) if one.state == "open"]
@@ -213,7 +243,10 @@ def test_a_version_is_described_and_archived(served, watched, store):
     confirm(page, "Archive", "Archive delays@2?", reason="old")
     after = store.records.find(ModelVersion, ("key", "=", "delays@2"))[0]
     assert (after.description, after.state) == ("The second one.", "archived")
-    page.get_by_role("button", name="Unarchive", exact=True).wait_for()
+    confirm(page, "Unarchive", "Bring back delays@2?", reason="needed again")
+    after = store.records.find(ModelVersion, ("key", "=", "delays@2"))[0]
+    assert after.state != "archived"
+    page.get_by_role("button", name="Archive", exact=True).wait_for()
 
 
 def test_a_contract_is_edited_and_a_second_tab_that_has_the_old_one_is_refused(served, watched, store):
@@ -269,7 +302,9 @@ def test_a_rollback_ends_the_rollout_and_another_one_brings_back_the_previous_ch
     assert watched.unexpected() == []
 
 
-def test_users_tokens_and_webhooks_are_managed_by_an_admin(finished_demo, tmp_path, browser, built_page, monkeypatch):
+def test_users_tokens_and_webhooks_are_managed_by_an_admin(
+    finished_demo, tmp_path, browser, built_page, monkeypatch, listener
+):
     folder = copy_demo(finished_demo, tmp_path / "flights")
     monkeypatch.setenv("EVERLOOP_KEYS", str(folder / KEYS))
     with open_store(folder / ".everloop", project=PROJECT) as store:
@@ -325,6 +360,22 @@ def test_users_tokens_and_webhooks_are_managed_by_an_admin(finished_demo, tmp_pa
             dialog.get_by_role("button", name="Remove", exact=True).click()
             dialog.wait_for(state="hidden")
             page.get_by_text("No webhooks").wait_for()
+            # A network that the operator allows receives events, and a test message with its signature.
+            server.stop()
+            server.options = ("--allow-webhook-network", "127.0.0.1/32")
+            server.start()
+            page.reload()
+            page.get_by_role("button", name="Add a webhook", exact=True).click()
+            dialog = page.get_by_role("dialog", name="Add a webhook")
+            dialog.get_by_role("textbox", name="Name").fill("pager")
+            dialog.get_by_role("textbox", name="URL").fill(f"http://127.0.0.1:{listener.server_port}/hook")
+            dialog.get_by_role("button", name="Add a webhook", exact=True).click()
+            dialog.wait_for(state="hidden")
+            assert page.get_by_role("status").locator("code").inner_text()
+            confirm(page, "Test", "Send a test message to pager?")
+            page.get_by_text("pager answered 204.").wait_for()
+            assert [path for path, _, _ in listener.got] == ["/hook"]
+            assert listener.got[0][1]["X-Everloop-Signature"].startswith("sha256=")
             assert "everloop.db" in page.get_by_role("region", name="Storage").inner_text()
         finally:
             context.close()
@@ -356,7 +407,7 @@ def test_a_request_is_tried_on_a_live_endpoint_and_a_replay_is_started(finished_
         assert contributions.get_by_role("row").count() > 3
         answer.get_by_role("link").nth(1).click()
         page.get_by_role("group", name="Lineage of the prediction").wait_for()
-        assert "2,475" in page.get_by_role("region", name="Inputs").inner_text()
+        assert "2475" in page.get_by_role("region", name="Inputs").inner_text()
         visit(page, server, "replay")
         page.get_by_role("button", name="Start a replay", exact=True).click()
         dialog = page.get_by_role("dialog", name="Start a replay")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.ui.conftest import HOSTILE, RIGHT_TO_LEFT, Served, Watched, free_port, watch
-from tests.ui.visits import complaints_of_axe, settled_width, visit
+from tests.ui.visits import complaints_of_axe, complaints_of_shape, settled_width, visit
 
 from everloop.records import Artifact, Incident, Release, Run
 from everloop.server.access import UserStore
@@ -31,7 +31,7 @@ def addresses(store: Any) -> list[str]:
         f"compare?runs={','.join(trained)}", "data", "data/flights%402", "models", "models/delays", "models/delays/2",
         "endpoints", "endpoints/delays", "monitor", f"monitor/{store.records.find(Incident)[0].id}",
         "replay", f"replay/{replay.id}", "traces", "traces/tr-1", "features/weather", "predictions/unknown", "settings",
-        "nowhere", *(f"artifacts/{one.id}" for one in artifacts),
+        "nowhere", "compare", *(f"artifacts/{one.id}" for one in artifacts),
     ]  # fmt: skip
 
 
@@ -41,7 +41,29 @@ def test_every_page_is_drawn_without_a_complaint_and_passes_axe(served, watched,
         watched.page.emulate_media(color_scheme=theme)
         for path in addresses(store):
             visit(watched.page, served, path)
-            found += [f"{theme} {path}: {one}" for one in complaints_of_axe(watched.page)]
+            complaints = complaints_of_axe(watched.page) + complaints_of_shape(watched.page)
+            found += [f"{theme} {path}: {one}" for one in complaints]
+    assert not found, "\n".join(found)
+    assert watched.unexpected() == []
+
+
+def test_what_does_not_exist_is_explained_under_a_heading_of_its_own_page(served, watched):
+    page = watched.page
+    unknown = [
+        "runs/none", "data/none%401", "features/none", "models/none", "models/none/1", "endpoints/none", "monitor/none",
+        "replay/none", "traces/none", "artifacts/none", "predictions/none",
+    ]  # fmt: skip
+    found: list[str] = []
+    for path in unknown:
+        visit(page, served, "runs")
+        visit(page, served, path)
+        page.get_by_role("alert").wait_for()
+        assert "none" in page.get_by_role("alert").inner_text(), path
+        assert not page.title().startswith("Runs"), path
+        assert page.locator(".crumbs a").count() >= 1, path
+        found += [f"{path}: {one}" for one in complaints_of_shape(page) + complaints_of_axe(page)]
+    visit(page, served, "nowhere")
+    assert page.title() == "Page not found · everloop"
     assert not found, "\n".join(found)
     assert watched.unexpected() == []
 
@@ -76,7 +98,7 @@ def test_columns_are_chosen_among_ten_thousand(served, watched):
     page.get_by_label("Search columns").fill("param_09999")
     page.get_by_label("params.param_09999").check()
     page.wait_for_selector("[role=columnheader] >> text=param_09999")
-    assert "9,999" in page.locator(".tr", has_text="wide").inner_text()
+    assert "9999" in page.locator(".tr", has_text="wide").inner_text()
 
 
 def test_runs_are_compared_with_curves_and_correlations(served, watched):

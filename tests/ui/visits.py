@@ -17,7 +17,24 @@ def visit(page: Any, server: Served, path: str) -> None:
     """Open a page and wait until everything on it has been read."""
     page.goto(f"{server.url}/#/{path}")
     page.wait_for_selector("h1")
+    # What was there before stays until the next frame.
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+
+
+SHAPE = """() => [
+    ...['h1', 'main', 'nav'].map((name) => [name, document.querySelectorAll(name).length, 1]),
+    ['empty h1', [...document.querySelectorAll('h1')].filter((one) => !one.innerText.trim()).length, 0],
+    ['named page in the title', Number(/^.+ · everloop$/.test(document.title)), 1],
+    ['skipped level of headings', [...document.querySelectorAll('h1, h2, h3')].map((one) => Number(one.tagName[1]))
+        .filter((level, index, all) => level > (all[index - 1] ?? 0) + 1).length, 0],
+].filter(([, found, expected]) => found !== expected).map(([what, found]) => `${found} × ${what}`)"""
+
+
+def complaints_of_shape(page: Any) -> list[str]:
+    """Return what is missing in the frame of a page: one heading, one title, the landmarks, no skipped heading."""
+    found: list[str] = page.evaluate(SHAPE)
+    return found
 
 
 def complaints_of_axe(page: Any) -> list[str]:

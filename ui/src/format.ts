@@ -105,6 +105,7 @@ export function number(value: unknown): string {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US").replace("-", "−");
   const size = Math.abs(value);
+  if (size >= 1000 && size < 1e6) return Math.round(value).toLocaleString("en-US").replace("-", "−");
   const text = size >= 1e6 || size < 1e-4 ? value.toExponential(3).replace(/\.?0+e/, "e") : value.toPrecision(4);
   return text.replace("e+", "e").replaceAll("-", "−");
 }

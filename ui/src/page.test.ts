@@ -1,11 +1,12 @@
 import { describe, expect, test } from "vitest";
 import { align, MOST_PLACES } from "./charts/align";
 import { blocksOf } from "./components/markdown";
-import { flat } from "./pages/models_page";
+import { differences } from "./pages/models_page";
 import { typed } from "./pages/try_request";
 import { importances, spearman } from "./charts/rank_correlation";
 import { isEnough } from "./components/access";
 import { complete } from "./components/completion";
+import { number, plain } from "./format";
 import { parse } from "./router";
 
 const names = { metrics: ["auc", "val/loss"], params: ["lr"], tags: [] };
@@ -96,8 +97,28 @@ test("a model card's Markdown becomes blocks, and text stays text", () => {
   ]);
 });
 
-test("a difference is listed by its paths", () => {
-  expect(flat({ a: { b: 1, empty: {} }, c: [1, 2], d: null })).toEqual([["a.b", "1"], ["c", "1 → 2"]]);
+test("differences of two versions are listed by their paths, with both values and the change", () => {
+  const found = differences({ a: "m@1", b: "m@2", metrics: { auc: { a: 0.5, b: 0.75, change: 0.25 } }, packages: { httpx: { a: null, b: "0.28" } }, empty: {}, order: [1, 2] });
+  expect(found).toEqual([
+    { path: "metrics.auc", before: "0.5000", after: "0.7500", change: "+0.2500" },
+    { path: "packages.httpx", before: "–", after: "0.28", change: "" },
+    { path: "order", before: "", after: "1 → 2", change: "" },
+  ]);
+});
+
+describe("numbers", () => {
+  test.each([
+    [0.1, "0.1000", "0.1"],
+    [12345.67, "12,346", "12345.7"],
+    [2013, "2,013", "2013"],
+    [1e-5, "1e−5", "0.00001"],
+    [-0.25, "−0.2500", "−0.25"],
+    [1.5e7, "15,000,000", "15000000"],
+    [1234567.8, "1.235e6", "1234570"],
+    [Infinity, "∞", "∞"],
+  ])("%d is %s when measured, and %s as somebody wrote it", (value, measured, written) => {
+    expect([number(value), plain(value)]).toEqual([measured, written]);
+  });
 });
 
 describe("rank correlation", () => {

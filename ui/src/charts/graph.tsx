@@ -4,12 +4,13 @@ import { useMemo } from "react";
 
 export type GraphNode = { id: string; kind: string; title: string; detail: string; link?: string; parents: readonly string[]; tone?: string };
 
-const WIDTH = 168;
+const WIDEST = 168;
 const HEIGHT = 50;
 const MOST = 300;
 
 export function Graph({ nodes, label }: { nodes: GraphNode[]; label: string }) {
-  const drawn = useMemo(() => layout(nodes.slice(0, MOST)), [nodes]);
+  const width = Math.min(WIDEST, Math.max(96, ...nodes.map((node) => 24 + 7.2 * node.title.length)));
+  const drawn = useMemo(() => layout(nodes.slice(0, MOST), width), [nodes, width]);
   return (
     <div className="scroll">
       <svg className="graph" viewBox={`0 0 ${drawn.width} ${drawn.height}`} style={{ display: "block", width: "100%", maxWidth: drawn.width, minWidth: drawn.width * 0.55, height: "auto" }} role="group" aria-label={label}>
@@ -24,13 +25,13 @@ export function Graph({ nodes, label }: { nodes: GraphNode[]; label: string }) {
         {drawn.nodes.map(({ node, x, y }) => {
           const inside = (
             <>
-              <rect x={x - WIDTH / 2} y={y - HEIGHT / 2} width={WIDTH} height={HEIGHT} rx="8" style={node.tone ? { stroke: node.tone } : {}}>
+              <rect x={x - width / 2} y={y - HEIGHT / 2} width={width} height={HEIGHT} rx="8" style={node.tone ? { stroke: node.tone } : {}}>
                 <title>{`${node.title}\n${node.detail}`}</title>
               </rect>
-              <text className="kind" x={x - WIDTH / 2 + 10} y={y - 8}>
+              <text className="kind" x={x - width / 2 + 10} y={y - 8}>
                 {node.kind}
               </text>
-              <text className="title" x={x - WIDTH / 2 + 10} y={y + 10}>
+              <text className="title" x={x - width / 2 + 10} y={y + 10}>
                 {short(node.title, 21)}
               </text>
             </>
@@ -48,12 +49,12 @@ export function Graph({ nodes, label }: { nodes: GraphNode[]; label: string }) {
   );
 }
 
-function layout(nodes: readonly GraphNode[]) {
+function layout(nodes: readonly GraphNode[], width: number) {
   const graph = new dagre.graphlib.Graph();
-  graph.setGraph({ rankdir: "LR", nodesep: 14, ranksep: 44, marginx: 4, marginy: 6 });
+  graph.setGraph({ rankdir: "LR", nodesep: 14, ranksep: 30, marginx: 4, marginy: 6 });
   graph.setDefaultEdgeLabel(() => ({}));
   const known = new Set(nodes.map((node) => node.id));
-  for (const node of nodes) graph.setNode(node.id, { width: WIDTH, height: HEIGHT });
+  for (const node of nodes) graph.setNode(node.id, { width, height: HEIGHT });
   for (const node of nodes) for (const parent of node.parents) if (known.has(parent)) graph.setEdge(parent, node.id);
   dagre.layout(graph);
   const size = graph.graph();

@@ -22,6 +22,8 @@ const STAMPS = [
   [0.001, "{HH}:{mm}:{ss}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, null, null, 1],
 ] as unknown as uPlot.Axis.Values;
 
+const tick = (value: number | null): string => (value === null ? "" : Number.isInteger(value) ? number(value) : plain(value));
+
 function resolve(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
@@ -69,7 +71,7 @@ export function LineChart({ series, times, height = 240, label, log = false }: {
         legend: { show: false },
         cursor: { drag: { x: true, y: false }, points: { show: !many, size: 6 } },
         scales: { x: { time: times ?? false }, y: { distr: log ? 3 : 1 } },
-        axes: [times ? { ...axis, space: 60, values: STAMPS } : { ...axis, size: 28, values: (_, values) => values.map(plain) }, { ...axis, size: 58, values: (_, values) => values.map((value) => (value === null ? "" : plain(value))) }],
+        axes: [times ? { ...axis, space: 60, values: STAMPS } : { ...axis, size: 28, values: (_, values) => values.map(tick) }, { ...axis, size: 58, values: (_, values) => values.map(tick) }],
         ...(zone === "utc" ? { tzDate: (stamp: number) => uPlot.tzDate(new Date(stamp * 1000), "UTC") } : {}),
         plugins: [tooltip(series, times ?? false)],
       },

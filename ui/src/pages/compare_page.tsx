@@ -12,6 +12,7 @@ import { go, href, useRoute } from "../router";
 
 /** Runs that a legend names. */
 const FEW = 12;
+const MOST_BARS = 40;
 const GROUPS: [string, string][] = [["params", "Parameters"], ["metrics", "Metrics"], ["source", "Code and environment"], ["about", "About"], ["tags", "Tags"]];
 
 export function ComparePage() {
@@ -94,11 +95,31 @@ function OneMetric({ runs, titles, name }: { runs: string[]; titles: Titles; nam
 function Overlay({ curves, runs, titles, label }: { curves: Curve[]; runs: string[]; titles: Titles; label: string }) {
   const series = useMemo<Series[]>(() => curves.map((curve) => ({ name: titles.get(curve.run) ?? curve.run.slice(-4), x: curve.steps, y: curve.values, colour: runs.indexOf(curve.run) })), [curves, runs, titles]);
   if (series.length === 0) return <Empty title="None of these runs has logged this metric" />;
+  if (series.length <= MOST_BARS && series.every((one) => one.x.length === 1)) return <Bars series={series} />;
   return (
     <>
       <LineChart series={series} label={`${label} of ${series.length} runs by step`} />
       {curves.some((curve) => curve.total === null) && <p className="soft small">Points at equal distances. With 20 runs or fewer, every peak is drawn.</p>}
     </>
+  );
+}
+
+/** A metric that was logged once in each run: a bar for each. */
+function Bars({ series }: { series: Series[] }) {
+  const most = Math.max(1e-12, ...series.map((one) => Math.abs(one.y[0] ?? 0)));
+  return (
+    <div className="importance">
+      {series.map((one, index) => (
+        <div key={index} style={{ display: "contents" }}>
+          <span className="small">{one.name}</span>
+          <span className="bar" aria-hidden="true">
+            <i style={{ width: `${(100 * Math.abs(one.y[0] ?? 0)) / most}%`, background: colour(one.colour ?? index) }} />
+          </span>
+          <span className="number">{one.y[0] === null ? "not finite" : number(one.y[0])}</span>
+          <span />
+        </div>
+      ))}
+    </div>
   );
 }
 
@@ -163,13 +184,15 @@ function Differences({ compared }: { compared: ComparedRuns }) {
           <ParallelCoordinates compared={compared} />
         </Card>
       )}
-      {runs.length > 3 && <ParameterImportance compared={compared} />}
+      {runs.length > 3 && Object.keys(groups["params"] ?? {}).length > 0 && <ParameterImportance compared={compared} />}
       <Card title="What differs" side={runs.length > shown.length && <button type="button" className="button" onClick={() => setAll(true)}>Show all {count(runs.length)} runs</button>}>
         <div className="scroll">
-          <table>
+          <table style={{ tableLayout: "fixed", minWidth: `${11 + 8.5 * shown.length}rem` }}>
             <thead>
               <tr>
-                <th />
+                <th style={{ width: "11rem" }}>
+                  <span className="visually-hidden">Value</span>
+                </th>
                 {shown.map((run, index) => (
                   <th key={run.id}>
                     <a href={href(["runs", run.id])}>

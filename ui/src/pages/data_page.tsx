@@ -30,8 +30,8 @@ export function DataPage() {
                   </Empty>
                 }
                 columns={[
-                  { title: "Dataset", cell: (one) => one.name },
-                  { title: "Newest", cell: (one) => <SnapshotLink name={one.newest} /> },
+                  { title: "Dataset", className: "nowrap", cell: (one) => one.name },
+                  { title: "Newest", className: "nowrap", cell: (one) => <SnapshotLink name={one.newest} /> },
                   { title: "Rows", number: true, cell: (one) => count(one.rows) },
                   { title: "Columns", number: true, cell: (one) => count(one.columns) },
                   { title: "Size", number: true, cell: (one) => bytes(one.size_bytes) },
@@ -130,7 +130,7 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
         <Command>{`everloop data show ${shell(key)}`}</Command>
       </Head>
       <div className="grid">
-        <Card title="Columns" span="c8">
+        <Card title="Columns" span="c9">
           <Table
             rows={Object.entries(snapshot.columns).slice(0, 1000)}
             label="Columns"
@@ -151,13 +151,13 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
               { title: "Type", className: "soft", cell: ([, type]) => type },
               { title: "Missing", number: true, cell: ([name]) => count(Number(statOf(snapshot, name)["nulls"] ?? statOf(snapshot, name)["null_count"] ?? 0)) },
               { title: "Smallest", number: true, cell: ([name]) => short(statOf(snapshot, name)["min"]) },
-              { title: "Mean", number: true, cell: ([name]) => short(statOf(snapshot, name)["mean"]) },
+              { title: "Mean", number: true, cell: ([name]) => short(rounded(statOf(snapshot, name)["mean"])) },
               { title: "Largest", number: true, cell: ([name]) => short(statOf(snapshot, name)["max"]) },
-              { title: "Contract", className: "small soft", cell: ([name]) => rule(rules.get(name)) },
+              { title: "Contract", className: "small soft why", cell: ([name]) => rule(rules.get(name)) },
             ]}
           />
         </Card>
-        <div className="stack c4">
+        <div className="stack c3">
           <Card title="Trained on it">
             {detail.versions.length === 0 ? <Empty title="No version yet" /> : detail.versions.map((version) => <div key={version.id}><VersionLink name={`${version.model}@${version.version}`} /></div>)}
           </Card>
@@ -296,9 +296,10 @@ function ChangesOf({ changes }: { changes: Changes }) {
   );
 }
 
+const rounded = (value: unknown): unknown => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
+
 /** A statistic: of a moment the date and the minute, of a text its beginning. */
 function short(value: unknown): string {
-  if (typeof value === "number") return number(value);
   const shown = text(value);
   return /^\d{4}-\d\d-\d\dT\d\d:\d\d/.test(shown) ? shown.slice(0, 16).replace("T", " ") : shown.slice(0, 24);
 }

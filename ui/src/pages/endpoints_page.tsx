@@ -149,6 +149,8 @@ const VERBS: Verb[] = [
   { verb: "reject", label: "Reject", explain: "All traffic goes to the champion, and the release ends.", danger: true },
 ];
 
+const DECISIONS: Record<string, string> = { start: "started", advance: "advanced", hold: "held", complete: "completed", roll_back: "rolled back", reject: "rejected", pause: "paused", resume: "resumed", approve: "approved" };
+
 /** A release under way or the last one: its evidence, its decisions, and what a person may decide now. */
 function LatestRelease({ release }: { release: Release }) {
   const send = useSend();
@@ -172,7 +174,7 @@ function LatestRelease({ release }: { release: Release }) {
       <Timeline of={decisions} limit={6} at={(decision) => <Time at={decision.at} />}>
         {(decision) => (
           <>
-            <b>{words(decision.action)}</b> at {decision.percent} % <span className="soft small">{decision.actor}</span>
+            <b>{DECISIONS[decision.action] ?? words(decision.action)}</b> at {decision.percent} % <span className="soft small">{decision.actor}</span>
             <div className="soft small">{decision.reason}</div>
           </>
         )}

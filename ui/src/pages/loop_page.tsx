@@ -54,8 +54,8 @@ function Loops({ overview }: { overview: Overview }) {
         <Timeline of={overview.happenings} limit={16} at={(one) => <time dateTime={one.at} title={one.at}>{ago(one.at, overview.now)}</time>}>
           {(one) => (
             <>
-              {one.kind === "incident" && <span className="tag">incident {words(one.verb)}</span>} {one.link ? <a href={`#/${one.link}`}>{one.subject}</a> : <b>{one.subject}</b>}{" "}
-              {one.kind !== "incident" && (VERBS[`${one.kind}.${one.verb}`] ?? words(one.verb))}
+              {one.kind === "incident" && <span className="tag">incident {words(one.verb)}</span>} {one.link ? <a href={`#/${one.link}`}>{one.subject}</a> : <b>{one.subject}</b>}
+              {one.kind !== "incident" && ` ${VERBS[`${one.kind}.${one.verb}`] ?? words(one.verb)}`}
               {one.reason && <span className="soft">: {one.reason}</span>}
             </>
           )}
@@ -73,7 +73,7 @@ function LoopCard({ loop, now }: { loop: LoopState; now: string }) {
         <Call name={loop.name} />
       </header>
       <div className="grid">
-        <div className="c5">
+        <div className="c5" style={{ alignSelf: "center" }}>
           <Ring loop={loop} />
         </div>
         <div className="c7">

@@ -133,7 +133,7 @@ function Versions({ model }: { model: ModelDetail }) {
                 return metric ? <Metric name={metric} value={version.metrics?.[metric]} /> : "–";
               },
             },
-            { title: "Data", cell: (version) => <SnapshotLink name={version.snapshot} /> },
+            { title: "Data", className: "nowrap", cell: (version) => <SnapshotLink name={version.snapshot} /> },
             { title: "Registered", cell: (version) => <Time at={version.created_at} /> },
           ]}
         />
@@ -342,14 +342,16 @@ function Difference({ of, model }: { of: string; model: string }) {
           {(changes) => (
             <div className="stack">
               <Table
-                rows={flat(changes)}
+                rows={differences(changes)}
                 label="Differences"
-                rowKey={([path]) => path}
+                rowKey={(one) => one.path}
                 height="26rem"
                 empty={<Empty title="Nothing differs" />}
                 columns={[
-                  { title: "What", cell: ([path]) => path },
-                  { title: "Value", className: "small", cell: ([, value]) => value },
+                  { title: "What", cell: (one) => one.path },
+                  { title: before, className: "small pre", cell: (one) => one.before },
+                  { title: of, className: "small pre", cell: (one) => one.after },
+                  { title: "Change", number: true, cell: (one) => one.change },
                 ]}
               />
               <Command>{`everloop models diff ${shell(before)} ${shell(of)}`}</Command>
@@ -363,13 +365,25 @@ function Difference({ of, model }: { of: string; model: string }) {
   );
 }
 
-/** A nested value as pairs of a path and a text; what is empty is left out. */
-export function flat(value: unknown, path = "", most = 400): [string, string][] {
+export type ChangedValue = { path: string; before: string; after: string; change: string };
+
+/** Everything that differs, by its path: values before and after, or only what is new. */
+export function differences(value: unknown, path = ""): ChangedValue[] {
   if (value === null || value === undefined || value === "") return [];
-  if (Array.isArray(value)) return value.length === 0 ? [] : [[path, value.map((one) => text(one)).join(" → ").slice(0, 500)]];
-  if (typeof value === "object") return Object.entries(value).flatMap(([name, one]) => flat(one, path ? `${path}.${name}` : name, most)).slice(0, most);
-  return [[path, text(value).slice(0, 500)]];
+  if (typeof value !== "object" || Array.isArray(value)) {
+    const shown = Array.isArray(value) ? value.map((one) => text(one)).join(" → ") : text(value);
+    return shown && path ? [{ path, before: "", after: shown.slice(0, MOST_TEXT), change: "" }] : [];
+  }
+  const { a, b, ...rest } = value as Record<string, unknown>;
+  const isPair = path !== "" && (a !== undefined || b !== undefined);
+  if (!isPair) return Object.entries(rest).flatMap(([name, one]) => differences(one, path ? `${path}.${name}` : name)).slice(0, MOST_DIFFERENCES);
+  const change = rest["change"];
+  return [{ path, before: side(a), after: side(b), change: typeof change === "number" ? `${change > 0 ? "+" : ""}${number(change)}` : "" }];
 }
+
+const MOST_DIFFERENCES = 400;
+const MOST_TEXT = 300;
+const side = (value: unknown): string => (typeof value === "number" ? number(value) : text(value).replace(/^sha256:([0-9a-f]{12})[0-9a-f]+$/, "$1").slice(0, MOST_TEXT));
 
 function ModelCard({ version, name }: { version: ModelVersion; name: string }) {
   const found = useText(`models/${encodeURIComponent(version.model)}/versions/${version.version}/card`, ["model_version"]);

@@ -35,7 +35,7 @@ export function MonitorPage() {
         </Card>
         {endpoint && (
           <>
-            <Card title={`Drift of features at '${endpoint}'`} span="c12" side={<span className="soft small">Darker is further from the training data; orange opened an alarm.</span>}>
+            <Card title={`Drift of features at '${endpoint}'`} span="c12" side={<span className="soft small">Darker is further from the training data, orange is an alarm, blank is nothing unusual.</span>}>
               <Loaded of={heat}>{(data) => (data.cells.length === 0 ? <Empty title="No window has been checked yet">A Drift watch fills this map, one column for each window.</Empty> : <HeatMap data={data} link={incidentOf(incidents.data ?? [], endpoint)} />)}</Loaded>
             </Card>
             <Labels endpoint={endpoint} />
@@ -157,6 +157,8 @@ const ACTIONS: { verb: string; command: string; label: string; explain: string; 
   { verb: "resolve", command: "resolve", label: "Resolve", explain: "It is over. If the deviation is still there, a new incident opens." },
 ];
 
+const CHANGES: Record<string, string> = { open: "Opened", join: "More:", reopen: "Opened again", escalate: "Now an alarm:", acknowledge: "Acknowledged", mute: "Muted", unmute: "Unmuted", accept: "Accepted", resolve: "Resolved" };
+
 /** The actions that make sense in a state. */
 function possible(state: string) {
   if (CLOSED.has(state)) return [];
@@ -211,7 +213,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
           <Timeline of={[...(incident.history ?? [])].reverse()} at={(change) => <Time at={change.at} />}>
             {(change) => (
               <>
-                <b>{words(change.action)}</b> {change.text} {change.actor && <span className="soft small">{change.actor}</span>}
+                <b>{CHANGES[change.action] ?? words(change.action)}</b> {change.text} {change.actor && <span className="soft small">{change.actor}</span>}
               </>
             )}
           </Timeline>
@@ -230,7 +232,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
               { title: "Window", cell: (one) => <Time at={one.window_from} /> },
               { title: "Subject", cell: (one) => one.subject },
               { title: "Value", number: true, cell: (one) => (one.subject.includes(" × ") ? "–" : number(one.value)) },
-              { title: "What was found", className: "small", cell: (one) => one.message },
+              { title: "What was found", className: "small why", cell: (one) => one.message },
             ]}
           />
         </Card>
@@ -298,7 +300,7 @@ function Rows({ id }: { id: string }) {
       side={
         found.data && (
           <span className="row">
-            <Choose label="Feature" value={found.data.subject} options={found.data.subjects} choose={(next) => show({ subject: next })} />
+            {found.data.subjects.length > 1 && <Choose label="Feature" value={found.data.subject} options={found.data.subjects} choose={(next) => show({ subject: next })} />}
             <Choose label="Order" value={order} options={ORDERS} choose={(next) => show({ order: next })} />
           </span>
         )
@@ -320,8 +322,8 @@ function Rows({ id }: { id: string }) {
                 { title: "Prediction", cell: (one) => <PredictionLink id={one.id} /> },
                 { title: "When", cell: (one) => <Time at={one.at} /> },
                 { title: "Predicted", number: true, cell: (one) => (one.label === null ? number(one.score) : `${one.label} (${number(one.score)})`) },
-                { title: "Label", cell: (one) => one.actual ?? <span className="soft">not yet</span> },
-                ...data.inputs.slice(0, MOST_INPUTS).map((name, index) => ({ title: name === data.subject ? <b>{name}</b> : name, className: "nowrap", cell: (one: PredictionRows["rows"][number]) => (one.values[index] === null ? <span className="soft">missing</span> : text(one.values[index]).slice(0, 60)) })),
+                { title: "Label", className: "nowrap", cell: (one) => one.actual ?? <span className="soft">not yet</span> },
+                ...data.inputs.slice(0, MOST_INPUTS).map((name, index) => ({ title: name === data.subject ? <b>{name}</b> : name, number: data.rows.every((one) => one.values[index] === null || typeof one.values[index] === "number"), className: "nowrap", cell: (one: PredictionRows["rows"][number]) => (one.values[index] === null ? <span className="soft">missing</span> : text(one.values[index]).slice(0, 60)) })),
               ]}
             />
           </>

@@ -52,19 +52,21 @@ function Detail({ detail }: { detail: RunDetail }) {
         <Card title="Metrics" span="c6">
           <Values values={run.metrics ?? {}} none="This run has logged no metric." numbers />
         </Card>
-        <Card title="Parameters" span="c6">
-          <Values values={run.params ?? {}} none="This run has no parameters." />
-        </Card>
-        {detail.versions.length > 0 && (
-          <Card title="Model versions" span="c6">
-            {detail.versions.map((version) => (
-              <div className="row" key={version.id}>
-                <VersionLink name={`${version.model}@${version.version}`} />
-                <Badge state={version.state} />
-              </div>
-            ))}
+        <div className="stack c6">
+          <Card title="Parameters">
+            <Values values={run.params ?? {}} none="This run has no parameters." />
           </Card>
-        )}
+          {detail.versions.length > 0 && (
+            <Card title="Model versions">
+              {detail.versions.map((version) => (
+                <div className="row" key={version.id}>
+                  <VersionLink name={`${version.model}@${version.version}`} />
+                  <Badge state={version.state} />
+                </div>
+              ))}
+            </Card>
+          )}
+        </div>
         <Card title="Artifacts" span="c12">
           <Artifacts artifacts={detail.artifacts} />
         </Card>
@@ -115,15 +117,15 @@ function Steps({ steps }: { steps: StepBar[] }) {
       <div className="gantt" style={{ marginTop: "1rem" }}>
         {steps.map((step) => (
           <div key={step.name} style={{ display: "contents" }}>
-            <span className="nowrap">
+            <span className="name nowrap">
               <b>{step.name}</b> {step.attempts > 1 && <span className="tag">{step.attempts} attempts</span>}
             </span>
             <span className="lane" title={`${step.status}: ${step.reason}`}>
               <i className={step.status} style={{ left: `${(100 * step.starts) / end}%`, width: `${(100 * step.seconds) / end}%` }} />
             </span>
             <span className="soft small">{step.status === "cached" ? "cached" : duration(step.seconds)}</span>
-            <span className="soft small" style={{ gridColumn: "2 / -1", marginTop: "-0.25rem" }}>
-              {step.reason}
+            <span className="note soft small">
+              {step.reason === step.status ? "" : step.reason}
               {step.error && <pre style={{ color: "var(--bad)" }}>{step.error}</pre>}
               {step.log && <StepLog id={step.log} name={step.name} />}
             </span>

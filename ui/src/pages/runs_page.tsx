@@ -12,7 +12,7 @@ import { go, href, useRoute } from "../router";
 const PAGE = 200;
 const ROW = 34;
 const BASE = ["name", "state", "started_at", "seconds", "trigger"];
-const WIDTHS: Record<string, string> = { name: "minmax(9rem,1.6fr)", state: "7rem", started_at: "10rem", seconds: "6rem", trigger: "minmax(8rem,1.4fr)", loop: "minmax(6rem,1fr)" };
+const WIDTHS: Record<string, string> = { name: "minmax(7.5rem,1.2fr)", state: "6.6rem", started_at: "9.2rem", seconds: "4.8rem", trigger: "minmax(9rem,2.6fr)", loop: "minmax(6rem,1fr)" };
 const TITLES: Record<string, string> = { name: "Run", state: "State", started_at: "Started", seconds: "Took", trigger: "Cause", loop: "Loop" };
 
 export function RunsPage() {
@@ -85,7 +85,7 @@ function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (ne
   const { rows, columns, order } = props;
   const viewport = useRef<HTMLDivElement>(null);
   const virtual = useVirtualizer({ count: rows.length + (props.more ? 1 : 0), getScrollElement: () => viewport.current, estimateSize: () => ROW, overscan: 12 });
-  const template = `1.4rem ${columns.map((name) => WIDTHS[name] ?? "minmax(6.5rem,1fr)").join(" ")}`;
+  const template = `1.4rem ${columns.map((name) => WIDTHS[name] ?? "minmax(6.5rem,0.9fr)").join(" ")}`;
   const minimum = `${12 + columns.length * 7.2}rem`;
   const items = virtual.getVirtualItems();
   const last = items.at(-1)?.index ?? 0;
@@ -94,7 +94,7 @@ function Table(props: { rows: Row[]; columns: string[]; order: string; sort: (ne
     if (more && !loading && last >= rows.length - 30) more();
   }, [last, rows.length, more, loading]);
   return (
-    <div className="runs">
+    <div className="runs" style={{ height: ROW * (rows.length + 1) + 4 }}>
       <div className="viewport" ref={viewport} tabIndex={0} role="table" aria-label="Runs" aria-busy={loading} aria-rowcount={props.more ? -1 : rows.length} style={{ gridRow: "1 / span 2" }}>
         <div style={{ minWidth: minimum }}>
           <div className="tr th" role="row" style={{ gridTemplateColumns: template }}>

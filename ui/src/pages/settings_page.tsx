@@ -16,7 +16,7 @@ export function SettingsPage() {
   return (
     <>
       <Head title="Settings" />
-      <div className="grid">
+      <div className="grid" style={{ alignItems: "stretch" }}>
         <Card title="You" span="c6">
           <Loaded of={me} lines={2}>
             {(found) => (
@@ -292,7 +292,7 @@ function StorageAndTrust() {
         </Loaded>
       </Card>
       <Card title="Trust" span="c6" side={<Command>everloop trust add KEY --name OWNER</Command>}>
-        <p className="soft small">Models in formats that contain code are loaded only if one of these keys has signed them. Keys are changed on the machine itself, never from here.</p>
+        <p className="soft small" style={{ marginBottom: "0.6rem" }}>Models in formats that contain code are loaded only if one of these keys has signed them. Keys are changed on the machine itself, never from here.</p>
         <Loaded of={found} lines={3}>
           {(storage) =>
             storage.trust_problem ? (

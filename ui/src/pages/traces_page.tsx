@@ -88,14 +88,14 @@ function Spans({ spans }: { spans: TraceSpan[] }) {
     <div className="gantt">
       {spans.map((span) => (
         <div key={span.id} style={{ display: "contents" }}>
-          <span style={{ paddingLeft: `${Math.min(span.depth, 12) * 0.9}rem` }}>
+          <span className="name" style={{ paddingLeft: `${Math.min(span.depth, 12) * 0.9}rem` }}>
             <b>{span.name}</b> {span.status === "error" && <Badge state="error" />}
           </span>
           <span className="lane">
             <i className={span.status === "error" ? "failed" : "ran"} style={{ left: `${(100 * span.starts) / end}%`, width: `${(100 * (span.seconds ?? 0)) / end}%` }} />
           </span>
           <span className="soft small">{span.seconds === null ? "not ended" : duration(span.seconds)}</span>
-          <div className="soft small" style={{ gridColumn: "2 / -1", marginTop: "-0.25rem" }}>
+          <div className="note soft small">
             {span.message && <p>{span.message}</p>}
             {Object.keys(span.attributes).length > 0 && (
               <details>

@@ -67,7 +67,7 @@ export function TryRequest({ endpoint, champion }: { endpoint: EndpointRecord; c
         void send();
       }}
     >
-      <div style={{ display: "grid", gridTemplateColumns: "repeat(auto-fill, minmax(9.5rem, 1fr))", gap: "0.6rem", maxHeight: "19rem", overflowY: "auto" }}>
+      <div style={{ display: "grid", gridTemplateColumns: "repeat(auto-fill, minmax(9.5rem, 1fr))", gap: "0.6rem", maxHeight: "28rem", overflowY: "auto" }}>
         {inputs.map((input) => (
           <Field key={input.name} input={input} value={values[input.name] ?? ""} change={(next) => setValues({ ...values, [input.name]: next })} />
         ))}
@@ -93,7 +93,7 @@ function Field({ input, value, change }: { input: Input; value: string; change: 
   return (
     <label className="field">
       <span>
-        {input.name} <span className="soft">{input.type}</span>
+        {input.name} <span style={{ fontWeight: 400 }}>{input.type}</span>
       </span>
       {choices ? (
         <select className="input" value={value} onChange={(event) => change(event.target.value)}>
