@@ -77,7 +77,7 @@ export function Command({ children, label }: { children: string; label?: string 
 export function Empty({ title, children, command }: { title: string; children?: ReactNode; command?: string }) {
   return (
     <div className="empty">
-      <h3>{title}</h3>
+      <b>{title}</b>
       {children && <p>{children}</p>}
       {command && <Command>{command}</Command>}
     </div>
