@@ -66,10 +66,13 @@ QUICK = (
     "level 0.8, common",
     "weekly season",
     "heavy tails, t2",
+    "heavy tails, t2, level 0.8",
+    "lognormal, level 0.5",
     "rare categories",
     "rows of customers, 20 each",
     "flights, weeks shuffled",
 )
+QUICK_SEEDS = 8
 PEERS_QUIET = (
     "independent",
     "independent, 200 rows",
@@ -140,7 +143,7 @@ def seeds_of(stream: Stream, quick: bool) -> range:
     months = timedelta(days=stream.live_days) / MONTH
     values = stream.features * stream.rows * stream.per_day * (stream.reference_days + stream.live_days)
     most = 24 if values < 3e7 else 8
-    return range(3 if quick else max(4, min(most, math.ceil(45 / (stream.budget * months)))))
+    return range(QUICK_SEEDS if quick else max(4, min(most, math.ceil(45 / (stream.budget * months)))))
 
 
 @dataclass(frozen=True)
@@ -175,51 +178,61 @@ def verdict_on(stream: Stream, rate: Rate, failed: bool) -> str:
     return ("NOT ok (shy" if rate.ratio < LEAST else "NOT ok (loud") + (", within its error)" if near else ")")
 
 
-def quiet_table(streams: Sequence[Stream], quick: bool, processes: int) -> list[dict[str, object]]:
+def quiet_row(stream: Stream, seen: Sequence[QuietRun]) -> dict[str, object]:
+    """Print and return the row of a quiet stream, from the runs of all its seeds."""
+    rate = Rate.of([run.opened for run in seen], [run.months for run in seen], stream.budget)
+    failed = [run.error for run in seen if run.error]
+    row: dict[str, object] = {
+        "stream": stream.name,
+        "seeds": len(seen),
+        "months": sum(run.months for run in seen),
+        "budget": stream.budget,
+        "shown": stream.shown,
+        "a_month": rate.ratio * stream.budget,
+        "ratio": rate.ratio,
+        "standard_error": rate.error,
+        "worst_seed": rate.worst,
+        "alarms_a_month": sum(run.alarms for run in seen) / sum(run.months for run in seen),
+        "open_share": sum(run.open_share for run in seen) / len(seen),
+        "often_open": stream.shown and sum(run.open_share for run in seen) / len(seen) > OFTEN_OPEN,
+        "most_subjects": max(run.subjects for run in seen),
+        "opened_by_seed": [run.opened for run in seen],
+        "seconds": sum(run.seconds for run in seen) / len(seen),
+        "errors": failed,
+        "verdict": verdict_on(stream, rate, bool(failed)),
+    }
+    print(
+        f"{stream.name:45} {row['seeds']:5} {row['months']:6.0f} {row['a_month']:7.2f} {rate.ratio:6.2f} "
+        f"{rate.error:5.2f} {rate.worst:6.2f} {row['alarms_a_month']:6.2f} {row['open_share']:5.0%} "
+        f"{row['seconds']:6.1f}  {row['verdict']}{'' if stream.shown else ' (reference cannot show it)'}"
+        f"{', but often open' if row['often_open'] else ''}",
+        flush=True,
+    )
+    if failed:
+        print(f"    {failed[0]}", flush=True)
+    return row
+
+
+def quiet_table(
+    streams: Sequence[Stream], quick: bool, processes: int, done: Callable[[list[dict[str, object]]], None]
+) -> list[dict[str, object]]:
     jobs = [(stream, seed) for stream in streams for seed in seeds_of(stream, quick)]
-    found: dict[str, dict[int, QuietRun]] = {stream.name: {} for stream in streams}
-    for name, seed, run in work(run_quiet, jobs, processes):
-        found[name][seed] = run
     print(f"\nQuiet streams. Judged: {subject_name()}\n")
     header = (
         f"{'stream':45} {'seeds':>5} {'months':>6} {'a month':>7} {'ratio':>6} {'± se':>5} {'worst':>6} {'alarms':>6}"
     )
-    print(f"{header} {'open':>5} {'s/run':>6}  verdict")
+    print(f"{header} {'open':>5} {'s/run':>6}  verdict", flush=True)
+    found: dict[str, dict[int, QuietRun]] = {stream.name: {} for stream in streams}
+    known = {stream.name: stream for stream in streams}
     table: list[dict[str, object]] = []
-    for stream in streams:
-        seen = [run for _, run in sorted(found[stream.name].items())]
-        rate = Rate.of([run.opened for run in seen], [run.months for run in seen], stream.budget)
-        failed = [run.error for run in seen if run.error]
-        row: dict[str, object] = {
-            "stream": stream.name,
-            "seeds": len(seen),
-            "months": sum(run.months for run in seen),
-            "budget": stream.budget,
-            "shown": stream.shown,
-            "a_month": rate.ratio * stream.budget,
-            "ratio": rate.ratio,
-            "standard_error": rate.error,
-            "worst_seed": rate.worst,
-            "alarms_a_month": sum(run.alarms for run in seen) / sum(run.months for run in seen),
-            "open_share": sum(run.open_share for run in seen) / len(seen),
-            "often_open": stream.shown and sum(run.open_share for run in seen) / len(seen) > OFTEN_OPEN,
-            "most_subjects": max(run.subjects for run in seen),
-            "opened_by_seed": [run.opened for run in seen],
-            "seconds": sum(run.seconds for run in seen) / len(seen),
-            "errors": failed,
-            "verdict": verdict_on(stream, rate, bool(failed)),
-        }
-        table.append(row)
-        print(
-            f"{stream.name:45} {row['seeds']:5} {row['months']:6.0f} {row['a_month']:7.2f} {rate.ratio:6.2f} "
-            f"{rate.error:5.2f} {rate.worst:6.2f} {row['alarms_a_month']:6.2f} {row['open_share']:5.0%} "
-            f"{row['seconds']:6.1f}  {row['verdict']}{'' if stream.shown else ' (reference cannot show it)'}"
-            f"{', but often open' if row['often_open'] else ''}"
-        )
-        if failed:
-            print(f"    {failed[0]}")
+    for name, seed, run in work(run_quiet, jobs, processes):
+        found[name][seed] = run
+        # A row is printed as soon as it is complete, so that a run that is stopped has shown what it found.
+        if len(found[name]) == len(seeds_of(known[name], quick)):
+            table.append(quiet_row(known[name], [run for _, run in sorted(found[name].items())]))
+            done(table)
     good = sum(str(row["verdict"]) == "ok" for row in table)
-    print(f"\n{good} of {len(table)} quiet streams ok")
+    print(f"\n{good} of {len(table)} quiet streams ok", flush=True)
     return table
 
 
@@ -252,9 +265,9 @@ def honest_table(streams: Sequence[Stream], seeds: int, processes: int) -> list[
     jobs = [(stream, seed) for stream in streams for seed in range(seeds)]
     print(f"\nIncidents may depend on the past only, and not on the order of rows, {seeds} seeds\n")
     table: list[dict[str, object]] = []
-    for name, seed, wrong in sorted(work(run_honest, jobs, processes)):
+    for name, seed, wrong in work(run_honest, jobs, processes):
         table.append({"stream": name, "seed": seed, "wrong": wrong})
-        print(f"{name:45} seed {seed}  {'NOT ok: ' + '; '.join(wrong) if wrong else 'ok'}")
+        print(f"{name:45} seed {seed}  {'NOT ok: ' + '; '.join(wrong) if wrong else 'ok'}", flush=True)
     return table
 
 
@@ -305,7 +318,7 @@ def peers_table(streams: Sequence[Stream], peers: Sequence[str], seeds: int, pro
                     "flagged_windows_a_month": flagged / months,
                 }
             )
-        print(f"{stream.name:45}" + " ".join(cells))
+        print(f"{stream.name:45}" + " ".join(cells), flush=True)
     return table
 
 
@@ -322,7 +335,10 @@ def power_table(
             found = sorted(work(run_power, jobs, processes), key=lambda run: run.seed)
             rows += power_rows(stream, wanted, found, peers)
             print_power(rows[-len(wanted) :])
-    print(f"\n{sum(not row['behind'] for row in rows)} of {len(rows)} drifts seen at least as well as by every peer")
+    print(
+        f"\n{sum(not row['behind'] for row in rows)} of {len(rows)} drifts seen at least as well as by every peer",
+        flush=True,
+    )
     return rows
 
 
@@ -330,13 +346,15 @@ def power_table(
 
 
 def work(function: Callable[[Any], Any], jobs: Sequence[Any], processes: int) -> Iterator[Any]:
-    """Run jobs in processes of their own, as they are ready, and show progress on standard error."""
+    """Run jobs in processes of their own, as they are ready, and show progress on a terminal's standard error."""
     began = time.perf_counter()
+    shown = sys.stderr.isatty()
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for done, result in enumerate(pool.imap_unordered(function, jobs), start=1):
-            print(f"\r{done} of {len(jobs)} runs, {time.perf_counter() - began:.0f} s", end="", file=sys.stderr)
+            if shown:
+                print(f"\r{done} of {len(jobs)} runs, {time.perf_counter() - began:.0f} s", end="", file=sys.stderr)
             yield result
-    print(file=sys.stderr)
+    print(f"{len(jobs)} runs in {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 
 def chosen(items: Sequence[Any], only: Sequence[str], quick_names: Sequence[str] | None) -> list[Any]:
@@ -355,15 +373,20 @@ def main() -> None:
         "--peers", nargs="*", default=None, choices=[*METHODS], help="default: all; with --quick, ks ewma"
     )
     parser.add_argument("--seeds", type=int, help="of each world in the power table; default 24, with --quick 8")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, help="default: 2; with --quick, 1")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
     peers = options.peers if options.peers is not None else ["ks", "ewma"] if options.quick else [*METHODS]
+    options.processes = options.processes or (1 if options.quick else 2)
     result: dict[str, object] = {"judged": subject_name(), "quick": options.quick}
     if "quiet" in options.tables:
         streams = chosen(QUIET, options.only, QUICK if options.quick else None)
-        result["quiet"] = quiet_table(streams, options.quick, options.processes) if streams else []
-        keep(options.json, result)
+        result["quiet"] = []
+        if streams:
+            result["quiet"] = quiet_table(
+                streams, options.quick, options.processes, lambda table: keep(options.json, {**result, "quiet": table})
+            )
+            keep(options.json, result)
     if "honest" in options.tables:
         streams = chosen(QUIET, options.only, HONEST)
         result["honest"] = honest_table(streams, 1 if options.quick else 3, options.processes) if streams else []
