@@ -73,11 +73,15 @@ def test_a_changed_pair_is_described_in_a_sentence(baseline: Baseline) -> None:
     assert changed.now == pytest.approx(np.tanh(0.9 + np.arctanh(changed.before)))
 
 
-def test_a_certain_change_of_a_small_amount_is_a_warning(baseline: Baseline) -> None:
+def test_a_certain_change_of_a_small_amount_is_quiet(baseline: Baseline) -> None:
     assert baseline.pairs is not None
     moved = np.array(baseline.pairs.values) + np.array([0.0, 0.09, 0.0])
     steady = replace(baseline, pairs=replace(baseline.pairs, rows=10**7))
-    assert [one.verdict for one in shifts_of(steady, moved, rows=4.0**10)] == ["quiet", "warning", "quiet"]
+    found = shifts_of(steady, moved, rows=4.0**10)
+    assert found[1].strength > 1
+    assert [(one.verdict, one.calm) for one in found] == [("quiet", True)] * 3
+    moved = np.array(baseline.pairs.values) + np.array([0.0, 0.11, 0.0])
+    assert [one.verdict for one in shifts_of(steady, moved, rows=4.0**10)] == ["quiet", "alarm", "quiet"]
 
 
 def test_pairs_that_are_not_known_are_left_out(baseline: Baseline) -> None:

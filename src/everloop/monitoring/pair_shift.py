@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from everloop.records import Json
 
 SMALL_CHANGE = 0.1
-"""A change of a correlation below this is called small, however certain it is."""
+"""A smaller change is quiet, however certain it is, in units of Fisher's z; that is a difference of 0.1 around 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,7 @@ class PairShift:
     @property
     def change(self) -> float:
         """Size of the change: the difference of Fisher's z, which is Cohen's q."""
-        from everloop.data.sketches.pair_correlations import fisher_transformed
-
-        before, now = fisher_transformed(np.array([self.before, self.now]))
-        return float(abs(now - before))
+        return _change(self.before, self.now)
 
     def evidence(self) -> dict[str, Json]:
         """Return the details of the change, for the evidence of a finding."""
@@ -64,6 +61,13 @@ class PairShift:
     def message(self) -> str:
         """Describe the change in one sentence."""
         return pair_sentence(self.pair, self.before, self.now)
+
+
+def _change(before: float, now: float) -> float:
+    from everloop.data.sketches.pair_correlations import fisher_transformed
+
+    one, other = fisher_transformed(np.array([before, now]))
+    return float(abs(other - one))
 
 
 def pair_sentence(pair: tuple[str, str], before: float, now: float) -> str:
@@ -99,8 +103,9 @@ def measure_pairs(baseline: Baseline, judgement: WindowJudgement, correlations: 
         known = baseline.pairs.values[index] if accepted is None else accepted.value
         before, now = math.tanh(known), math.tanh(correlations[index])
         strength = max(0.0, found.surprise) / judgement.limit
-        verdict: Verdict = "quiet" if strength < 1 else ("warning" if abs(now - before) < SMALL_CHANGE else "alarm")
-        calm = strength < 1 and judgement.calm(subject)
+        small = _change(before, now) < SMALL_CHANGE
+        verdict: Verdict = "quiet" if strength < 1 or small else "alarm"
+        calm = small or (strength < 1 and judgement.calm(subject))
         shifts.append(
             PairShift(subject, (one, other), before, now, found, strength, verdict, calm, judgement.strong(found))
         )
