@@ -195,7 +195,7 @@ def _write(path: Path, page: str) -> None:
 def _run_watches(name: str | None, project: Path | None, home: Path | None, as_json: bool) -> None:
     from everloop.cli.loop import store_of
     from everloop.loop import load_project
-    from everloop.loop.watches.watch_runs import watch
+    from everloop.loop.watches.watch_runs import close_removed, watch
     from everloop.monitoring.incidents.incident_actions import is_muted, list_incidents
     from everloop.monitoring.incidents.notification_channels import read_channels
     from everloop.monitoring.incidents.notifications import send_notifications
@@ -213,6 +213,7 @@ def _run_watches(name: str | None, project: Path | None, home: Path | None, as_j
                     more, _, failed = watch(loop, store)
                 found += more
                 errors += failed
+        close_removed(loaded.loops.values(), store)
         sent, unsent = send_notifications(store, read_channels(loaded.folder))
         incidents = list_incidents(store)
         now = store.now()

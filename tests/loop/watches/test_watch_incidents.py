@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import polars as pl
@@ -16,7 +16,7 @@ from everloop.data.features import materialize
 from everloop.errors import EmptySampleError
 from everloop.loop import promote, reconcile
 from everloop.loop.releases.rollout import start_release
-from everloop.loop.watches.watch_runs import watch
+from everloop.loop.watches.watch_runs import close_removed, reconcile_lease, watch
 from everloop.loop.watches.window_checks import EMPTY
 from everloop.monitoring import check_drift, keep_baseline, load_baseline
 from everloop.monitoring.incidents import incident_engine
@@ -24,6 +24,7 @@ from everloop.monitoring.incidents.incident_actions import accept, mute
 from everloop.monitoring.noise.incident_rate import CALM_WINDOWS
 from everloop.records import Finding, Incident, Run
 from everloop.stores import open_store
+from everloop.stores.leases import Leases
 
 
 @el.step
@@ -387,6 +388,44 @@ def test_each_loop_has_its_own_incidents_and_ends_only_these(released):
     assert released.records.get(Incident, second.id).state == "open"
     watch(another(), released)
     assert released.records.get(Incident, second.id).state == "resolved"
+
+
+def test_two_loops_with_the_same_watch_open_one_incident_for_one_thing(released):
+    mine, other = loop(Returns(["alarm"])), another(Returns(["alarm"]))
+    for day in range(1, 4):
+        released.clock.set(OPENS + day * DAY)
+        watch(mine, released)
+        watch(other, released)
+    (only,) = released.records.find(Incident)
+    assert (only.evidence["loop"], only.state) == ("sales", "open")
+    # When the loop that reports it is gone, the other one does.
+    watch(loop(), released)
+    released.clock.set(OPENS + 4 * DAY)
+    watch(other, released)
+    (opened,) = released.records.find(Incident, ("state", "=", "open"))
+    assert opened.evidence["loop"] == "stock"
+
+
+@pytest.mark.parametrize("rest", [[], ["elsewhere"], ["without endpoint"]])
+def test_incidents_of_a_removed_loop_are_closed_with_the_reason(released, rest):
+    other = another(Returns(["alarm"]))
+    (opened,) = days(released, other, 1, 1)[0]
+    assert close_removed([loop(), other], released) == []
+    endpoint = el.Endpoint("f") if rest == ["elsewhere"] else None
+    remaining = [replace(other, serve=endpoint, watch=())] if rest else []
+    (resolved,) = close_removed([loop(), *remaining], released)
+    assert (resolved.id, resolved.state) == (opened.id, "resolved")
+    moved, gone = "The loop 'stock' no longer watches the endpoint 'e'.", "The project no longer has the loop 'stock'."
+    assert resolved.history[-1].text == (moved if rest else gone)
+
+
+def test_incidents_of_a_loop_that_another_process_reconciles_stay_open(released):
+    days(released, another(Returns(["alarm"])), 1, 1)
+    held = Leases(released).acquire(reconcile_lease("stock"))
+    assert held is not None
+    assert close_removed([loop()], released) == []
+    held.release()
+    assert len(close_removed([loop()], released)) == 1
 
 
 def test_loops_check_windows_of_different_lengths_of_one_endpoint(released):

@@ -9,6 +9,8 @@ from everloop.loop.watches.watch_protocol import watch_name
 from everloop.loop.watches.window_checks import check_windows, failure_subject
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from everloop.loop.loop_definition import Loop
     from everloop.records import Finding, Incident
     from everloop.stores import Store
@@ -48,6 +50,30 @@ def watch(loop: Loop, store: Store) -> tuple[list[Finding], list[Incident], list
         incidents += close_replaced(store, loop.serve.name, routes)
     # Later windows may have changed an incident again.
     return found, store.records.get_many(Incident, list(dict.fromkeys(one.id for one in incidents))), errors
+
+
+def close_removed(loops: Iterable[Loop], store: Store) -> list[Incident]:
+    """Resolve incidents of loops that the project no longer has, or that no longer watch the endpoint.
+
+    Args:
+        loops: all loops of the project. One that is not among them is left alone while another process reconciles it.
+    """
+    from everloop.monitoring.incidents.incident_engine import close_of_removed_loops
+    from everloop.stores.leases import Leases
+
+    leases = Leases(store)
+
+    def runs_elsewhere(loop: str) -> bool:
+        lease = leases.find(reconcile_lease(loop))
+        return lease is not None and not leases.is_expired(lease)
+
+    endpoints = {loop.name: loop.serve.name if loop.serve is not None else None for loop in loops}
+    return close_of_removed_loops(store, endpoints, runs_elsewhere)
+
+
+def reconcile_lease(loop: str) -> str:
+    """The name of the lease that the process holds that reconciles a loop."""
+    return f"reconcile:{loop}"
 
 
 def watch_views(store: Store) -> tuple[list[Finding], list[Incident]]:

@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError, LeaseLostError
+from everloop.loop.watches.watch_runs import close_removed, reconcile_lease
 from everloop.loop.worker.failure_reports import FailureReports
 from everloop.loop.worker.reloading import ProjectFiles, describe_changed, describe_project, plan_reload
 from everloop.loop.worker.run_queue import enqueue_run
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 
 CHECK_EVERY_S = 1.0
 """How often files, leases and rolling releases are looked at between two ticks."""
-
-
-def reconcile_lease(loop: str) -> str:
-    """The name of the lease that the process holds that reconciles a loop."""
-    return f"reconcile:{loop}"
 
 
 class ReconcilerProcess:
@@ -133,6 +129,7 @@ class ReconcilerProcess:
             if elapsed_seconds() < self._next.get(name, 0.0):
                 return
             self.tick(loop, store)
+            close_removed(self.project.loops.values(), store)
             self._notify(store)
         except LeaseLostError as error:
             sys.stderr.write(f"LeaseLostError: {error}\n")

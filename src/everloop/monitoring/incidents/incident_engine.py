@@ -24,7 +24,7 @@ from everloop.monitoring.incidents.incident_rules import (
 from everloop.records import Incident
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from everloop.records import Finding, FindingKind, Json
@@ -59,7 +59,8 @@ def update_incidents(
         since: start of the window.
         until: end of the window, exclusive.
         loop: name of the loop that has the watch. What it finds changes only incidents that it has opened, because
-            another loop may watch the same endpoint with other windows and another budget.
+            another loop may watch the same endpoint with other windows and another budget. What another loop's ongoing
+            incident reports already is not reported again.
 
     Returns:
         The incidents that were opened, joined, escalated or resolved.
@@ -126,6 +127,31 @@ def close_unwatched(store: Store, endpoint: str, watches: Iterable[str], *, loop
                 quoted = " and ".join(f"'{name}'" for name in gone)
                 text = f"The loop no longer has the watch{'' if len(gone) == 1 else 'es'} {quoted}."
                 closed.append(resolve_incident(store, incident, text))
+    return closed
+
+
+def close_of_removed_loops(
+    store: Store, endpoints: Mapping[str, str | None], runs_elsewhere: Callable[[str], bool]
+) -> list[Incident]:
+    """Resolve the incidents of loops that no longer exist, or no longer watch the endpoint.
+
+    Otherwise nothing could end them, because only a loop itself finds out that its incidents are over.
+
+    Args:
+        endpoints: by name of each loop of the project, the endpoint that it watches; None if it has none.
+        runs_elsewhere: whether another process works on a loop with this name, which then is another project folder's.
+    """
+    closed: list[Incident] = []
+    for incident in ongoing_incidents(store):
+        loop = str(incident.evidence.get("loop", ""))
+        if not loop or endpoints.get(loop) == incident.endpoint or (loop not in endpoints and runs_elsewhere(loop)):
+            continue
+        text = (
+            f"The loop '{loop}' no longer watches the endpoint '{incident.endpoint}'."
+            if loop in endpoints
+            else f"The project no longer has the loop '{loop}'."
+        )
+        closed.append(resolve_incident(store, incident, text))
     return closed
 
 
@@ -228,12 +254,14 @@ def _apply(store: Store, endpoint: str, news: WindowNews, loop: str) -> list[Inc
         evidence = {**fields["evidence"], **({"loop": loop} if loop else {})}
         return store.new(Incident, **{**fields, "endpoint": endpoint, "evidence": evidence})
 
-    ongoing = _of_loop(ongoing_incidents(store, endpoint, news.kind), loop)
+    known = ongoing_incidents(store, endpoint, news.kind)
     if news.kind in PER_VERSION and news.versions:
         # Each version has a reference of its own, so what deviates from one says nothing about another.
-        ongoing = [one for one in ongoing if not one.versions or set(one.versions) & set(news.versions)]
+        known = [one for one in known if not one.versions or set(one.versions) & set(news.versions)]
+    ongoing = _of_loop(known, loop)
+    elsewhere = frozenset(name for one in known if one not in ongoing for name in active_subjects(one))
     announced: list[Incident] = []
-    for step in advance(ongoing, news, store.now(), create):
+    for step in advance(ongoing, news, store.now(), create, elsewhere=elsewhere):
         after = step.incident
         if step.action == "open":
             store.records.put(after, verb=EVENT_VERBS["open"], data=incident_facts(after))

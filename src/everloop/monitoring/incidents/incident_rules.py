@@ -17,7 +17,7 @@ from everloop.monitoring.noise.incident_rate import CALM_WINDOWS, MOST_ONGOING
 from everloop.records import Incident, IncidentAction, IncidentChange, IncidentSeverity, Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Set
     from datetime import datetime
 
     from everloop.records import FindingKind
@@ -69,7 +69,12 @@ class IncidentStep:
 
 
 def advance(
-    ongoing: Sequence[Incident], news: WindowNews, now: datetime, create: Callable[..., Incident]
+    ongoing: Sequence[Incident],
+    news: WindowNews,
+    now: datetime,
+    create: Callable[..., Incident],
+    *,
+    elsewhere: Set[str] = frozenset(),
 ) -> list[IncidentStep]:
     """Apply the news of one window to the ongoing incidents of its kind.
 
@@ -77,12 +82,13 @@ def advance(
         ongoing: the ongoing incidents of this kind, and of this version if there is one; oldest first.
         now: the time of the change.
         create: makes a new record from the fields of `Incident` besides those of every record.
+        elsewhere: subjects that deviate in ongoing incidents of others, who have reported them already.
 
     Returns:
         The incidents that change: updated ones in their order, then the one that opens.
     """
     active = {subject for incident in ongoing for subject in active_subjects(incident)}
-    new = [subject for subject in news.reasons if subject not in active]
+    new = [subject for subject in news.reasons if subject not in active | elsewhere]
     own = [subject for subject in new if subject in news.strong] if ongoing else new
     opens = bool(own) and len(ongoing) < MOST_ONGOING
     steps: list[IncidentStep] = []
