@@ -8,6 +8,7 @@ import pytest
 from everloop.errors import CorruptionError, DataError, EmptySampleError, UsageError
 from everloop.monitoring import LossEstimator
 from everloop.monitoring.performance.boosted_trees import BoostedTrees, fit_trees
+from everloop.monitoring.performance.loss_estimation import LossModel, _missed_by_cell
 from everloop.training.metrics import score
 
 Rows = tuple[pl.DataFrame, np.ndarray, np.ndarray]
@@ -118,3 +119,36 @@ def test_trees_find_an_interaction_and_survive_json() -> None:
     assert np.abs(trees.predict(codes) - target).mean() < 0.1
     again = BoostedTrees.from_json(json.loads(json.dumps(trees.to_json())))
     assert again.predict(codes) == pytest.approx(trees.predict(codes), abs=1e-4)
+
+
+def test_what_the_models_miss_is_counted_by_cell() -> None:
+    codes = np.array([[1], [1], [1], [1], [3], [3], [3], [3]], dtype=np.int32)
+    missed = np.array([1.0, -1.0, 1.0, -1.0, 8.0, 0.0, 8.0, 0.0])
+    rows, means, variances = _missed_by_cell(codes, 5, missed)[0]
+    assert rows.tolist() == [4] * 5, "cells without rows are described by the nearest one with rows"
+    assert means.tolist() == [0, 0, 0, 4, 4]
+    pooled = 10 * missed.var()
+    assert variances[[1, 3]] == pytest.approx([(4 + pooled) / 13, (64 + pooled) / 13])
+    model = LossModel((), 1.0, (), _missed_by_cell(codes, 5, missed))
+    error, single = model.missed(np.full((6, 1), 3, dtype=np.int32))
+    chance = math.sqrt(variances[3] / 4)
+    assert error == pytest.approx(math.hypot(chance, max(0, 4 - chance)))
+    assert single == pytest.approx(variances[3])
+
+
+@pytest.mark.slow
+def test_intervals_contain_the_realised_value_where_the_reference_has_few_rows() -> None:
+    def counts(rng: np.random.Generator, rows: int, shift: float) -> Rows:
+        x = rng.normal(0, 1, (rows, 3))
+        x[:, 0] += shift
+        actual = rng.poisson(np.exp(1.5 + 0.6 * x[:, 0] + 0.3 * x[:, 1] * x[:, 2])).astype(float)
+        return pl.DataFrame(x, ["a", "b", "c"]), np.exp(1.5 + 0.6 * x[:, 0]), actual
+
+    gaps = []
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 6, 77])
+        fitted = LossEstimator.fit(*counts(rng, 5000, 0.0), "rmse")
+        inputs, predicted, actual = counts(rng, 2000, -1.5)
+        found = fitted.estimate(inputs, predicted)["rmse"]
+        gaps.append((score("rmse", actual, predicted) - found.value) / found.standard_error)
+    assert max(map(abs, gaps)) < 1.96

@@ -10,8 +10,10 @@ kinds of models: with and without a trend. The first continues into sparse tails
 cannot tell which is right where it has few rows. So half of their difference counts as an error of the model. Chance in
 the reference is measured by the delete-a-group jackknife: Kott, "The delete-a-group jackknife", Journal of Official
 Statistics 17 (2001). With five groups it has four degrees of freedom, so it is widened from the quantile of the normal
-distribution to that of t. The variance of a single loss is taken to grow with the square of its mean, as for a scale
-family of errors.
+distribution to that of t. It misses what all fits have in common, so the rows that each fit has not seen are counted as
+well: by cell of each input, how far their losses are from the predictions, weighted as the window's rows are. Where the
+window has many rows and the reference has few, this is large. The variance of a single loss is taken to grow with the
+square of its mean, as for a scale family of errors, and is at least that of the cells.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ FORMAT = 2
 _GROUPS = 5
 _FEW_GROUPS = 2.7764451 / 1.9599640
 """Quantile of t with four degrees of freedom, in units of that of the normal distribution, both at 97.5 %."""
+_FEW_ROWS = 10.0
+"""The variance of all losses weighs as much as so many rows of a cell."""
 _RIDGE = 0.01
 """Penalty of the trend for each row, in standardised units."""
 _TREES = 60
@@ -115,11 +119,31 @@ class LossModel:
         dispersion: variance of a loss divided by the square of its expectation, over the reference; for the signed
             error, its variance.
         plain: the same without a trend. Empty if an older version of everloop fitted the models.
+        cells: what the models have missed in rows that they have not seen; by input and cell the number of rows, the
+            mean and the variance, shape (inputs, 3, cells). None if an older version of everloop fitted the models.
     """
 
     groups: tuple[TrendAndTrees, ...]
     dispersion: float
     plain: tuple[BoostedTrees, ...] = ()
+    cells: Array | None = None
+
+    def missed(self, codes: Codes) -> tuple[float, float]:
+        """Return how far the mean loss of a window may be from its prediction, and the variance of a single loss.
+
+        Both are those of the input for which they are largest: its cells of the window are weighted by their rows. A
+        mean that is further from 0 than its standard error counts as an error of the model.
+        """
+        if self.cells is None:
+            return 0.0, 0.0
+        error = variance = 0.0
+        for code, (rows, means, variances) in zip(codes.T, self.cells, strict=True):
+            share = np.bincount(code, minlength=len(rows)) / len(code)
+            chance = float((share**2 * variances / rows).sum())
+            bias = max(0.0, abs(float(share @ means)) - math.sqrt(chance))
+            error = max(error, math.hypot(math.sqrt(chance), bias))
+            variance = max(variance, float(share @ variances))
+        return error, variance
 
     def predict(self, columns: Array, codes: Codes) -> tuple[Array, ...]:
         """Return the predictions of each kind of model, shape (groups, n) each."""
@@ -243,7 +267,8 @@ class LossEstimator:
         for loss in {loss for name in names for loss in _LOSSES_OF[name]}:
             found = self.losses[loss].predict(*encoded)
             kinds[loss] = found if loss == "signed" else tuple(np.maximum(one, 0.0) for one in found)
-        return {name: self._estimate(name, values, kinds) for name in names}
+        missed = {loss: self.losses[loss].missed(encoded[1]) for loss in kinds}
+        return {name: self._estimate(name, values, kinds, missed) for name in names}
 
     def check(
         self,
@@ -277,6 +302,7 @@ class LossEstimator:
                     "groups": [one.to_json() for one in model.groups],
                     "dispersion": model.dispersion,
                     "plain": [one.to_json() for one in model.plain],
+                    "cells": None if model.cells is None else model.cells.tolist(),
                 }
                 for loss, model in self.losses.items()
             },
@@ -302,6 +328,7 @@ class LossEstimator:
                         tuple(map(TrendAndTrees.from_json, model["groups"])),
                         float(model["dispersion"]),
                         tuple(map(BoostedTrees.from_json, model.get("plain", ()))),
+                        None if model.get("cells") is None else np.asarray(model["cells"], dtype=np.float64),
                     )
                     for loss, model in data["losses"].items()
                 },
@@ -312,14 +339,25 @@ class LossEstimator:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"The content is not a loss estimator: {error!r}.") from error
 
-    def _estimate(self, metric: str, predicted: Array, kinds: Mapping[str, tuple[Array, ...]]) -> PerformanceEstimate:
-        """Estimate a metric from the expected losses of each row, by loss and kind of model, shape (groups, n)."""
+    def _estimate(
+        self,
+        metric: str,
+        predicted: Array,
+        kinds: Mapping[str, tuple[Array, ...]],
+        missed: Mapping[str, tuple[float, float]],
+    ) -> PerformanceEstimate:
+        """Estimate a metric from the expected losses of each row, by loss and kind of model, shape (groups, n).
+
+        Args:
+            missed: by loss, what `LossModel.missed` returns.
+        """
         rows = len(predicted)
         main, *others = _LOSSES_OF[metric]
         expected = {loss: np.mean(kinds[loss], axis=0) for loss in (main, *others)}
         by_row = expected[main].mean(axis=0)
         # Variance of the mean loss from chance in the rows of the window.
-        variance = self.losses[main].dispersion * float((by_row**2).sum()) / rows**2
+        error, single = missed.get(main, (0.0, 0.0))
+        variance = max(self.losses[main].dispersion * float((by_row**2).sum()) / rows**2, single / rows)
         value = _value_of(metric, predicted, {loss: found.mean(axis=0) for loss, found in expected.items()})
         groups = [
             _value_of(metric, predicted, {loss: found[k] for loss, found in expected.items()})
@@ -337,7 +375,9 @@ class LossEstimator:
             slope, limits = (1 / spread if spread > 0 else math.nan), (-math.inf, 1.0)
         jackknife = math.sqrt(max(0, len(groups) - 1) * float(np.var(groups))) * _FEW_GROUPS
         disagreement = (max(by_kind) - min(by_kind)) / 2
-        reference_error = math.hypot(jackknife, disagreement, self.between_blocks.get(metric, 0.0))
+        # Both are about chance in the reference, so the larger one counts.
+        chance = max(jackknife, slope * error)
+        reference_error = math.hypot(chance, disagreement, self.between_blocks.get(metric, 0.0))
         return new_estimate(metric, value, rows, slope * math.sqrt(variance), reference_error, limits)
 
     def _between_blocks(
@@ -356,7 +396,7 @@ class LossEstimator:
             # Every row is predicted by the model that was fitted without it.
             expected = {loss: (found[rows][None, :],) for loss, found in left_out.items()}
             for metric in metrics:
-                estimate = self._estimate(metric, predicted[rows], expected)
+                estimate = self._estimate(metric, predicted[rows], expected, {})
                 gap = score(metric, actual[rows], predicted[rows]) - estimate.value
                 if estimate.window_error > 0 and math.isfinite(gap):
                     pieces[metric].append((gap, estimate.window_error))
@@ -377,7 +417,25 @@ def _fit_groups(trend: Array, codes: Codes, bins: int, target: Array, *, signed:
         left_out = np.maximum(left_out, 0.0)
     scale = 1.0 if signed else float(np.mean(left_out**2))
     dispersion = float(np.mean((target - left_out) ** 2)) / scale if scale > 0 else 0.0
-    return LossModel(tuple(trends), dispersion, tuple(plain)), left_out
+    return LossModel(tuple(trends), dispersion, tuple(plain), _missed_by_cell(codes, bins, target - left_out)), left_out
+
+
+def _missed_by_cell(codes: Codes, bins: int, missed: Array) -> Array:
+    """Return the number of rows, the mean and the variance by input and cell, shape (inputs, 3, cells).
+
+    A cell without rows, such as that of values above all others, is described by the nearest one with rows. The
+    variance of few rows is moved towards that of all.
+    """
+    found = np.empty((codes.shape[1], 3, bins))
+    for column, code in enumerate(codes.T):
+        rows = np.bincount(code, minlength=bins).astype(np.float64)
+        some = np.flatnonzero(rows)
+        nearest = some[np.abs(np.arange(bins)[:, None] - some).argmin(axis=1)]
+        means = np.bincount(code, weights=missed, minlength=bins) / np.maximum(rows, 1.0)
+        squares = np.bincount(code, weights=(missed - means[code]) ** 2, minlength=bins)
+        variances = (squares + _FEW_ROWS * float(missed.var())) / (np.maximum(rows - 1, 0.0) + _FEW_ROWS)
+        found[column] = np.stack([rows, means, variances])[:, nearest]
+    return found
 
 
 def _value_of(metric: str, predicted: Array, expected: Mapping[str, Array]) -> float:
