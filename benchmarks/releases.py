@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from everloop.loop.releases.metric_influence import measure_gain
+from everloop.loop.releases.release_declarations import Canary
 from everloop.loop.releases.sequential_test import LEAST_GROWTH, look
 from everloop.training.metrics import get_metric
 
@@ -46,6 +47,7 @@ class Stream:
 STREAMS = (
     Stream("independent, AUC", "roc_auc", 84, 0.01),
     Stream("many labels a day, AUC", "roc_auc", 1_000, 0.01),
+    Stream("many labels a day, days differ, AUC", "roc_auc", 1_000, 0.01, day_effect=0.5),
     Stream("rare positives (3 %), AUC", "roc_auc", 300, 0.02, positives=0.03),
     Stream("days differ, AUC", "roc_auc", 84, 0.01, day_effect=0.5),
     Stream("labels come weekly, AUC", "roc_auc", 84, 0.01, clumps=True),
@@ -121,7 +123,7 @@ def outcome(stream, rng, quality, rule, margin):
             continue
         part = slice(0, rows)
         measured = measure_gain(stream.metric, labels[part], own[part], other[part], keys=keys[part], days=days[part])
-        seen = look(measured, looks, rule=rule, margin=margin)
+        seen = look(measured, looks, rule=rule, margin=margin, least_days=Canary().days_of_proof)
         looks = seen.looks
         if seen.verdict != "open":
             return seen.verdict, rows
@@ -145,7 +147,7 @@ def main():
     parser.add_argument("--only", help="kinds of streams whose name contains this text")
     options = parser.parse_args()
     count = options.streams or (100 if options.quick else 400)
-    print(f"{'stream':34}{'candidate':30}{'promoted':>9}{'rolled back':>12}{'median rows':>12}")
+    print(f"{'stream':38}{'candidate':30}{'promoted':>9}{'rolled back':>12}{'median rows':>12}")
     for stream in STREAMS:
         if options.only and options.only not in stream.name:
             continue
@@ -159,7 +161,7 @@ def main():
         for name, gain, rule, margin in cases:
             quality = calibrated(stream, gain)
             good, bad, rows = shares(stream, quality, rule, margin, count, seed=1)
-            print(f"{stream.name:34}{name:30}{good:9.1%}{bad:12.1%}{rows:12,.0f}", flush=True)
+            print(f"{stream.name:38}{name:30}{good:9.1%}{bad:12.1%}{rows:12,.0f}", flush=True)
 
 
 if __name__ == "__main__":

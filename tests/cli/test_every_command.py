@@ -281,6 +281,8 @@ WRONG = {
     "release resume triple": (3, "'triple'", "everloop release ls"),
     "release approve triple": (3, "'triple'", "everloop release ls"),
     "release reject triple": (3, "'triple'", "everloop release ls"),
+    "replay numbers.csv": (2, "--target and --time are needed", "everloop replay numbers.csv --target COLUMN"),
+    "replay numbers.csv --time t": (2, "--target is needed", "everloop replay numbers.csv --target COLUMN"),
     "replay nothing.csv --target y --time t": (3, "nothing.csv", "numbers.csv"),
     "monitor performance double --metric roc_auc": (2, "roc_auc", "Use one of: rmse"),
     "monitor drift double --window often": (2, "'often'", "such as '90s'"),

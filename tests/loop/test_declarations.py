@@ -348,3 +348,17 @@ def test_two_watches_of_one_kind_are_an_error(kind):
 def test_training_and_monitoring_choose_their_metric(parts, training, live):
     declared = loop(serve=SERVE, **parts)
     assert (declared.training_metric, declared.live_metric) == (training, live)
+
+
+@pytest.mark.parametrize(
+    ("canary", "days"),
+    [
+        (el.Canary(), 7),
+        (el.Canary(least_days=2), 2),
+        (el.Canary(patience="3d"), 3),
+        (el.Canary(longest="5d12h"), 5),
+        (el.Canary(patience="6h"), 1),
+    ],
+)
+def test_success_is_proven_by_a_week_unless_the_release_has_to_end_before(canary, days):
+    assert canary.days_of_proof == days

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import everloop as el
-from everloop.errors import UsageError
+from everloop.errors import DataError, UsageError
 from everloop.replay.hindsight import Judge, mean_metric
 from everloop.replay.policy_run import Schedule
 from everloop.replay.replay_history import build_history
@@ -55,6 +55,30 @@ def test_a_canary_needs_rows(rows_a_week, canary):
     )
     assert (made.loop.serve.rollout is not None) == canary
     assert isinstance(made.loop.gates[0], NotClearlyWorse) != canary
+
+
+def two_forms(day: pl.Expr) -> pl.Expr:
+    """Dates of which every other one is written in another form."""
+    return pl.when(pl.int_range(pl.len()) % 2 == 0).then(day.dt.strftime("%Y-%m-%d")).otherwise(
+        day.dt.strftime("%d.%m.%Y")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (daily(200).with_columns(day=two_forms(pl.col("day"))), "'2024-01-01', but 100 values such as '02.01.2024'"),
+        (daily(200).with_columns(day=pl.lit("soon")), "holds texts such as 'soon', not dates or times"),
+        (daily(200).with_columns(day=pl.lit(None, pl.String)), "holds values of type String, not dates or times"),
+        (daily(200).with_columns(count=pl.lit(None, pl.Float64)), "'count' has no value in any row"),
+        (daily(200).head(0).cast({"day": pl.String}), "The table has 0 rows."),
+        (daily(200).head(1), "The table has 1 row."),
+    ],
+)
+def test_a_table_that_cannot_be_replayed_says_why(table, says):
+    with pytest.raises(DataError) as raised:
+        el.replay(table, target="count", time="day")
+    assert says in raised.value.message
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -103,7 +104,7 @@ def replay(
         "processes": processes,
         "progress": _Progress(),
     }
-    if target is None and time is None:
+    if target is None and time is None and not _names_table(source):
         unused = {
             "--key": key,
             "--exclude": exclude,
@@ -124,10 +125,11 @@ def replay(
             kept = keep_replay(store, result).id
     else:
         if source is None or target is None or time is None:
-            missing = "DATA" if source is None else "--target" if target is None else "--time"
+            needed = {"DATA": source, "--target": target, "--time": time}
+            missing = [name for name, value in needed.items() if value is None]
             raise UsageError(
-                f"To replay a table, {missing} is needed as well.",
-                help="everloop replay DATA --target COLUMN --time COLUMN",
+                f"To replay a table, {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed as well.",
+                help=f"everloop replay {'DATA' if source is None else quote(source)} --target COLUMN --time COLUMN",
             )
         with options_advised() as notes:
             data = read_table(source, reading)
@@ -151,6 +153,11 @@ def replay(
     emit(shown, json, lambda: _draw(result, html, suggest, kept))
     if result.interrupted:
         raise typer.Exit(130)
+
+
+def _names_table(source: str | None) -> bool:
+    """Whether the argument names a file or a URL. The name of a loop has neither a dot nor a slash."""
+    return source is not None and ("." in source or "/" in source)
 
 
 class _Progress:

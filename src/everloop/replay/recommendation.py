@@ -320,7 +320,7 @@ def _explain(
         text += f", {_compared(value, reference, metric)} with {_times(reference.trainings)}"
     sentences = [f"{text}."]
     if never is not None and never.name not in (one.name, reference.name):
-        sentences.append(f"That is {_compared(value, never, metric)}, which never retrained.")
+        sentences.append(f"That is {_compared(value, never, metric)}.")
     if choice.best not in (choice.name, reference.name):
         best = candidates[choice.best]
         sentences.append(

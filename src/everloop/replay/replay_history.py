@@ -142,11 +142,7 @@ def build_history(
             )
     if labels_after < timedelta(0):
         raise UsageError(f"Labels cannot arrive {-labels_after} before their events.", help="For example: 7d")
-    if table.height < LEAST_ROWS:
-        raise DataError(
-            f"The table has {table.height} rows, which are too few to replay.",
-            help=f"A replay needs at least {LEAST_ROWS} rows.",
-        )
+    check_row_count(table)
     event = _micros_of(table[time])
     known = (
         event + labels_after // timedelta(microseconds=1) if arrival is None else _micros_of(table[arrival], null=True)
@@ -165,6 +161,15 @@ def build_history(
         EVENT, maintain_order=True
     )
     return ReplayHistory(ordered, target, time, key)
+
+
+def check_row_count(table: pl.DataFrame) -> None:
+    """Raise a DataError if the rows are too few to replay."""
+    if table.height < LEAST_ROWS:
+        rows = f"{table.height} row{'' if table.height == 1 else 's'}"
+        raise DataError(
+            f"The table has {rows}. That is too few to replay.", help=f"A replay needs at least {LEAST_ROWS} rows."
+        )
 
 
 def thin(history: ReplayHistory, rows: int, every: timedelta) -> ReplayHistory:

@@ -18,7 +18,7 @@ from everloop.replay.policies import DECLARED, HALF_LIVES, MONTHLY, WEEKLY, WIND
 from everloop.replay.policy_processes import run_policies
 from everloop.replay.policy_run import PolicyJob, PolicyTrace, Schedule, replayed_rows
 from everloop.replay.recommendation import Candidate, Recommendation, recommend
-from everloop.replay.replay_history import ReplayHistory, build_history, thin
+from everloop.replay.replay_history import ReplayHistory, build_history, check_row_count, thin
 from everloop.replay.replay_result import PolicyOutcome, ReplayResult
 from everloop.replay.replay_store import scratch_folder
 from everloop.replay.table_loop import as_times, read_times, table_loop
@@ -234,6 +234,9 @@ def _plan_of_table(
     table = source.collect() if isinstance(source, pl.LazyFrame) else pl.DataFrame(source)
     if target not in table.columns:
         raise DataError(f"The table has no column '{target}' for --target.", help=nearest(target, table.columns))
+    check_row_count(table)
+    if table[target].null_count() == table.height:
+        raise DataError(f"The column '{target}' has no value in any row.", help="Use another --target.")
     if labels_after is not None and labels_arrive is not None:
         raise UsageError("Both labels_after and labels_arrive are given.", help="Use one of them.")
     delay = parse_duration(labels_after) if labels_after else timedelta(0)

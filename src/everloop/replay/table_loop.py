@@ -106,10 +106,27 @@ def as_times(table: pl.DataFrame, column: str, option: str) -> pl.DataFrame:
         table = table.with_columns(conversion.expression)
     if not (table.schema[column] == pl.Date or isinstance(table.schema[column], pl.Datetime)):
         raise DataError(
-            f"The column '{column}' holds values of type {kind}, not dates or times.",
-            help=f"Name a column with dates or times: {option} COLUMN",
+            f"The column '{column}' {_why_no_times(table[column])}.",
+            help=f"Write all its values in one form, such as 2024-01-31 or 2024-01-31 13:00, or use another column:"
+            f" {option} COLUMN",
         )
     return table
+
+
+def _why_no_times(values: pl.Series) -> str:
+    """Say why a column that is not converted cannot be read as times."""
+    import polars as pl
+
+    from everloop.data.disguised_columns import find_date
+
+    texts = values.drop_nulls()
+    if values.dtype != pl.String or not len(texts):
+        return f"holds values of type {values.dtype}, not dates or times"
+    first = find_date(texts.head(1))
+    if first is None:
+        return f"holds texts such as '{texts[0]}', not dates or times"
+    other = texts.filter(texts.to_frame().select(first.expression).to_series().is_null())
+    return f"mixes several forms of dates: '{texts[0]}', but {len(other):,} values such as '{other[0]}'"
 
 
 def table_loop(
@@ -256,7 +273,7 @@ def _release(margin: float, rows: float, every: timedelta) -> tuple[Gate, Canary
     """
     if rows < CANARY_ROWS:
         return NotClearlyWorse(margin=margin), None
-    canary = Canary(steps=[50, 100], least_labels=30, patience=format_duration(every), margin=margin)
+    canary = Canary(steps=[50, 100], least_labels=30, patience=format_duration(every), margin=margin, least_days=1)
     return NotWorseThan("champion", margin=margin), canary
 
 

@@ -53,7 +53,8 @@ def logged(store, version, rows, *, at=BEGAN + timedelta(hours=1), features=FEAT
 def evidence(store, monkeypatch):
     """A function that compares `m@1` with a candidate on a log."""
 
-    def compare(*parts, candidate="m@2", least_labels=100, metric="roc_auc", steps=((BEGAN, 10.0),), margin=0.01):
+    def compare(*parts, candidate="m@2", least_labels=100, metric="roc_auc", steps=((BEGAN, 10.0),), margin=0.01,
+                least_days=1):  # fmt: skip
         log = pl.concat(parts, how="diagonal")
         monkeypatch.setattr("everloop.prediction_log.read_labelled", lambda *_, **__: log.lazy())
         decisions = tuple(
@@ -64,7 +65,8 @@ def evidence(store, monkeypatch):
             store.new(Release, endpoint="e", candidate=candidate, previous="m@1", steps=(10, 50, 100)),
             created_at=BEGAN, decisions=decisions,
         )  # fmt: skip
-        return live_evidence(store, release, "m@1", Canary(least_labels=least_labels, margin=margin), metric)
+        canary = Canary(least_labels=least_labels, margin=margin, least_days=least_days)
+        return live_evidence(store, release, "m@1", canary, metric)
 
     return compare
 
@@ -102,6 +104,18 @@ def test_a_useless_candidate_fails(store, evidence):
 def test_a_margin_tolerates_a_loss(store, evidence):
     columns = (*FEATURES, "seats")
     assert evidence(logged(store, "m@1", TABLE, features=columns), candidate="m@3", margin=0.9).outcome == "pass"
+
+
+def test_by_default_a_proof_needs_the_rows_of_a_week(store, evidence):
+    columns = (*FEATURES, "seats")
+    one_day = logged(store, "m@1", TABLE, features=columns)
+    found = evidence(one_day, candidate="m@3", margin=0.9, least_days=None)
+    assert found.outcome == "undecided"
+    assert "not worse by 0.9 so far, but that needs 7 days and the rows are of 1" in found.message
+    week = one_day.with_columns(event_at=pl.col("event_at") + pl.duration(days=pl.int_range(pl.len()) % 7))
+    assert evidence(week, candidate="m@3", margin=0.9, least_days=None).outcome == "pass"
+    # A bad candidate is rolled back on its first day.
+    assert evidence(one_day, candidate="m@3", least_days=None).outcome == "fail"
 
 
 @pytest.mark.parametrize(("rows", "enough"), [(0, False), (99, False), (100, True), (101, True)])

@@ -197,3 +197,11 @@ def test_of_two_operators_the_second_gets_a_conflict(store, tick):
     with pytest.raises(ConflictError):
         approve_release(store, replace(release), "three")
     assert routes(store) == {"m@1": ("champion", 90), "m@2": ("canary", 10)}
+
+
+def test_a_proof_that_lacks_days_says_so(tick):
+    canary = Canary(steps=[50, 100])
+    tick(canary, "undecided", DAY, **READY)
+    proven = {**READY, "deviations": 3.1, "needed": 2.4, "rows": 900, "planned_rows": 5000, "least_days": 7}
+    assert "are of 3 of at least 7 days" in needs(tick(canary, "undecided", 3 * DAY, **proven, days=3))
+    assert "are of 7 of at least 7 days" not in needs(tick(canary, "undecided", 7 * DAY, **proven, days=7))

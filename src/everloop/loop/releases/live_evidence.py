@@ -216,7 +216,7 @@ def _judged(
         margin=canary.margin,
         error=canary.error,
         planned=canary.planned,
-        least_days=canary.least_days,
+        least_days=canary.days_of_proof,
     )
     outcome: Outcome = {"success": "pass", "harm": "fail", "open": "undecided"}[seen.verdict]  # type: ignore[assignment]
     wanted = f"not worse by {canary.margin:g}" if canary.rule == "not_worse" else f"better by {canary.margin:g}"
@@ -225,6 +225,8 @@ def _judged(
         "harm": "proven worse",
         "open": f"not proven {wanted} yet" if seen.counted else "too little is new since the last look",
     }[seen.verdict]
+    if seen.verdict == "open" and seen.above > seen.needed:
+        proof = f"{wanted} so far, but that needs {canary.days_of_proof} days and the rows are of {measured.days}"
     numbers = f"{measured.candidate_value:.3f} against {measured.champion_value:.3f} of {previous}"
     message = (
         f"{metric} {numbers} on {measured.rows:,} labelled rows: {measured.gain:+.4f} "
@@ -248,6 +250,7 @@ def _judged(
         "needed": _finite(seen.needed),
         "design_effect": measured.design_effect,
         "days": measured.days,
+        "least_days": canary.days_of_proof,
         "since_step": fresh,
         "ready": fresh >= canary.least_labels and seen.seems_harmless,
         "looks": list(seen.looks),

@@ -10,7 +10,10 @@ from typing import Literal
 from everloop.errors import UsageError
 from everloop.loop.declaration_checks import check_duration, check_name, check_number
 from everloop.loop.releases.freeze_windows import parse_window
+from everloop.stores.durations import parse_duration
 
+USUAL_DAYS = 7
+"""By default, success is proven by predictions of a week, which has every weekday in it."""
 _BY_RULE = float("nan")
 """The default margin, which depends on the rule."""
 
@@ -50,8 +53,9 @@ class Canary:
         most_errors: the share of failed requests, and of invalid answers, that is tolerated.
         slowdown: the candidate may be this many times as slow as the champion, at the 99th percentile.
         p99_ms: a limit of the time of an answer, in milliseconds, that 99 % have to keep. Default: none.
-        least_days: success is proven only by labelled predictions of at least this many days. If days differ as a
-            whole, fewer than about 7 days cannot show by how much.
+        least_days: success is proven only by labelled predictions of at least this many days, because fewer days
+            cannot show by how much days differ. Default: 7, or the whole days of `patience` or `longest` if these
+            are shorter.
         before_labels: roll back as well if live rows without labels show that the candidate is bad: by estimates of its
             metric, by scores far from those of the held-out rows, or by answers far from the champion's.
 
@@ -77,7 +81,7 @@ class Canary:
     most_errors: float = 0.01
     slowdown: float = 2.0
     p99_ms: float | None = None
-    least_days: int = 1
+    least_days: int | None = None
     before_labels: bool = True
 
     def __post_init__(self) -> None:
@@ -86,7 +90,8 @@ class Canary:
             object.__setattr__(self, "margin", 0.01 if self.rule == "not_worse" else 0.0)
         check_number("Canary(margin=)", self.margin)
         check_number("Canary(least_labels=)", self.least_labels, least=1, whole=True)
-        check_number("Canary(least_days=)", self.least_days, least=1, whole=True)
+        if self.least_days is not None:
+            check_number("Canary(least_days=)", self.least_days, least=1, whole=True)
         check_duration("Canary(patience=)", self.patience)
         _check_choice("Canary(rule=)", self.rule, ("not_worse", "better"))
         _check_choice("Canary(if_undecided=)", self.if_undecided, ("back", "advance", "hold"))
@@ -123,6 +128,14 @@ class Canary:
     def planned(self) -> int:
         """Labelled predictions by which the test is planned to end."""
         return self.planned_labels if self.planned_labels is not None else 25 * self.least_labels
+
+    @property
+    def days_of_proof(self) -> int:
+        """Days whose labelled predictions are needed to prove success."""
+        if self.least_days is not None:
+            return self.least_days
+        limits = [parse_duration(span) for span in (self.patience, self.longest) if span is not None]
+        return max(1, min(USUAL_DAYS, *(limit.days for limit in limits)))
 
     @property
     def percents(self) -> tuple[float, ...]:

@@ -158,6 +158,10 @@ def needs(release: Release) -> str:
         return "Success is proven. It takes the next step when the freeze window ends."
     evidence: dict[str, Json] = release.decisions[-1].evidence if release.decisions else {}
     deviations, needed = evidence.get("deviations"), evidence.get("needed")
+    days, least_days = evidence.get("days"), evidence.get("least_days")
+    proven = isinstance(deviations, float) and isinstance(needed, float) and deviations > needed
+    if proven and isinstance(days, int) and isinstance(least_days, int) and days < least_days and _is_last(release):
+        return f"The labelled predictions so far are enough, but they are of {days} of at least {least_days} days."
     if isinstance(deviations, float) and isinstance(needed, float) and _is_last(release):
         return (
             f"To complete, the gain has to be {needed:.2f} standard errors above the limit; it is {deviations:.2f}. "
