@@ -196,6 +196,31 @@ def test_large_numbers_with_separators_are_not_lost_among_small_ones():
     assert made.unread == 0
 
 
+@pytest.mark.parametrize(
+    ("texts", "positive"),
+    [
+        (("ja", "nein"), "ja"),
+        (("no", "yes"), "yes"),
+        (("Churn", "No churn"), "Churn"),
+        (("active", "not active"), "active"),
+        (("bad", "good"), "good"),
+    ],
+)
+def test_the_class_beside_a_no_is_the_positive_one(texts, positive):
+    frame = table().with_columns(y=pl.when(pl.col("y") == "yes").then(pl.lit(texts[0])).otherwise(pl.lit(texts[1])))
+    look = inspect_table(frame, "y")
+    goal = find_goal(look)
+    assert goal.classes[1] == positive
+    text = draft_files("p", "p", "p.csv", {}, look, goal)["loop.py"]
+    assert (f'positive="{positive}"' in text) is (sorted(texts)[1] != positive)
+
+
+def test_the_rarer_class_is_the_positive_one():
+    frame = table().with_columns(y=pl.Series(["fraud" if n % 4 == 0 else "legit" for n in range(ROWS)]))
+    goal = find_goal(inspect_table(frame, "y"))
+    assert (goal.positive, goal.classes, goal.metric) == ("fraud", ("legit", "fraud"), "roc_auc")
+
+
 def test_an_ambiguous_date_format_gets_a_remark():
     assert "%m/%d/%Y" in find_date(pl.Series("day", ["03/04/2024", "05/06/2024"])).remark
     assert find_date(pl.Series("day", ["03/04/2024", "25/06/2024"])).remark == ""

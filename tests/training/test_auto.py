@@ -257,6 +257,26 @@ def test_invalid_settings_are_errors():
         fit_recipe(Recipe(algorithm="forest", task="binary"), TRAIN, target="late")
 
 
+def test_scores_and_metrics_are_about_the_positive_class():
+    named = [rows.with_columns(late=pl.when("late").then(pl.lit("late")).otherwise(pl.lit("on time")))
+             for rows in (TRAIN, VALID, TEST)]  # fmt: skip
+    found = {}
+    for positive in (None, "late"):
+        settings = AutoTrain(budget_s=300, trials=1, candidates=("linear",), positive=positive)
+        made = settings.fit(*named[:2], target="late", features=FEATURES)
+        again = fit_recipe(made.recipe, pl.concat(named[:2]), target="late", features=FEATURES)
+        assert again.classes == made.classes
+        found[positive] = made, evaluate(made, named[2], target="late").metrics
+    plain, chosen = found[None], found["late"]
+    assert (plain[0].classes, chosen[0].classes) == (["late", "on time"], ["on time", "late"])
+    assert Recipe.from_dict(json.loads(json.dumps(chosen[0].recipe.to_dict()))) == chosen[0].recipe
+    assert "positive" not in plain[0].recipe.to_dict()
+    assert chosen[1]["roc_auc"].value == pytest.approx(plain[1]["roc_auc"].value, abs=1e-6)
+    share = float((named[2]["late"] == "late").mean())
+    assert chosen[1]["average_precision"].value < plain[1]["average_precision"].value
+    assert chosen[1]["average_precision"].value > share
+
+
 def test_a_search_in_a_step_reports_its_progress(tmp_path):
     import everloop as el
     from everloop.pipeline import Graph, Listener, run_graph

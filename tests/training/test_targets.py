@@ -74,3 +74,17 @@ def test_a_strange_label_is_refused():
 
 def test_numbers_stay_numbers():
     np.testing.assert_array_equal(encode_target(pl.Series("t", [1, None, 3]), "regression", []), [1.0, np.nan, 3.0])
+
+
+def test_the_positive_class_can_be_given():
+    target = pl.Series("t", ["fraud", "legit", None])
+    assert find_classes(target, "binary", "fraud") == ["legit", "fraud"]
+    assert find_classes(target, "binary", "legit") == ["fraud", "legit"]
+    assert find_classes(pl.Series("t", [0, 1]), "binary", False) == [1, 0]
+    assert encode_target(target, "binary", ["legit", "fraud"])[:2].tolist() == [1.0, 0.0]
+    with pytest.raises(TrainingError, match=r"'scam', which is not a value of the target 't'\. Its values: 'fraud'"):
+        find_classes(target, "binary", "scam")
+    with pytest.raises(TrainingError, match="more than two classes"):
+        find_classes(pl.Series("t", ["a", "b", "c"]), "multiclass", "a")
+    with pytest.raises(TrainingError, match="amounts"):
+        find_classes(pl.Series("t", [0.5, 1.5]), "regression", 0.5)

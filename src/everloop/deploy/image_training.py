@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _MAX_FAILURE = 1024
 """SageMaker shows this many characters of a failure."""
-_HYPERPARAMETERS = {"target", "features", "metric", "budget_s", "seed", "candidates", "latency_ms", "task", "trials"}
+_HYPERPARAMETERS = {"target", "features", "metric", "budget_s", "seed", "candidates", "latency_ms", "task", "trials",
+                    "positive"}  # fmt: skip
 
 
 def train_image(

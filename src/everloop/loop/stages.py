@@ -454,6 +454,11 @@ def _purpose_of(loop: Loop) -> dict[str, Any]:
         "aliases": list(dict.fromkeys([*(["champion"] if loop.serve else []), *aliases])),
         "automatic": automatic,
         "task": getattr(loop.train, "task", None) if automatic else None,
+        **(
+            {"positive": loop.train.positive}
+            if isinstance(loop.train, AutoTrain) and loop.train.positive is not None
+            else {}
+        ),
         "metrics": list(dict.fromkeys(one for one in metrics if isinstance(one, str) and one in METRIC_TASKS)),
         "columns": list(_slices_of(loop)),
         **({"gate_columns": list(dict.fromkeys(columns))} if columns else {}),

@@ -39,7 +39,7 @@ def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mappi
 
     try:
         task = purpose.get("task") or infer_task(table[target])
-        classes = find_classes(table[target], task)
+        classes = find_classes(table[target], task, purpose.get("positive"))
     except (TrainingError, DataError):
         return  # the split or the training raises an error that explains the problem and its remedy
     _check_metrics(purpose.get("metrics", ()), task, target)

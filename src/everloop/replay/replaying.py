@@ -392,7 +392,7 @@ def _classes(history: ReplayHistory, loop: Loop) -> tuple[Any, ...]:
 
     values = history.table[history.target]
     task = getattr(loop.train, "task", None) or infer_task(values)
-    return tuple(find_classes(values, task))
+    return tuple(find_classes(values, task, getattr(loop.train, "positive", None)))
 
 
 def _expected_work(policy: Policy) -> float:

@@ -100,7 +100,6 @@ def as_times(table: pl.DataFrame, column: str, option: str) -> pl.DataFrame:
 
     if column not in table.columns:
         raise DataError(f"The table has no column '{column}' for {option}.", help=nearest(column, table.columns))
-    kind = table.schema[column]
     conversion = find_time(table[column])
     if conversion is not None:
         table = table.with_columns(conversion.expression)
@@ -248,6 +247,7 @@ def table_loop(
         train=AutoTrain(
             metric=metric,
             task=goal.task,
+            positive=goal.positive,
             trials=1,
             candidates=("lightgbm",),
             budget_s=60,

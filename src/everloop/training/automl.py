@@ -75,6 +75,8 @@ class AutoTrain:
         candidates: names of algorithms in the plugin table: `lightgbm`, `linear`.
         latency_ms: models that take longer than this for a single row (99th percentile, in milliseconds) are excluded.
         task: `binary`, `multiclass` or `regression`. Default: inferred from the target.
+        positive: the class of a binary target that scores are probabilities of, and that precision, recall, `f1` and
+            `average_precision` are about, such as `"fraud"`. Default: True, the larger number or the later text.
         refit: `"train+valid"` fits the winner again on training and validation rows together. None keeps the model of
             the trial.
         trials: stop after this many trials, even if time is left. This makes a search repeatable to the last bit.
@@ -99,6 +101,7 @@ class AutoTrain:
     trials: int | None = None
     threads: int | None = None
     warm_start: bool = False
+    positive: bool | int | float | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", tuple(self.candidates))
@@ -163,7 +166,7 @@ class AutoTrain:
                 help=f"Collect at least {LEAST_ROWS}.",
             )
         task = self.task or infer_task(everything[target])
-        classes = find_classes(everything[target], task)
+        classes = find_classes(everything[target], task, self.positive)
         if judged is None:
             rows, judged = set_aside(rows, encode_target(rows[target], task, classes), task, self.seed)
         metric = get_metric(self.metric or metrics_of(task)[0], task)
@@ -189,7 +192,12 @@ class AutoTrain:
 
         algorithm, attempt = winner.algorithm, winner.attempt
         recipe = Recipe(
-            algorithm=algorithm.name, task=task, params=attempt.params, rounds=attempt.rounds, seed=self.seed
+            algorithm=algorithm.name,
+            task=task,
+            params=attempt.params,
+            rounds=attempt.rounds,
+            seed=self.seed,
+            positive=self.positive,
         )
         model, fitted = attempt.build(), problem
         if self.refit is not None:
@@ -323,7 +331,7 @@ def fit_recipe(
     names = feature_columns(known, target, features, weight)
     settings = AutoTrain(metric=metric, seed=recipe.seed, task=recipe.task, threads=threads)
     infer_task(known[target])  # raises if the target cannot be learned
-    classes = find_classes(known[target], recipe.task)
+    classes = find_classes(known[target], recipe.task, recipe.positive)
     judged_by = get_metric(metric or metrics_of(recipe.task)[0], recipe.task)
     problem = settings._problem(
         Encoder.fit(known.select(names)), known, target, recipe.task, classes, judged_by, weight

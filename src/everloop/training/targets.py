@@ -65,14 +65,20 @@ def infer_task(target: pl.Series) -> Task:
     )
 
 
-def find_classes(target: pl.Series, task: Task) -> list[Json]:
+def find_classes(target: pl.Series, task: Task, positive: Json = None) -> list[Json]:
     """Return the sorted distinct values as plain Python values; empty for a regression.
 
-    For a binary task, the second value is the positive class.
+    For a binary task, the second value is the positive class: the one that is given, or else the later one.
 
     Raises:
-        TrainingError: the task is binary, but there are more or fewer than two values.
+        TrainingError: the task is binary, but there are more or fewer than two values, or a positive class is given and
+            is not one of them or the task is not binary.
     """
+    if positive is not None and task != "binary":
+        kind = "amounts" if task == "regression" else "more than two classes"
+        raise TrainingError(
+            f"positive= is {positive!r}, but the target '{target.name}' has {kind}.", help="Leave positive= out."
+        )
     if task == "regression":
         return []
     values = sorted(_plain(target).drop_nulls().unique().to_list())
@@ -82,7 +88,16 @@ def find_classes(target: pl.Series, task: Task) -> list[Json]:
             f"Target '{target.name}' has {len(values)} distinct values ({shown}), but a binary task needs two.",
             help="Leave `task` out to have it inferred, or convert the target to a boolean.",
         )
-    return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    classes = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    if positive is None:
+        return classes
+    place = class_place(positive, classes)
+    if place is None:
+        raise TrainingError(
+            f"positive= is {positive!r}, which is not a value of the target '{target.name}'.",
+            help=f"Its values: {classes[0]!r}, {classes[1]!r}",
+        )
+    return [classes[1 - place], classes[place]]
 
 
 def encode_target(target: pl.Series, task: Task, classes: Sequence[Any]) -> NDArray[np.float64]:

@@ -114,6 +114,8 @@ class Recipe:
     rounds: int | None = None
     """Number of boosting rounds; None for algorithms without rounds."""
     seed: int = 0
+    positive: bool | int | float | str | None = None
+    """The positive class of a binary target, if it was given."""
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -122,6 +124,7 @@ class Recipe:
             "params": dict(self.params),
             "rounds": self.rounds,
             "seed": self.seed,
+            **({} if self.positive is None else {"positive": self.positive}),
         }
 
     @classmethod

@@ -15,6 +15,8 @@ from everloop.loop.stages import STAGES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import polars as pl
+
     from everloop.loop.new_project.table_inspection import TableInspection
     from everloop.records import Json
     from everloop.training.trained_model import Task
@@ -23,6 +25,13 @@ RARE = 5
 """Classes with fewer rows are left out: they may be missing from a part of the split."""
 UNBALANCED = 0.05
 """If the positive class has a smaller share than this, `average_precision` is used instead of `roc_auc`."""
+MINORITY = 0.4
+"""Of two texts of which neither says no, a class with a smaller share than this is the positive one."""
+_NO = re.compile(
+    r"^(no|n|nein|non|nee|nej|nie|não|ne|нет|false|f|negative|neg|none|never|off|0)$|^(no|not|non|kein|nicht)\b|^non-",
+    re.IGNORECASE,
+)
+"""Texts that say that something is not the case."""
 _TAKEN = {"el", "pl", "loop", "prepare", *STAGES}
 _WIDTH = 110
 
@@ -42,6 +51,8 @@ class Goal:
     why_bar: str
     rare: tuple[Json, ...] = ()
     """Classes that are left out because they have too few rows."""
+    positive: str | None = None
+    """The positive class of two texts, if it is not the later one."""
 
 
 def find_goal(inspection: TableInspection) -> Goal:
@@ -78,7 +89,8 @@ def find_goal(inspection: TableInspection) -> Goal:
         )
     _check_rows(inspection, len(kept))
     task = "binary" if kept.n_unique() == 2 else task
-    classes = tuple(find_classes(kept, task))
+    positive = _positive(kept) if task == "binary" else None
+    classes = tuple(find_classes(kept, task, positive))
     left_out = tuple(one for one in find_classes(values, "multiclass") if one not in classes) if rare else ()
     shares = ", ".join(f"{value!r} {rows / len(kept):.0%}" for value, rows in counts.head(5).iter_rows())
     if task == "multiclass":
@@ -86,16 +98,32 @@ def find_goal(inspection: TableInspection) -> Goal:
         return Goal(
             task, classes, "roc_auc", 0.55, says, "0.5 is guessing and 1 is perfect", "better than guessing", left_out
         )
-    positive = classes[1]
-    share = int((kept.cast(pl.String) == _as_text(kept, positive)).sum()) / len(kept)
-    says = f"{positive!r} ({share:.1%} of the rows) or {classes[0]!r}"
+    share = int((kept.cast(pl.String) == _as_text(kept, classes[1])).sum()) / len(kept)
+    says = f"{classes[1]!r} ({share:.1%} of the rows) or {classes[0]!r}"
     if share < UNBALANCED:
         bar = float(f"{2 * share:.1g}")
-        why = f"guessing gives {share:.2g}, the share of {positive!r}"
-        return Goal(task, classes, "average_precision", bar, says, why, "twice as good as guessing", left_out)
-    return Goal(
-        task, classes, "roc_auc", 0.55, says, "0.5 is guessing and 1 is perfect", "better than guessing", left_out
-    )
+        why = f"guessing gives {share:.2g}, the share of {classes[1]!r}"
+        return Goal(task, classes, "average_precision", bar, says, why, "twice as good as guessing", left_out, positive)
+    why = "0.5 is guessing and 1 is perfect"
+    return Goal(task, classes, "roc_auc", 0.55, says, why, "better than guessing", left_out, positive)
+
+
+def _positive(values: pl.Series) -> str | None:
+    """The class of two texts that people ask for; None if it is the later one in the alphabet, which is the default.
+
+    It is the one beside a text that says no, such as 'nein' or 'not churned', or else the rarer one.
+    """
+    import polars as pl
+
+    if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        return None
+    counts = values.cast(pl.String).value_counts(sort=True)
+    classes: list[str] = sorted(counts[values.name].to_list())
+    negative = [text for text in classes if _NO.search(text.strip())]
+    if len(negative) != 1:
+        few, rows = counts.row(-1)
+        negative = [text for text in classes if text != few] if rows < MINORITY * len(values) else classes[:1]
+    return None if negative == classes[:1] else classes[0]
 
 
 def draft_files(
@@ -150,6 +178,7 @@ def _loop_file(
 ) -> str:
     arguments = "".join(f", {option}={_value(value)}" for option, value in options.items())
     fewer = inspection.doubles or inspection.untimed
+    positive = "" if goal.positive is None else f", positive={quoted(goal.positive)}"
     rows = f"{inspection.rows.height:,} rows{' after the filters of `prepare`' if fewer else ''}"
     return f'''"""{name}: predicts {_doc(inspection.target)}, {_doc(goal.says)}.
 
@@ -179,7 +208,7 @@ loop = el.Loop(
 {_dataset_lines(inspection)}
     ),
     # Judged by {goal.metric}: {_comment(goal.why_metric)}. With a larger budget, more settings are tried.
-    train=el.AutoTrain(metric={quoted(goal.metric)}, budget_s=20),
+    train=el.AutoTrain(metric={quoted(goal.metric)}{positive}, budget_s=20),
     gates=[
         el.AtLeast({quoted(goal.metric)}, {goal.bar:g}),  # {goal.why_bar}; raise it once you know what is possible
         el.NotWorseThan("champion"),
