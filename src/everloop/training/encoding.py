@@ -251,7 +251,7 @@ def _learn(series: pl.Series) -> Feature | str:
 
 
 def is_identifier(distinct: int, known: int) -> bool:
-    """Whether a text column of so many distinct and known values identifies rows, so that nothing can be learned."""
+    """Whether a text column has so few repeated values that it identifies rows, and nothing can be learned from it."""
     return distinct > 1000 and distinct > 0.5 * known
 
 
