@@ -120,12 +120,12 @@ with simulation.run() as store:
 answer.write_text(json.dumps({
     "runs": [[f"{run.at:%Y-%m-%d}", run.trigger, run.candidate, run.state] for run in outcome.loop_runs],
     "months": [
-        [one.month, one.predictions, one.labelled, one.versions, round(one.live, 6), round(one.frozen, 6)]
+        [one.month, one.predictions, one.labelled, one.versions, one.live, one.frozen]
         for one in outcome.months if one.live is not None and one.frozen is not None
     ],
     "incidents": [[f"{one.incident.began_at:%Y-%m-%d}", one.incident.title, one.verdict] for one in outcome.incidents],
     "snapshots": [one.digest for one in outcome.snapshots],
-    "where": [str(store.urls), len(steps)],
+    "where": [str(store.urls), len(steps), sum(step.seconds for step in steps)],
 }))
 """
 
@@ -142,10 +142,10 @@ def simulate(folder: Path, weeks: int) -> tuple[dict[str, Any], float]:
 
 def show(title: str, found: dict[str, Any], seconds: float) -> None:
     print(f"\n{title} ({seconds:.0f} s)", flush=True)
-    print(f"  store: {found['where'][0]}, {found['where'][1]} steps")
+    print(f"  store: {found['where'][0]}, {found['where'][1]} steps that took {found['where'][2]:.0f} s")
     for part in ("runs", "months", "incidents"):
         for row in found[part]:
-            print(f"  {part:<10}", " | ".join(str(cell) for cell in row))
+            print(f"  {part:<10}", " | ".join(f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row))
 
 
 def main() -> int:
