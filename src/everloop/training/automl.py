@@ -79,7 +79,8 @@ class AutoTrain:
             `average_precision` are about, such as `"fraud"`. Default: True, the larger number or the later text.
         refit: `"train+valid"` fits the winner again on training and validation rows together. None keeps the model of
             the trial.
-        trials: stop after this many trials, even if time is left. This makes a search repeatable to the last bit.
+        trials: stop after this many trials, even if time is left. This makes a search repeatable to the last bit, if
+            `budget_s` is so long that it cuts no fit off.
         threads: number of threads. Default: as many as the size of the table justifies, up to the available cores.
         warm_start: continue to boost the champion's model if it is a LightGBM model of the same columns and classes.
             Otherwise the search runs in full, and a note of the result says why.
