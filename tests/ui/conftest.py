@@ -87,17 +87,8 @@ class Served:
             command += ["up", "--dir", str(self.project), "--port", str(self.port), "--runners", "0"]
         else:
             login = "--auth" if self.auth else "--no-auth"
-            command += [
-                "server",
-                "--home",
-                str(self.home),
-                "--project",
-                self.name,
-                "--port",
-                str(self.port),
-                login,
-                *self.options,
-            ]
+            command += ["server", "--home", str(self.home), "--project", self.name, "--port", str(self.port), login]
+            command += self.options
         environment = {**os.environ, "EVERLOOP_KEYS": str(self.home.parent / "keys"), "NO_COLOR": "1"}
         log = (self.home.parent / f"server-{self.port}.log").open("ab")
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.home.parent)

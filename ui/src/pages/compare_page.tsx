@@ -12,6 +12,11 @@ import { go, href, useRoute } from "../router";
 
 /** Runs that a legend names. */
 const FEW = 12;
+/** The server draws the peaks of this many curves at once; more are an overview. */
+const WITH_PEAKS = 20;
+/** Metrics of an overview in one request. They lie beside each other in the store, so together they take less time; all at once would appear late. */
+const TOGETHER = 5;
+const NONE: Curve[] = [];
 const MOST_BARS = 40;
 const GROUPS: [string, string][] = [["params", "Parameters"], ["metrics", "Metrics"], ["source", "Code and environment"], ["about", "About"], ["tags", "Tags"]];
 
@@ -69,27 +74,32 @@ type Titles = ReadonlyMap<string, string>;
 
 function Curves({ runs, titles, keys, drop }: { runs: string[]; titles: Titles; keys: string[]; drop: (key: string) => void }) {
   if (keys.length === 0) return <Empty title="Add a metric to see its curves" />;
+  const together = runs.length > WITH_PEAKS ? TOGETHER : 1;
+  const groups = Array.from({ length: Math.ceil(keys.length / together) }, (_, index) => keys.slice(index * together, (index + 1) * together));
   return (
     <div className="grid">
-      {keys.map((key) => (
-        <div className="c6" key={key}>
-          <div className="row">
-            <h3>{key}</h3>
-            <button type="button" className="button plain small" onClick={() => drop(key)} aria-label={`Remove ${key}`}>
-              Remove
-            </button>
-          </div>
-          <OneMetric runs={runs} titles={titles} name={key} />
-        </div>
+      {groups.map((group, index) => (
+        <Metrics key={together > 1 ? index : group[0]} runs={runs} titles={titles} keys={group} drop={drop} />
       ))}
     </div>
   );
 }
 
-/** Each metric is read by a request of its own, and drawn as soon as it is there. */
-function OneMetric({ runs, titles, name }: { runs: string[]; titles: Titles; name: string }) {
-  const found = useApi<Curve[]>(url("views/curves", { runs, keys: [name], points: runs.length > 20 ? 200 : 500 }), ["run"], { keep: true });
-  return <Loaded of={found}>{(curves) => <Overlay curves={curves} runs={runs} titles={titles} label={name} />}</Loaded>;
+/** Some metrics that are read by one request, each drawn by itself. */
+function Metrics({ runs, titles, keys, drop }: { runs: string[]; titles: Titles; keys: string[]; drop: (key: string) => void }) {
+  const found = useApi<Curve[]>(url("views/curves", { runs, keys, points: runs.length > WITH_PEAKS ? 200 : 500 }), ["run"], { keep: true });
+  const curves = useMemo(() => new Map(keys.map((key) => [key, (found.data ?? []).filter((curve) => curve.key === key)])), [found.data, keys.join()]);
+  return keys.map((key) => (
+    <div className="c6" key={key}>
+      <div className="row">
+        <h3>{key}</h3>
+        <button type="button" className="button plain small" onClick={() => drop(key)} aria-label={`Remove ${key}`}>
+          Remove
+        </button>
+      </div>
+      <Loaded of={found}>{() => <Overlay curves={curves.get(key) ?? NONE} runs={runs} titles={titles} label={key} />}</Loaded>
+    </div>
+  ));
 }
 
 function Overlay({ curves, runs, titles, label }: { curves: Curve[]; runs: string[]; titles: Titles; label: string }) {

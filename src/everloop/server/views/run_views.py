@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import UsageError
@@ -201,20 +202,20 @@ def _overview(store: Store, runs: Sequence[str], keys: Sequence[str], points: in
     from everloop.tracking.journal.last_points import series_of
     from everloop.tracking.journal.run_folding import fold_run
 
-    known = {run.id: run for run in store.records.get_many(Run, runs)}
-    for identity in runs:
-        run = known.get(identity) or store.records.get(Run, identity)
-        if run.state == "running" and not store.read_only:
+    if not store.read_only:
+        for run in store.records.find(Run, ("id", "in", list(runs)), ("state", "=", "running"), limit=len(runs)):
             fold_run(store, run.id)
     recover_journals(store)
     names = {series_of(identity): identity for identity in runs}
     found = store.records.sample_points(list(names), keys, points)
     curves = []
     for name, identity in names.items():
-        for key in keys:
-            if chosen := found.get((name, key)):
-                values = [value if abs(value) < float("inf") else None for _, value in chosen]
-                curves.append(Curve(identity, key, [step for step, _ in chosen], values, None))
+        logged = [(key, found[name, key]) for key in keys if (name, key) in found]
+        if not logged:
+            store.records.get(Run, identity)
+        for key, chosen in logged:
+            values = [value if isfinite(value) else None for _, value in chosen]
+            curves.append(Curve(identity, key, [step for step, _ in chosen], values, None))
     return curves
 
 

@@ -225,6 +225,8 @@ class SqlLogs:
         first = (
             "(SELECT p.step FROM points p WHERE p.metric = m.id AND p.written_at <= ? ORDER BY p.step {order} LIMIT 1)"
         )
+        # Without it, the index alone finds a point, and its row is read only once.
+        known = "" if self._moment is None else f" AND q.written_at <= {self._moment}"
         rows = self.database.read(
             "WITH RECURSIVE places(place) AS (SELECT 0 UNION ALL SELECT place + 1 FROM places WHERE place < ?),"
             f" ranges AS MATERIALIZED (SELECT m.id, m.series, m.key, {first.format(order='ASC')} AS low,"
@@ -232,9 +234,9 @@ class SqlLogs:
             f" AND m.series IN ({', '.join('?' * len(series))}) AND m.key IN ({', '.join('?' * len(keys))}))"
             " SELECT DISTINCT r.series, r.key, p.step, p.value, p.seq FROM ranges r CROSS JOIN places"
             " JOIN points p ON p.seq = (SELECT q.seq FROM points q WHERE q.metric = r.id"
-            " AND q.step >= r.low + CAST((r.high - r.low) * (place * 1.0 / ?) AS BIGINT) AND q.written_at <= ?"
-            " ORDER BY q.step, q.seq LIMIT 1) ORDER BY p.step, p.seq",
-            (count - 1, self._limit(), self._limit(), self.project, *series, *keys, count - 1, self._limit()),
+            " AND q.step >= r.low + CAST((r.high - r.low) * (place * 1.0 / ?) AS BIGINT)"
+            f"{known} ORDER BY q.step, q.seq LIMIT 1) ORDER BY p.step, p.seq",
+            (count - 1, self._limit(), self._limit(), self.project, *series, *keys, count - 1),
         )
         found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         nan = float("nan")
