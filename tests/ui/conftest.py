@@ -21,6 +21,7 @@ from tests.conftest import need
 import everloop as el
 from everloop.pipeline import Graph, run_graph
 from everloop.records import (
+    Artifact,
     Decision,
     EndpointRecord,
     FeatureViewRecord,
@@ -217,6 +218,12 @@ def furnish(store: Store) -> None:
         run.log_model({"weights": [1, 2]}, "pickled")
     with start_run("nothing logged", store=store):
         pass
+    with start_run(RIGHT_TO_LEFT, store=store) as run:
+        # As large as a whole model of language; what it holds is not read, so it need not be there.
+        large = store.new(
+            Artifact, run=run.id, name="weights", digest=f"sha256:{1:064x}", size_bytes=1_000_000_000, type="bytes"
+        )
+        store.records.put(large)
     with start_run("wide", store=store) as run:
         run.log_params({f"param_{number:05}": number for number in range(10_000)})
     rows = [{"x": float(number % 7), "late": number % 3 == 0} for number in range(200)]

@@ -132,6 +132,42 @@ def test_hostile_names_and_numbers_stay_text(served, watched, store):
     assert RIGHT_TO_LEFT in page.locator("main").inner_text()
     assert "not finite" in page.locator("main").inner_text()
     assert page.locator("main img").count() == 0
+    assert page.get_by_text("No finite value to draw").count() == 1
+    # An override of the direction of text in one name leaves what stands behind it as it is.
+    other = store.records.find(Run, ("name", "=", RIGHT_TO_LEFT))[0]
+    visit(page, served, f"compare?runs={other.id},{hostile.id}")
+    page.locator("thead .mono").first.wait_for()
+    first, last = page.evaluate(CHARACTERS)
+    assert first < last
+    assert watched.unexpected() == []
+
+
+CHARACTERS = """() => {
+    const text = document.querySelector('thead .mono').firstChild;
+    return [0, text.length - 1].map((at) => {
+        const range = document.createRange();
+        range.setStart(text, at);
+        range.setEnd(text, at + 1);
+        return range.getBoundingClientRect().left;
+    });
+}"""
+
+
+def test_what_is_empty_or_too_large_says_so(served, watched, store):
+    page = watched.page
+    visit(page, served, f"runs/{store.records.find(Run, ('name', '=', 'nothing logged'))[0].id}")
+    text = page.locator("main").inner_text()
+    for nothing in ("has logged no metric", "has no parameters", "has stored no artifacts"):
+        assert nothing in text
+    visit(page, served, f"runs/{store.records.find(Run, ('name', '=', 'wide'))[0].id}")
+    assert "8,000 more are not shown." in page.get_by_role("region", name="Parameters").inner_text()
+    (large,) = store.records.find(Artifact, ("name", "=", "weights"))
+    visit(page, served, f"artifacts/{large.id}")
+    text = page.locator("main").inner_text()
+    assert "1.00 GB" in text
+    assert "It has more than 32 MB" in text
+    assert page.get_by_role("link", name="Open the file").count() == 0
+    assert page.request.get(f"{served.url}/api/v1/artifacts/{large.id}/content").status == 422
     assert watched.unexpected() == []
 
 

@@ -1,5 +1,6 @@
 // A table of records: what each column shows, and what to say if there is nothing.
 import type { ReactNode } from "react";
+import { count } from "../format";
 
 export type Column<T> = { title: ReactNode; cell: (row: T, index: number) => ReactNode; number?: boolean; className?: string };
 
@@ -11,11 +12,14 @@ export function Table<T>(props: {
   rowKey: (row: T, index: number) => string;
   empty?: ReactNode;
   height?: string;
+  /** Show at most this many rows, and say how many are left out. */
+  most?: number;
   /** Without a head if the columns explain themselves. */
   bare?: boolean;
 }) {
   if (props.rows.length === 0 && props.empty !== undefined) return <>{props.empty}</>;
   const columns = props.columns.filter((one): one is Column<T> => Boolean(one));
+  const most = props.most ?? Infinity;
   return (
     <div className="scroll" tabIndex={0} role="region" aria-label={props.label} style={props.height ? { maxHeight: props.height, overflowY: "auto" } : {}}>
       <table>
@@ -31,7 +35,7 @@ export function Table<T>(props: {
           </thead>
         )}
         <tbody>
-          {props.rows.map((row, at) => (
+          {props.rows.slice(0, most).map((row, at) => (
             <tr key={props.rowKey(row, at)}>
               {columns.map((column, index) => (
                 <td key={index} className={[column.number ? "number" : "", column.className ?? ""].join(" ").trim() || undefined}>
@@ -42,6 +46,7 @@ export function Table<T>(props: {
           ))}
         </tbody>
       </table>
+      {props.rows.length > most && <p className="soft small">{count(props.rows.length - most)} more are not shown.</p>}
     </div>
   );
 }

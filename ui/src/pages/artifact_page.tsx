@@ -5,6 +5,9 @@ import { Card, Empty, Head, LoadedPage, Time, useTitle } from "../components/bas
 import { bytes, count } from "../format";
 import { href } from "../router";
 
+/** The server sends no larger files. */
+const MOST_SENT = 32 * 1024 * 1024;
+
 export function ArtifactPage({ id }: { id: string }) {
   const found = useApi<ArtifactPreview>(`views/artifacts/${encodeURIComponent(id)}`);
   useTitle(found.data ? found.data.artifact.name : "Artifact");
@@ -33,7 +36,7 @@ function Detail({ preview }: { preview: ArtifactPreview }) {
           </>
         }
       >
-        {artifact.type !== "tree" && (
+        {artifact.type !== "tree" && artifact.size_bytes <= MOST_SENT && (
           <a className="button" href={`api/v1/artifacts/${encodeURIComponent(artifact.id)}/content`} target="_blank" rel="noopener noreferrer">
             {preview.shows === "html" ? "Open without scripts" : "Open the file"}
           </a>

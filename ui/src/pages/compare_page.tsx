@@ -29,7 +29,7 @@ export function ComparePage() {
   const found = useApi<ComparedRuns>(runs.length > 1 ? url("views/compare", { runs }) : null, ["run"]);
   const logged = useMemo(() => new Set(found.data?.runs.flatMap((run) => Object.keys(run.metrics ?? {})) ?? []), [found.data]);
   // Only few runs have a legend. With many, charts must not be drawn again when their names arrive.
-  const titles = useMemo(() => new Map(runs.length > FEW ? [] : found.data?.runs.map((run) => [run.id, `${run.name} ${run.id.slice(-4)}`])), [runs.length > FEW ? null : found.data]);
+  const titles = useMemo(() => new Map(runs.length > FEW ? [] : found.data?.runs.map((run) => [run.id, `\u2068${run.name}\u2069 ${run.id.slice(-4)}`])), [runs.length > FEW ? null : found.data]);
   const keys = query.get("keys")?.split(",").filter(Boolean) ?? (names.data?.metrics ?? []).filter((name) => logged.has(name)).slice(0, 2);
   const chosen = (next: string[]) => go(href("compare", { runs: runs.join(","), keys: next.join(",") }), true);
   if (runs.length < 2)
@@ -207,7 +207,7 @@ function Differences({ compared }: { compared: ComparedRuns }) {
                   <th key={run.id}>
                     <a href={href(["runs", run.id])}>
                       <i style={{ display: "inline-block", width: 9, height: 9, borderRadius: 5, marginRight: 5, background: colour(index) }} />
-                      {run.name} <span className="mono">{run.id.slice(-4)}</span>
+                      <bdi>{run.name}</bdi> <span className="mono">{run.id.slice(-4)}</span>
                     </a>
                   </th>
                 ))}

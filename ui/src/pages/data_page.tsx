@@ -132,7 +132,8 @@ function Detail({ detail }: { detail: SnapshotDetail }) {
       <div className="grid">
         <Card title="Columns" span="c9">
           <Table
-            rows={Object.entries(snapshot.columns).slice(0, 1000)}
+            rows={Object.entries(snapshot.columns)}
+            most={1000}
             label="Columns"
             rowKey={([name]) => name}
             height="40rem"
@@ -278,7 +279,8 @@ function ChangesOf({ changes }: { changes: Changes }) {
       ))}
       {shifts.length > 0 && (
         <Table
-          rows={shifts.slice(0, 100)}
+          rows={shifts}
+          most={100}
           label="Shifted distributions"
           rowKey={([name]) => name}
           height="26rem"

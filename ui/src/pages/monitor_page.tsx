@@ -223,7 +223,8 @@ function Detail({ detail }: { detail: IncidentDetail }) {
         {detail.findings.some((one) => one.version) && <Rows id={incident.id} />}
         <Card title="Findings" span="c12">
           <Table
-            rows={detail.findings.slice(-100)}
+            rows={[...detail.findings].reverse()}
+            most={100}
             label="Findings"
             rowKey={(one) => one.id}
             height="26rem"

@@ -190,9 +190,11 @@ function Detail({ result }: { result: Result }) {
         </Card>
         {result.remarks.length > 0 && (
           <Card title="Remarks" span="c12">
-            {result.remarks.map((one) => (
-              <p key={one}>{one}</p>
-            ))}
+            <ul className="stack" style={{ gap: "0.4rem", margin: 0, paddingLeft: "1.1rem" }}>
+              {result.remarks.map((one) => (
+                <li key={one}>{one}</li>
+              ))}
+            </ul>
           </Card>
         )}
       </div>
@@ -239,7 +241,7 @@ function Policies({ result }: { result: Result }) {
   );
 }
 
-const interval = (regret: Result["regret"][string] | undefined): string => (regret ? `${number(regret.value)} [${number(regret.low)}, ${number(regret.high)}]` : "–");
+const interval = (regret: Result["regret"][string] | undefined): string => (!regret ? "–" : regret.low === 0 && regret.high === 0 ? "nothing" : `${number(regret.value)} [${number(regret.low)}, ${number(regret.high)}]`);
 
 const MOST = 60;
 
@@ -248,7 +250,8 @@ function Incidents({ result }: { result: Result }) {
   return (
     <>
       <Table
-        rows={all.slice(0, MOST)}
+        rows={all}
+        most={MOST}
         label="Incidents"
         rowKey={(_, index) => String(index)}
         height="26rem"
@@ -258,6 +261,7 @@ function Incidents({ result }: { result: Result }) {
           { title: "Since", cell: ({ one }) => <Time at={one.from} /> },
           {
             title: "What",
+            className: "why",
             cell: ({ one }) => (
               <>
                 <Badge state={one.severity} /> {one.title}
@@ -266,7 +270,7 @@ function Incidents({ result }: { result: Result }) {
           },
           {
             title: "In hindsight",
-            className: "small",
+            className: "small why",
             cell: ({ one }) => (
               <>
                 <b>{one.verdict}</b> {one.why}
@@ -275,7 +279,6 @@ function Incidents({ result }: { result: Result }) {
           },
         ]}
       />
-      {all.length > MOST && <p className="soft small">{count(all.length - MOST)} more are in the JSON of the run.</p>}
     </>
   );
 }

@@ -160,7 +160,8 @@ function Values({ values, none, numbers }: { values: Record<string, unknown>; no
   return (
     <Table
       bare
-      rows={Object.entries(values).slice(0, MOST_VALUES)}
+      rows={Object.entries(values)}
+      most={MOST_VALUES}
       label={numbers ? "Metrics" : "Parameters"}
       rowKey={([name]) => name}
       height="24rem"

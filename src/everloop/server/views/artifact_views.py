@@ -100,7 +100,9 @@ def read_artifact(store: Store, ref: str) -> ArtifactPreview:
     if artifact.type == "frame" or artifact.meta.get("shows") == "table":
         return _preview_table(store, artifact)
     if artifact.size_bytes > MOST_BYTES:
-        return ArtifactPreview(artifact, "none", reason=f"It has more than {MOST_BYTES // 1024 // 1024} MB.", cut=True)
+        reason = f"It has more than {MOST_BYTES // 1024 // 1024} MB."
+        reason += f" Read it in Python: store.objects.path('{artifact.digest}')"
+        return ArtifactPreview(artifact, "none", reason=reason, cut=True)
     return _preview_bytes(artifact, store.objects.read(artifact.digest))
 
 
