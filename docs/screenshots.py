@@ -14,7 +14,7 @@ from typing import Any
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = {"width": 1280, "height": 800}
-COLOURS = 160
+COLOURS = 256
 
 
 def main(url: str) -> None:
@@ -23,7 +23,7 @@ def main(url: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as running:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for name, path, theme in (
             ("web-page-loop", "loop", "light"),
             ("web-page-endpoint", "endpoints", "light"),
@@ -48,8 +48,13 @@ def settle(page: Any) -> None:
 def save(picture: bytes, path: Path) -> None:
     from PIL import Image
 
-    small = Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
-    small.save(path, optimize=True)
+    whole = Image.open(io.BytesIO(picture)).convert("RGB")
+    # The most frequent colours stay, so surfaces and lines have the page's own; blends at the edges of letters take the
+    # nearest one.
+    frequent = sorted(whole.getcolors(whole.width * whole.height), reverse=True)[:COLOURS]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for _, colour in frequent for part in colour])
+    whole.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size // 1024} KB\n")
 
 
