@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -179,6 +182,17 @@ def test_ctrl_c_ends_a_command_without_a_traceback(empty, monkeypatch, more):
     result = empty("runs", "ls", *more)
     assert (result.code, result.out) == (130, "")
     assert result.err.strip() == "Interrupted. Finished work is kept: repeat the command to continue."
+
+
+def test_an_interrupted_replay_does_not_promise_to_continue(empty, monkeypatch, capsys):
+    Path("table.csv").write_text("t,y\n2024-01-01,1\n")
+    known = SimpleNamespace(interrupted=True, to_json=lambda: {"policies": []})
+    monkeypatch.setattr(import_module("everloop.replay"), "replay", lambda *_, **__: known)
+    with pytest.raises(SystemExit) as ended:
+        empty("replay", "table.csv", "--target", "y", "--time", "t", "--json")
+    assert ended.value.code == 130
+    shown = capsys.readouterr()
+    assert (json.loads(shown.out), shown.err) == ({"policies": []}, "")
 
 
 def test_an_answer_other_than_yes_ends_a_command_as_ctrl_c_does(empty, monkeypatch):

@@ -232,6 +232,7 @@ def test_parts_that_add_up_to_the_target_are_not_features():
         ({"policies": []}, UsageError, "policy"),
         ({"policies": ["never", Policy("never")]}, UsageError, "'never'"),
         ({"start": START + 1000 * DAY}, DataError, "not one period"),
+        ({"start": START + 56 * DAY, "end": START + 7 * DAY}, DataError, "replay ends on 2021-01-11"),
         ({"start": START}, DataError, "too few"),
         ({"every": "1m", "start": None}, UsageError, "periods"),
         ({"exclude": ["nope"]}, UsageError, "nope"),

@@ -187,3 +187,14 @@ def test_a_short_history_begins_later_and_a_long_one_ends_in_two_years():
     long = build_history(daily(2_000), target="count", time="day")
     assert 100 <= _schedule(long, None, None, week, timedelta(0)).periods <= 104
     assert _schedule(long, STARTS + 30 * week, None, week, timedelta(0)).periods > 200
+
+
+def test_a_result_that_nothing_measured_says_what_to_do():
+    from everloop.replay.replay_page import replay_page
+    from everloop.replay.replay_result import ReplayResult
+
+    result = ReplayResult(
+        title="short", metric="rmse", greater_is_better=False, start=STARTS, end=STARTS + timedelta(weeks=3),
+        every="1w", labels_after="0s", rows=104, policies=[], recommendation=None, seconds=1.0, remarks=[],
+    )  # fmt: skip
+    assert "No period has enough labels to measure a policy. Use an earlier --from" in replay_page(result)

@@ -152,7 +152,8 @@ def replay(
     shown = {**result.to_json(), **{name: value for name, value in more.items() if value is not None}}
     emit(shown, json, lambda: _draw(result, html, suggest, kept))
     if result.interrupted:
-        raise typer.Exit(130)
+        # Not typer.Exit: that would add that finished work is kept, but a repeated replay begins again.
+        raise SystemExit(130)
 
 
 def _names_table(source: str | None) -> bool:
@@ -199,7 +200,7 @@ def _write(path: Path, result: ReplayResult) -> None:
 
 
 def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | None) -> None:
-    from everloop.replay.replay_page import MONTHS_NOTE, month_rows, policy_rows
+    from everloop.replay.replay_page import MONTHS_NOTE, NOT_MEASURED, month_rows, policy_rows
 
     out = console()
     out.print(
@@ -222,7 +223,7 @@ def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | No
         out.print("Interrupted: this is what is known so far.", markup=False)
     advice = result.recommendation
     if advice is None:
-        out.print("No recommendation: no policy could be measured.", markup=False)
+        out.print(f"No recommendation. {NOT_MEASURED}", markup=False, soft_wrap=True)
     else:
         chosen = result.outcome(advice.name).policy
         out.print(f"\nRecommended: {advice.name} ({chosen.rule}). {advice.why}", markup=False, soft_wrap=True)

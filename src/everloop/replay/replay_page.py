@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from everloop.replay.replay_result import PolicyOutcome, ReplayResult
 
 WIDTH, HEIGHT = 1000, 260
+NOT_MEASURED = "No period has enough labels to measure a policy. Use an earlier --from, a longer --every, or more rows."
 MONTHS_NOTE = "Mean of the periods that begin in a month. Policies that retrain: difference from never retraining."
 _COLOURS = ("#2f6db0", "#c0602a", "#2c7a4b", "#8a4fa3", "#b27a12", "#5d6a76", "#b3392b", "#2a8c94", "#7a6a2f")
 _STYLE = """
@@ -52,7 +53,7 @@ def _page(result: ReplayResult) -> Iterator[str]:
     )
     advice = result.recommendation
     if advice is None:
-        yield '<p class="answer warn"><b>No recommendation</b>No policy could be measured.</p>'
+        yield f'<p class="answer warn"><b>No recommendation</b>{NOT_MEASURED}</p>'
     else:
         rule = result.outcome(advice.name).policy.rule
         named = f"<b>Recommended: {html_text(advice.name)}</b>{html_text(rule[0].upper() + rule[1:])}."

@@ -328,10 +328,11 @@ def _schedule(
     )
     finish = min(finish, last + timedelta(microseconds=1))
     if begin + every > finish:
+        early = end is not None and finish <= last
+        ends = f"The replay ends on {finish:%Y-%m-%d}" if early else f"The rows end on {last:%Y-%m-%d}"
         raise DataError(
-            f"The rows end on {last:%Y-%m-%d}, so there is not one period of {format_duration(every)} after"
-            f" {begin:%Y-%m-%d}.",
-            help="Use an earlier --from, or a shorter --every.",
+            f"{ends}, so there is not one period of {format_duration(every)} after {begin:%Y-%m-%d}.",
+            help=f"Use an earlier --from{', a later --to,' if early else ','} or a shorter --every.",
         )
     if int((known <= (begin - moment_of(0)) // timedelta(microseconds=1)).sum()) < LEAST_PAST:
         raise DataError(
