@@ -312,8 +312,11 @@ def _frame_columns(feature: Feature, series: pl.Series) -> Iterable[Array]:
         return [_floats(rounded)]
     if feature.kind == "category":
         text = series.cast(pl.String)
-        known = text.cast(pl.Enum(list(feature.categories)), strict=False).to_physical().cast(pl.Float64) + FIRST
-        return [np.where(series.is_null().to_numpy(), float(MISSING), known.fill_null(float(UNSEEN)).to_numpy())]
+        known = _floats(text.cast(pl.Enum(list(feature.categories)), strict=False).to_physical()) + FIRST
+        codes = np.where(np.isnan(known), float(UNSEEN), known)
+        if series.null_count():
+            codes[series.is_null().to_numpy()] = float(MISSING)
+        return [codes]
     if feature.kind == "time":
         return [_floats(series.cast(pl.Int64) // 1000) / 3.6e9]
     if feature.kind == "duration":
@@ -345,7 +348,8 @@ def _moment_columns(feature: Feature, series: pl.Series) -> Iterable[Array]:
 def _floats(series: pl.Series) -> Array:
     import polars as pl
 
-    return series.cast(pl.Float64).fill_null(_NAN).to_numpy()
+    # NumPy gets NaN for a null. `fill_null` would build and run a query, which takes most of the time for a few rows.
+    return series.cast(pl.Float64).to_numpy()
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
