@@ -36,7 +36,7 @@ loop = el.Loop(
     data=el.Dataset(prepare, target="returned", time="at", key="order"),
     train=el.AutoTrain(metric="roc_auc", budget_s=5, trials=1, candidates=("linear",), threads=1),
     gates=[el.AtLeast("roc_auc", 0.60), el.NotWorseThan("champion"), el.Slices("shop", worst_gap=0.3)],
-    serve=el.Endpoint("returns", rollout=el.Canary(steps=[20, 100], least_labels=50)),
+    serve=el.Endpoint("returns", rollout=el.Canary(steps=[20, 100], least_labels=50, least_days=1)),
     watch=[el.Drift(), el.Performance("roc_auc")],
     retrain=[el.OnDrift(cooldown="1d"), el.OnPerformance(cooldown="1d"), el.Every("8w")],
 )

@@ -31,7 +31,7 @@ def loop_of(shop: str) -> el.Loop:
         data=el.Dataset(rows, target="returned", time="at", key="order"),
         train=el.AutoTrain(metric="roc_auc", budget_s=5, trials=1, candidates=("linear",), threads=1),
         gates=[el.AtLeast("roc_auc", 0.60), el.NotWorseThan("champion")],
-        serve=el.Endpoint(f"returns-{shop}", rollout=el.Canary(steps=[20, 100], least_labels=50)),
+        serve=el.Endpoint(f"returns-{shop}", rollout=el.Canary(steps=[20, 100], least_labels=50, least_days=1)),
     )
 
 north, south = loop_of("north"), loop_of("south")
