@@ -266,3 +266,59 @@ def test_windows_are_measured_one_by_one() -> None:
         alone = item.measure(counts[index : index + 1])
         assert alone.values[0] == pytest.approx(together.values[index], rel=1e-9, abs=1e-12)
         assert alone.chi_square[0] == pytest.approx(together.chi_square[index], rel=1e-9)
+
+
+def moved_counts(
+    generator: np.random.Generator, distribution: stats.rv_continuous, edges: Array, level: Array
+) -> Array:
+    """Windows of 2,000 rows whose values all move by the level; the cells are between the edges."""
+    below = distribution.cdf(edges - level[:, None])
+    shares = np.diff(below, axis=1, prepend=0.0, append=1.0)
+    return generator.multinomial(2000, np.concatenate([np.zeros((len(level), 1)), shares], axis=1)).astype(float)
+
+
+def test_the_usual_movements_of_heavy_tails_are_no_rest_but_other_changes_are() -> None:
+    generator = np.random.default_rng(4)
+    tails = stats.t(3, scale=3**-0.5)
+    edges = tails.ppf(np.concatenate([[1e-5], np.arange(1, 20) / 20, [1 - 1e-5]]))
+    blocks = moved_counts(generator, tails, edges, 0.3 * generator.normal(size=60))
+    item = Directions("x", Sketch(NumericBins(tuple(edges)), tuple(blocks.sum(axis=0).astype(int).tolist())), 2000)
+    later = moved_counts(generator, tails, edges, 0.3 * generator.normal(size=400))
+    unlearned = (item.measure(later).chi_square / item.freedom).mean()
+    item.learn_response(blocks)
+    found, seen = item.measure(later), item.measure(blocks, seen=True)
+    ratio = found.chi_square / (item.freedom + found.rows * found.misfit)
+    assert unlearned > 2
+    assert ratio.mean() == pytest.approx(1, abs=0.12)
+    assert (seen.chi_square / (item.freedom + seen.rows * seen.misfit)).mean() == pytest.approx(1, abs=0.12)
+    # Two humps, of the same mean, are not a movement.
+    humps = (moved_counts(generator, tails, edges, np.full(20, gap)) for gap in (-0.8, 0.8))
+    mixed = np.concatenate([generator.binomial(part.astype(int), 0.5)[None] for part in humps]).sum(axis=0)
+    other = item.measure(mixed.astype(float))
+    assert (other.chi_square / (item.freedom + other.rows * other.misfit)).min() > 2
+
+
+def test_chance_movements_of_a_steady_feature_are_not_learned() -> None:
+    generator = np.random.default_rng(5)
+    blocks = generator.multinomial(2000, NUMERIC / NUMERIC.sum(), size=60).astype(float)
+    item = directions(NUMERIC, 2000)
+    before = item.measure(blocks)
+    item.learn_response(blocks)
+    assert item.measure(blocks).chi_square == pytest.approx(before.chi_square)
+
+
+def test_rows_beyond_the_range_are_expected_if_the_location_is_beyond_its_own() -> None:
+    generator = np.random.default_rng(6)
+    sharp = stats.expon()
+    edges = np.concatenate([[-0.3], sharp.ppf(np.arange(1, 20) / 20), [20.0]])
+    blocks = moved_counts(generator, sharp, edges, generator.uniform(-0.29, 0.3, 60))
+    item = Directions("x", Sketch(NumericBins(tuple(edges)), tuple(blocks.sum(axis=0).astype(int).tolist())), 2000)
+    item.learn_response(blocks)
+    index = item.names.index(OUTSIDE)
+    moved = item.measure(moved_counts(generator, sharp, edges, np.full(50, -0.33)))
+    assert np.abs(moved.values[:, index] / np.sqrt(moved.variances[:, index])).mean() < 4
+    # A hundred rows far below, while the others are where they were, are as surprising as ever.
+    spoiled = moved_counts(generator, sharp, edges, np.zeros(50))
+    spoiled[:, 1] += 100
+    found = item.measure(spoiled)
+    assert (found.values[:, index] / np.sqrt(found.variances[:, index])).min() > 6

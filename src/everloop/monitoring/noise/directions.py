@@ -9,7 +9,8 @@ it. They are chosen so that what happens in one direction does not show in anoth
 - *missing*, *outside* (beyond the reference's range), *new* (a category that the reference lacks) and the shares of the
   most frequent categories are differences of arcsine-transformed shares, whose variance is 1/rows.
 - *rest* is a chi-square over the cells: for a numeric feature, what location and scale do not explain; otherwise over
-  the categories that have no direction of their own.
+  the categories that have no direction of their own. A feature with heavy or skewed tails does not move as the family
+  says, so the cells' usual answer to location and scale is learned from the reference's blocks, and subtracted.
 
 Sources: F. J. Anscombe, The transformation of Poisson, binomial and negative-binomial data, Biometrika 35 (1948);
 J. Neyman, Smooth test for goodness of fit (1937); E. B. Wilson, M. M. Hilferty, The distribution of chi-square (1931).
@@ -55,6 +56,9 @@ _MISFIT = 0.1
 """The exponential family describes a shift of location by δ only roughly. Other directions are not trusted below a
 tenth of δ² (scale) or δ (shares)."""
 _ROOT = 3 / 8
+_LEAST_BLOCKS = 15
+"""Blocks with rows from which the cells' answer to location and scale is learned."""
+_LEAST_F = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,42 @@ class Deviations:
     chi_square: Array
     rows: Array
     misfit: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """How the cells answer, on average, to movements of location and scale, beyond what the family says.
+
+    Attributes:
+        middle: mean movement in the reference, shape (movements,).
+        effects: change of the share of each group of cells by movement, shape (movements, groups).
+        inverse: (ZᵀZ)⁻¹ of the movements Z of the reference's blocks.
+        noise: chi-square/rows of a block that is left.
+        weight: share of the least-squares effects that is used.
+        lowest, highest: location and scale that the reference's blocks had, shape (1 or 2,).
+        curvature: chi-square/rows that a movement adds, by its squared length.
+    """
+
+    middle: Array
+    effects: Array
+    inverse: Array
+    noise: float
+    weight: float
+    lowest: Array
+    highest: Array
+    curvature: float
+
+    def answer(self, parameters: Array, *, seen: bool) -> tuple[Array, Array]:
+        """Return by how much the shares of the groups change, and how much of chi-square/rows is uncertain about it.
+
+        Movements beyond those of the reference are answered as its outermost one.
+        """
+        known = np.clip(parameters, self.lowest, self.highest)
+        moved = _movements(known) - self.middle
+        # The blocks that it was learned from are closer to it than new windows are.
+        factor = self.weight * (self.weight - 2 if seen else self.weight)
+        unsure = factor * self.noise * ((moved @ self.inverse) * moved).sum(axis=1)
+        return moved @ self.effects, unsure + self.curvature * ((parameters - known) ** 2).sum(axis=1)
 
 
 class Directions:
@@ -114,6 +154,51 @@ class Directions:
         self.names: tuple[str, ...] = (*(LOCATION, SCALE)[: self._scores.shape[1]], *names)
         self._sums = _merge_rare(cells, self._shares, min(typical_rows, self.rows))
         self.freedom = max(0, self._sums.shape[1] - 1 - self._scores.shape[1])
+        self._response: _Response | None = None
+        self._range = (-math.inf, math.inf)
+        """The lowest and the highest location of the reference's blocks, if it has blocks."""
+
+    def learn_response(self, blocks: Array) -> None:
+        """Learn how the cells answer to location and scale from the reference's blocks, shape (blocks, cells).
+
+        Least squares, shrunk as James and Stein (1961) do, and only used if the answer is larger than chance.
+        """
+        if not self._scores.shape[1]:
+            return
+        present = np.maximum(blocks.sum(axis=1) - blocks[:, 0], 0.0)
+        used = present > 0
+        if not used.any():
+            return
+        parameters, shares = self._moved(blocks[used], present[used])
+        self._range = float(parameters[:, 0].min()), float(parameters[:, 0].max())
+        movements = _movements(parameters)
+        freedom = len(movements) - movements.shape[1] - 1
+        if self.freedom < 1 or len(movements) < _LEAST_BLOCKS:
+            return
+        found, expected = _grouped(blocks[used] @ self._sums), _grouped(shares @ self._sums)
+        weights = (present[used] / present[used].mean())[:, None]
+        usual = np.sqrt(np.maximum(expected.mean(axis=0), 1e-9))
+        gaps = (found - expected) / usual
+        gaps = gaps - (weights * gaps).mean(axis=0)
+        middle = (weights * movements).mean(axis=0)
+        moved = movements - middle
+        inverse = np.linalg.pinv(moved.T @ (weights * moved))
+        effects = inverse @ (moved.T @ (weights * gaps))
+        explained = float((weights * (moved @ effects) ** 2).sum()) / movements.shape[1]
+        noise = float((weights * (gaps - moved @ effects) ** 2).sum()) / freedom
+        if noise > 0 and explained / noise >= _LEAST_F:
+            weight = 1 - noise / explained
+            total = float((weights * (parameters - (weights * parameters).mean(axis=0)) ** 2).sum())
+            self._response = _Response(
+                middle,
+                weight * effects * usual,
+                inverse,
+                noise,
+                weight,
+                parameters.min(axis=0),
+                parameters.max(axis=0),
+                weight * explained * movements.shape[1] / max(total, 1e-300),
+            )
 
     def recentred(self, accepted: Sketch) -> Directions:
         """Return the same directions, measured from other shares of the same cells."""
@@ -130,11 +215,12 @@ class Directions:
             moved._scores = scores if scores.shape == self._scores.shape else np.zeros_like(self._scores)
         return moved
 
-    def measure(self, counts: Array) -> Deviations:
+    def measure(self, counts: Array, *, seen: bool = False) -> Deviations:
         """Return the deviations of windows from the reference.
 
         Args:
             counts: shape (windows, cells). A window without rows has the deviation 0 and infinite variance.
+            seen: whether these are the blocks from which the answer to movements was learned.
         """
         rows = counts.sum(axis=1)
         some = np.maximum(rows, 1.0)
@@ -145,12 +231,7 @@ class Directions:
         misfit = np.zeros(len(counts))
         parameters = np.zeros((len(counts), 0))
         if self._scores.shape[1]:
-            means = (counts[:, 1:] @ self._scores[1:]) / np.maximum(present, 1.0)[:, None]
-            weight = (present / (present + _STEADYING_ROWS))[:, None]
-            steadied = _tilt(means * weight, self._scores, self._present)
-            parameters = np.divide(steadied, weight, out=np.zeros_like(steadied), where=weight > 0)
-            parameters = np.clip(parameters, -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
-            shares = _tilted(parameters, self._scores, self._present)
+            parameters, shares = self._moved(counts, present)
             misfit = (_MISFIT * parameters[:, 0] ** 2) ** 2
             chance = _inverse(present)
             values += list(parameters.T)
@@ -162,29 +243,55 @@ class Directions:
             if name == OUTSIDE and parameters.shape[1]:
                 share = shares[:, group].sum(axis=1)
                 expected, extra = present * share, (_MISFIT * parameters[:, 0]) ** 2 * 4 * share
+                # A location that the reference never had moves rows of its outermost cells beyond its range.
+                beyond = parameters[:, 0] - np.clip(parameters[:, 0], *self._range)
+                extra = extra + beyond**2 * 4 * shares[:, [1, 2, -2, -1]].sum(axis=1)
             values.append(_root(found, some) - _root(expected, some))
             variances.append(chance + extra)
-        chi_square = self._chi_square(counts, shares)
+        chi_square, unsure = self._chi_square(counts, shares, parameters, seen=seen)
         used = counts @ self._sums.sum(axis=1)
-        return Deviations(np.stack(values, axis=1), np.stack(variances, axis=1), chi_square, used, misfit)
+        return Deviations(np.stack(values, axis=1), np.stack(variances, axis=1), chi_square, used, misfit + unsure)
 
-    def _chi_square(self, counts: Array, shares: Array) -> Array:
+    def _moved(self, counts: Array, present: Array) -> tuple[Array, Array]:
+        """Return location and scale of windows, and the shares of the cells that the family has there."""
+        means = (counts[:, 1:] @ self._scores[1:]) / np.maximum(present, 1.0)[:, None]
+        weight = (present / (present + _STEADYING_ROWS))[:, None]
+        steadied = _tilt(means * weight, self._scores, self._present)
+        parameters = np.divide(steadied, weight, out=np.zeros_like(steadied), where=weight > 0)
+        parameters = np.clip(parameters, -_LARGEST_PARAMETER, _LARGEST_PARAMETER)
+        return parameters, _tilted(parameters, self._scores, self._present)
+
+    def _chi_square(self, counts: Array, shares: Array, parameters: Array, *, seen: bool) -> tuple[Array, Array]:
+        """Return the chi-square of the cells, and how much of chi-square/rows an uncertain answer to movements adds."""
+        unsure = np.zeros(len(counts))
         if self.freedom < 1:
-            return np.zeros(len(counts))
+            return np.zeros(len(counts)), unsure
         # A product is faster than sums over slices.
-        found, expected = counts @ self._sums, shares @ self._sums
+        found, expected = counts @ self._sums, _grouped(shares @ self._sums)
+        if self._response is not None:
+            answer, unsure = self._response.answer(parameters, seen=seen)
+            expected = _grouped(np.maximum(expected + answer, 0.2 * expected))
         one = np.ones(found.shape[1])
-        expected /= (expected @ one)[:, None]
         rows = (found @ one)[:, None]
         gaps = found / np.maximum(rows, 1.0) - expected
         chi_square = (rows * gaps * gaps / np.maximum(expected, 1e-3 / expected.shape[1])) @ one
-        return np.asarray(np.where(rows[:, 0] > 0, chi_square, self.freedom))
+        return np.asarray(np.where(rows[:, 0] > 0, chi_square, self.freedom)), unsure
 
 
 def cube_root_score(ratio: Array, freedom: float) -> Array:
     """Return chi-square/freedom as a standard normal score, by the cube root of Wilson and Hilferty."""
     spread = 2 / (9 * freedom)
     return np.asarray((np.cbrt(ratio) - (1 - spread)) / math.sqrt(spread))
+
+
+def _movements(parameters: Array) -> Array:
+    """Return what the cells may answer to: location, scale and the square of the location."""
+    return np.concatenate([parameters, parameters[:, :1] ** 2], axis=1)
+
+
+def _grouped(sums: Array) -> Array:
+    """Return the shares of groups of cells within all groups."""
+    return np.asarray(sums / np.maximum(sums @ np.ones(sums.shape[1]), 1e-300)[:, None])
 
 
 def _orthonormal_scores(shares: Array) -> Array:

@@ -158,7 +158,10 @@ class NoiseModel:
         blocks, starts, span, correlations = _merge_blocks(reference, window)
         per_window = max(1.0, window / span) if len(starts) else 1.0
         directions = [Directions(name, sketch, rows) for name, sketch in reference.sketches.items()]
-        measured = {item.subject: item.measure(blocks[item.subject]) for item in directions} if len(starts) else {}
+        measured: dict[str, Deviations] = {}
+        for item in directions if len(starts) else ():
+            item.learn_response(blocks[item.subject])
+            measured[item.subject] = item.measure(blocks[item.subject], seen=True)
         rests = {item.subject: _rest_of(item, measured.get(item.subject)) for item in directions}
         names = _names(directions, reference.pairs)
         chance = _chance(directions, rows, len(reference.pairs))
@@ -376,7 +379,8 @@ class NoiseModel:
                 share = found.rows / max(item.rows, 1.0)
                 own = np.maximum(1 - share, 0.1) if reference else 1 + share
                 overdispersion = rest.overdispersion * (1.0 if reference else rest.inflation)
-                expected = own * (1 + found.rows * (overdispersion + found.misfit / item.freedom)) * item.freedom
+                expected = own * item.freedom
+                expected *= np.maximum(1 + found.rows * (overdispersion + found.misfit / item.freedom), 0.1)
                 values.append(cube_root_score(found.chi_square / expected, rest.effective)[:, None])
                 variances.append(np.where(found.rows > 0, 1.0, np.inf)[:, None])
         if self._pairs:
@@ -544,7 +548,7 @@ def _rest_of(item: Directions, measured: Deviations | None) -> _Rest:
         return _Rest(freedom, 0.0, float(freedom))
     own = np.maximum(1 - rows / max(item.rows, 1.0), 0.1)
     overdispersion = max(0.0, float((chi_square / own / freedom - 1).mean() / rows.mean()))
-    expected = own * (1 + rows * (overdispersion + measured.misfit[known] / freedom))
+    expected = own * np.maximum(1 + rows * (overdispersion + measured.misfit[known] / freedom), 0.1)
     spread = float((chi_square / expected).var())
     # A chi-square with f degrees of freedom has variance 2 f. More variance means that fewer directions vary.
     effective = 2 * freedom * freedom / spread if spread > 0 else freedom

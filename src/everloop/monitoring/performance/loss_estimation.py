@@ -52,7 +52,7 @@ _GROUPS = 5
 _FEW_GROUPS = 2.7764451 / 1.9599640
 """Quantile of t with four degrees of freedom, in units of that of the normal distribution, both at 97.5 %."""
 _FEW_ROWS = 10.0
-"""The variance of all losses weighs as much as this many rows of a cell."""
+"""Rows of a cell as which the variance of all losses counts."""
 _RIDGE = 0.01
 """Penalty of the trend for each row, in standardised units."""
 _TREES = 60
