@@ -148,7 +148,10 @@ def test_performance_is_drawn_with_estimates_and_without_labels():
     # Five windows without labels interrupt the line, the first one at its beginning.
     assert text.count('<path class="line"') == 5
     empty = series(points=(MetricPoint(),) * 30, verdicts=("quiet",) * 30, reference=MetricPoint())
-    Page(monitoring_page(report([column()], performance=empty)))
+    calm = monitoring_page(report([column()], performance=empty))
+    Page(calm)
+    assert [">alarm</span>" in one for one in (text, calm)] == [True, False], "the legend names what is drawn"
+    assert "<dd>1.4 × limit</dd>" in calm
     assert metric_range(empty) == (0.0, 1.0)
     assert "nan" not in metric_chart(empty)
     one = series(windows=1, points=(MetricPoint(value=0.7, low=0.6, high=0.8, rows=9),), verdicts=("alarm",))

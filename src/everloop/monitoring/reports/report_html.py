@@ -166,7 +166,7 @@ def _performance(report: MonitoringReport, series: MetricSeries) -> Iterator[str
         if series.estimates:
             yield '<span><i style="background:var(--warn)"></i>estimated without labels</span>'
         yield '<span><i style="background:var(--before)"></i>reference</span>'
-        yield '<span><i style="background:var(--alarm)"></i>alarm</span></p>'
+        yield '<span><i style="background:var(--alarm)"></i>alarm</span></p>' if "alarm" in series.verdicts else "</p>"
         yield f'<div class="chart"><div class="y"><span>{_number(high)}</span><span>{_number(low)}</span></div>'
         yield metric_chart(series)
         if first is not None and last is not None:
@@ -250,7 +250,7 @@ def _card(column: MonitoredColumn) -> Iterator[str]:
 
 def _figures(column: MonitoredColumn) -> Iterator[tuple[str, str]]:
     yield "PSI", _number(column.psi)
-    yield "surprise", f"{column.strength:.0%} of the limit"
+    yield "surprise", f"{column.strength:.1f} × limit"
     before, now = column.reference, column.current
     yield "missing", _change(f"{_missing(before):.1%}", f"{_missing(now):.1%}")
     if before.moments is not None and now.moments is not None:
@@ -290,7 +290,8 @@ def _footer(report: MonitoringReport, listed: int) -> Iterator[str]:
     yield "<details><summary>How to read the figures</summary><p>The population stability index (PSI), "
     yield "Jensen-Shannon, KS and Wasserstein say how far a distribution is from the reference; 0 means equal. "
     yield "Surprise compares each window with what chance, wandering levels and seasons of the reference explain; at "
-    yield "100% of the limit an incident opens, as rarely without need as the budget says. A notice "
+    yield "1 × limit an incident opens, as rarely without need as the budget says. The distances and the surprise are "
+    yield "those of the most surprising window; the shapes, means and missing values are those of all rows. A notice "
     yield "changes nothing that matters yet; an alarm harms predictions, or is expected to.</p></details>"
     yield "<p>Written by everloop.</p></footer>"
 
