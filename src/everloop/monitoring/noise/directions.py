@@ -59,6 +59,9 @@ _ROOT = 3 / 8
 _LEAST_BLOCKS = 15
 """Blocks with rows from which the cells' answer to location and scale is learned."""
 _LEAST_F = 1.5
+_FURTHER = 2.5
+"""How much more than on average the cells may answer to a movement further than any in the reference. Such a movement
+often lasts for days, so what the average leaves over would add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class _Response:
         noise: chi-square/rows of a block that is left.
         weight: share of the least-squares effects that is used.
         lowest, highest: location and scale that the reference's blocks had, shape (1 or 2,).
-        curvature: chi-square/rows that a movement adds, by its squared length.
+        curvature: chi-square/rows that a movement of the location adds, by its square.
     """
 
     middle: Array
@@ -113,7 +116,8 @@ class _Response:
         # The blocks that it was learned from are closer to it than new windows are.
         factor = self.weight * (self.weight - 2 if seen else self.weight)
         unsure = factor * self.noise * ((moved @ self.inverse) * moved).sum(axis=1)
-        return moved @ self.effects, unsure + self.curvature * ((parameters - known) ** 2).sum(axis=1)
+        beyond = (parameters - known)[:, 0] ** 2
+        return moved @ self.effects, unsure + _FURTHER * self.curvature * beyond
 
 
 class Directions:
@@ -245,7 +249,7 @@ class Directions:
                 expected, extra = present * share, (_MISFIT * parameters[:, 0]) ** 2 * 4 * share
                 # A location that the reference never had moves rows of its outermost cells beyond its range.
                 beyond = parameters[:, 0] - np.clip(parameters[:, 0], *self._range)
-                extra = extra + beyond**2 * 4 * shares[:, [1, 2, -2, -1]].sum(axis=1)
+                extra = extra + np.abs(beyond) * 4 * shares[:, [1, 2, -2, -1]].sum(axis=1)
             values.append(_root(found, some) - _root(expected, some))
             variances.append(chance + extra)
         chi_square, unsure = self._chi_square(counts, shares, parameters, seen=seen)
