@@ -250,7 +250,7 @@ def table_loop(
             positive=goal.positive,
             trials=1,
             candidates=("lightgbm",),
-            budget_s=60,
+            budget_s=600,
             threads=1,
         ),
         gates=[gates],

@@ -206,6 +206,10 @@ class AutoTrain:
                 Encoder.fit(everything.select(names)), everything, target, task, classes, metric, weight
             )
             model = plugins.load("algorithm", recipe.algorithm)(fitted).fit(recipe.params, rounds=recipe.rounds).build()
+        if not attempt.finished:
+            notes.append(
+                f"the time ended the best trial after {attempt.rounds} rounds: a larger budget_s may give a better model"
+            )
         if metric.name == "roc_auc" and winner.value > 0.999:
             notes.append(
                 f"a {metric.name} of {winner.value:.4f} is suspiciously good: does a feature contain the target?"

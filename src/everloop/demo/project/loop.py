@@ -45,7 +45,7 @@ loop = el.Loop(
     "flight-delays",
     data=el.Dataset(prepare, target="late", time="departs_at", key="flight_id", holdout="14d"),
     # A fixed number of trials makes the search repeatable. The budget is only a limit for slow machines.
-    train=el.AutoTrain(metric="roc_auc", trials=2, budget_s=60),
+    train=el.AutoTrain(metric="roc_auc", trials=2, budget_s=600),
     gates=[
         el.AtLeast("roc_auc", 0.60),
         el.NotWorseThan("champion"),
