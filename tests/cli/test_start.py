@@ -28,3 +28,13 @@ def test_ids_are_shortened_only_where_they_are_ids():
 def test_metrics_are_the_models_not_the_runs():
     shown = main_metrics({"train_rows": 10.0, "trials": 2.0, "roc_auc": 0.71234, "log_loss": 0.5, "f1": 0.2})
     assert shown == "roc_auc 0.712  log_loss 0.500"
+
+
+def test_the_package_is_the_command():
+    import subprocess
+    import sys
+
+    import everloop
+
+    shown = subprocess.run([sys.executable, "-m", "everloop", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.split()[-1] == everloop.__version__

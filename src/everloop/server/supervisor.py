@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("everloop.server")
 
 CHECK_EVERY_S = 0.5
-EVENT_KINDS = ("loop", "queued_run", "runner", "release")
+EVENT_KINDS = ("loop", "queued_run", "runner", "endpoint", "release")
 """Kinds of events that are shown while the loop runs."""
 
 

@@ -208,7 +208,7 @@ class AutoTrain:
             model = plugins.load("algorithm", recipe.algorithm)(fitted).fit(recipe.params, rounds=recipe.rounds).build()
         if not attempt.finished:
             notes.append(
-                f"the time ended the best trial after {attempt.rounds} rounds: a larger budget_s may give a better model"
+                f"the time ended the best trial after {attempt.rounds} rounds; more budget_s may give a better model"
             )
         if metric.name == "roc_auc" and winner.value > 0.999:
             notes.append(

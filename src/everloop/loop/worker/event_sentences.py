@@ -27,6 +27,7 @@ SENTENCES = {
         "reload_failed": "The changed code cannot be used, so the previous loop stays. {error}",
         "tick_failed": "Checking the loop '{loop}' failed. {error}",
     },
+    "endpoint": {"fold_failed": "What '{loop}' has logged on this machine cannot be moved into the log. {error}"},
     "runner": {"runner_failed": "A runner has a problem. {error}"},
     "release": {
         "created": "A release has begun.",
@@ -43,7 +44,7 @@ def event_sentences(event: Event) -> list[str]:
     """What an event means, as lines for people; empty for events that need no attention.
 
     Args:
-        event: of the kind `loop`, `queued_run`, `runner` or `release`.
+        event: of the kind `loop`, `queued_run`, `runner`, `endpoint` or `release`.
     """
     if (event.kind, event.verb) == ("loop", "reloaded"):
         return _reloaded(event.data)
