@@ -236,3 +236,11 @@ def test_the_table_of_runs_chooses_the_first_metrics_by_itself(store, serve):
         assert [table["rows"][0][name] for name in table["columns"][-3:]] == [0.5, 3.0, 1.0]
         none = client.request("GET", "/api/v1/views/runs?columns=,").json
         assert not [name for name in none["columns"] if name.startswith("metrics.")]
+
+
+def test_the_metrics_that_decide_about_models_come_first_in_the_table_of_runs(store, serve):
+    with start_run("x", store=store) as run:
+        run.log({"accuracy": 0.9, "alpha": 1.0, "log_loss": 0.3, "roc_auc": 0.7})
+    with serve(store) as client:
+        table = client.request("GET", "/api/v1/views/runs").json
+    assert table["columns"][-3:] == ["metrics.roc_auc", "metrics.log_loss", "metrics.accuracy"]

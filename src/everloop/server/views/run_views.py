@@ -111,7 +111,7 @@ def read_run_table(
     """Return one page of runs.
 
     Args:
-        columns: besides those that every row has. None: the first metrics by name.
+        columns: besides those that every row has. None: some metrics, first those that decide about models.
 
     Raises:
         UsageError: the filter, an order, a column or the cursor is not valid, or there are too many columns.
@@ -119,7 +119,11 @@ def read_run_table(
     from everloop.tracking.search.run_search import count_runs, search_runs
 
     if columns is None:
-        columns = [_column("metrics", name) for name in read_run_columns(store).metrics[:DEFAULT_METRICS]]
+        from everloop.training.metric_tasks import METRIC_TASKS
+
+        known = read_run_columns(store).metrics
+        names = list(dict.fromkeys([*(name for name in METRIC_TASKS if name in known), *known]))
+        columns = [_column("metrics", name) for name in names[:DEFAULT_METRICS]]
     wanted = list(dict.fromkeys([*_ALWAYS, *columns]))
     if len(wanted) > MOST_COLUMNS:
         raise UsageError(f"{len(wanted)} columns are too many for one table.", help=f"Choose at most {MOST_COLUMNS}.")
