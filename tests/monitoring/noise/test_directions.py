@@ -322,3 +322,26 @@ def test_rows_beyond_the_range_are_expected_if_the_location_is_beyond_its_own() 
     spoiled[:, 1] += 100
     found = item.measure(spoiled)
     assert (found.values[:, index] / np.sqrt(found.variances[:, index])).min() > 6
+
+
+def test_a_feature_that_ends_abruptly_may_wander_a_little_beyond_its_range() -> None:
+    generator = np.random.default_rng(7)
+    flat = stats.uniform(0, 1)
+    levels = generator.normal(0, 0.07, 60)
+    values = np.concatenate([generator.random(2000) + level for level in levels])
+    edges = np.quantile(values, np.arange(21) / 20)
+    blocks = moved_counts(generator, flat, edges, levels)
+    item = Directions("x", Sketch(NumericBins(tuple(edges)), tuple(blocks.sum(axis=0).astype(int).tolist())), 2000)
+    item.learn_response(blocks)
+    # Chance in the location of the block closest to the end hides that this one is a little further.
+    later = item.measure(moved_counts(generator, flat, edges, np.full(200, levels.max() + 0.01)))
+    z = later.values / np.sqrt(later.variances)
+    assert later.values[:, item.names.index(OUTSIDE)].mean() > 0.1
+    for name in (OUTSIDE, SCALE):
+        assert np.abs(z[:, item.names.index(name)]).max() < 4, name
+    assert (later.chi_square / (item.freedom + later.rows * later.misfit)).mean() < 3
+    # Rows beyond the range while the others are in its middle are as surprising as ever.
+    spoiled = moved_counts(generator, flat, edges, np.zeros(50))
+    spoiled[:, -1] += 40
+    found = item.measure(spoiled)
+    assert (found.values / np.sqrt(found.variances))[:, item.names.index(OUTSIDE)].min() > 4

@@ -30,6 +30,8 @@ import numpy.typing as npt
 from everloop.data.sketches.bins import NumericBins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from everloop.data.sketches.column_sketches import Sketch
 
 Array = npt.NDArray[np.float64]
@@ -59,6 +61,11 @@ _ROOT = 3 / 8
 _LEAST_BLOCKS = 15
 """Blocks with rows from which the cells' answer to location and scale is learned."""
 _LEAST_F = 1.5
+_NEAREST = 3
+"""Blocks that show how abruptly a feature ends: those whose location is closest to the end."""
+_MOST_PUSHED, _MOST_BLURRED = 0.05, 0.25
+"""Shares of rows beyond the range. More than the first is a change, however abruptly the feature ends. More than the
+second is shown by scale and shape as well."""
 _FURTHER = 2.5
 """How much more than on average the cells may answer to a movement further than any in the reference. Such a movement
 often lasts for days, so what the average leaves over would add up."""
@@ -137,10 +144,15 @@ class Directions:
         self._shares = np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum()
         self._scores = np.zeros((len(counts), 0))
         self._present = self._shares.copy()
-        if self.numeric:
+        self._densities = np.zeros(len(counts))
+        """By cell, what a share is multiplied with to be a density per standard deviation; 0 outside of the range."""
+        self._ends = 0.0
+        """Sum of the densities at both ends of the range, of the reference's blocks that come closest to each."""
+        if isinstance(reference.bins, NumericBins):
             self._present[0] = 0.0
             self._present /= self._present.sum()
             self._scores = _orthonormal_scores(self._present)
+            self._densities = _densities(reference.bins.edges, self._present)
             self._groups = [[0], [1, len(counts) - 1]]
             names = [MISSING, OUTSIDE]
             cells = np.arange(2, len(counts) - 1)
@@ -161,6 +173,8 @@ class Directions:
         self._response: _Response | None = None
         self._range = (-math.inf, math.inf)
         """The lowest and the highest location of the reference's blocks, if it has blocks."""
+        self._wandering = 0.0
+        """Standard deviation of the location of the reference's blocks beyond chance."""
 
     def learn_response(self, blocks: Array) -> None:
         """Learn how the cells answer to location and scale from the reference's blocks, shape (blocks, cells).
@@ -175,6 +189,11 @@ class Directions:
             return
         parameters, shares = self._moved(blocks[used], present[used])
         self._range = float(parameters[:, 0].min()), float(parameters[:, 0].max())
+        chance = float(_inverse(present[used]).mean())
+        self._wandering = math.sqrt(max(0.0, float(parameters[:, 0].var()) - chance))
+        order = np.argsort(parameters[:, 0])
+        lowest, highest = (blocks[used][some].sum(axis=0) for some in (order[:_NEAREST], order[-_NEAREST:]))
+        self._ends = self._density_of(lowest, 2, 3) + self._density_of(highest, -2, -3)
         movements = _movements(parameters)
         freedom = len(movements) - movements.shape[1] - 1
         if self.freedom < 1 or len(movements) < _LEAST_BLOCKS:
@@ -203,6 +222,16 @@ class Directions:
                 parameters.max(axis=0),
                 weight * explained * movements.shape[1] / max(total, 1e-300),
             )
+
+    def _density_of(self, counts: Array, last: int, before: int) -> float:
+        """Return the density at an end of the range, continued on a line from the last cell and the one before.
+
+        It is 0 for a tail that ends gradually.
+        """
+        if len(counts) < 7:
+            return 0.0
+        found = counts / max(float(counts[2:-1].sum()), 1.0) * self._densities
+        return float(np.clip(1.5 * found[last] - 0.5 * found[before], 0.0, 1.0))
 
     def recentred(self, accepted: Sketch) -> Directions:
         """Return the same directions, measured from other shares of the same cells."""
@@ -239,7 +268,9 @@ class Directions:
             misfit = (_MISFIT * parameters[:, 0] ** 2) ** 2
             chance = _inverse(present)
             values += list(parameters.T)
-            variances += [chance, chance + misfit][: self._scores.shape[1]]
+            blur = self._blur(counts, present)
+            variances += [chance, chance + misfit + blur][: self._scores.shape[1]]
+            misfit = misfit + blur
         chance = _inverse(rows)
         for group, name in zip(self._groups, self.names[self._scores.shape[1] :], strict=True):
             found = counts[:, group].sum(axis=1)
@@ -247,14 +278,39 @@ class Directions:
             if name == OUTSIDE and parameters.shape[1]:
                 share = shares[:, group].sum(axis=1)
                 expected, extra = present * share, (_MISFIT * parameters[:, 0]) ** 2 * 4 * share
-                # A location that the reference never had moves rows of its outermost cells beyond its range.
-                beyond = parameters[:, 0] - np.clip(parameters[:, 0], *self._range)
-                extra = extra + np.abs(beyond) * 4 * shares[:, [1, 2, -2, -1]].sum(axis=1)
+                extra = extra + 4 * self._pushed_outside(parameters[:, 0], present, shares)
             values.append(_root(found, some) - _root(expected, some))
             variances.append(chance + extra)
         chi_square, unsure = self._chi_square(counts, shares, parameters, seen=seen)
         used = counts @ self._sums.sum(axis=1)
         return Deviations(np.stack(values, axis=1), np.stack(variances, axis=1), chi_square, used, misfit + unsure)
+
+    def _pushed_outside(self, location: Array, present: Array, shares: Array) -> Array:
+        """Return the share of rows that the location may have moved beyond the reference's range.
+
+        A location that the reference never had moves rows of the outermost cells. Where a feature ends abruptly, more
+        rows move, and a wandering location need not be clearly beyond the reference's for that.
+        """
+        lowest, highest = self._range
+        beyond = np.maximum(np.maximum(location - highest, lowest - location), 0.0)
+        # Two standard errors of this location, and as many of that of the block at the end.
+        chance = np.minimum(4 * np.sqrt(_inverse(present)), self._wandering)
+        perhaps = np.maximum(np.maximum(location + chance - highest, lowest + chance - location), 0.0)
+        pushed = np.minimum(perhaps * self._ends, _MOST_PUSHED)
+        return np.asarray(beyond * shares[:, [1, 2, -2, -1]].sum(axis=1) + pushed)
+
+    def _blur(self, counts: Array, present: Array) -> Array:
+        """Return the variance of scale from rows beyond the reference's range, which have a direction of their own.
+
+        If a feature that ends abruptly moves a little, a few such rows, with their extreme scores, look like a change
+        of scale and of shape.
+        """
+        if self._scores.shape[1] < 2:
+            return np.zeros(len(counts))
+        further = np.abs(self._scores[[1, -1], 1] - self._scores[[2, -2], 1])
+        shares = counts[:, [1, -1]] / np.maximum(present, 1.0)[:, None]
+        excess = np.maximum(shares - self._present[[1, -1]], 0.0)
+        return np.asarray((np.where(excess <= _MOST_BLURRED, excess, 0.0) @ further) ** 2)
 
     def _moved(self, counts: Array, present: Array) -> tuple[Array, Array]:
         """Return location and scale of windows, and the shares of the cells that the family has there."""
@@ -323,6 +379,22 @@ def _orthonormal_scores(shares: Array) -> Array:
             break
         columns.append(column / length)
     return np.stack(columns, axis=1) if columns else np.zeros((len(shares), 0))
+
+
+def _densities(edges: Sequence[float], shares: Array) -> Array:
+    """Return the factors from shares of cells to densities per standard deviation of the feature; 0 outside the range.
+
+    A value that many rows share has a cell without width, and no density.
+    """
+    factors = np.zeros(len(shares))
+    with np.errstate(all="ignore"):
+        widths = np.diff(edges)
+        inner = shares[2:-1] / max(float(shares[2:-1].sum()), 1e-300)
+        middles = np.asarray(edges[:-1]) + widths / 2
+        deviation = np.sqrt(inner @ (middles - inner @ middles) ** 2)
+        found = np.where(widths > 1e-6 * deviation, deviation / widths, 0.0)
+    factors[2:-1] = np.where(np.isfinite(found), found, 0.0)
+    return factors
 
 
 def _tilt(means: Array, scores: Array, shares: Array) -> Array:
