@@ -231,7 +231,9 @@ class RecordStoreSuite:
         with pytest.raises(NotFoundError) as caught:
             store.get(ModelVersion, "delays@13")
         assert "No model version 'delays@13'" in caught.value.message
-        assert "delays@12" in caught.value.message
+        assert "Similar: delays@1, delays@12." in caught.value.message
+        with pytest.raises(NotFoundError, match="The newest are: delays@"):
+            store.get(ModelVersion, "zzz")
         assert caught.value.help == "See: everloop models ls"
 
     @pytest.mark.parametrize("ref", ["", "\0", "a\0b", "\ud800", "%", "?", "' OR 1=1", "x" * 100_000])

@@ -440,8 +440,10 @@ class SqlRecords(SqlSearch):
 
         name = kind_of(kind)
         keys = self._newest_keys(kind)
-        near = get_close_matches(ref, keys, n=5, cutoff=0.5) or keys[:5]
+        near = get_close_matches(ref, keys, n=5, cutoff=0.5)
         known = f" Similar: {', '.join(near)}." if near else " There are none yet."
+        if keys and not near:
+            known = f" The newest {'are' if len(keys) > 1 else 'is'}: {', '.join(keys[:5])}."
         return NotFoundError(
             f"No {_kind_label(name)} '{ref}' in the project '{self.project}'.{known}", help=_list_command(name)
         )
