@@ -94,7 +94,7 @@ class Pages:
     def _apply(self, connection: sqlite3.Connection) -> None:
         try:
             # SQLite itself takes the pages that there are for the least limit.
-            connection.execute(f"PRAGMA max_page_count = {1 if self._full else 2**30}").fetchall()
+            connection.fetch(f"PRAGMA max_page_count = {1 if self._full else 2**30}")
         except sqlite3.ProgrammingError:
             return  # closed by now
 
