@@ -21,6 +21,7 @@ from everloop.errors import InsufficientStorageError, StoreError, UsageError
 from everloop.server.storage_errors import no_space_error
 from everloop.stores import open_store
 from everloop.stores.records.sqlite import SqliteDatabase
+from everloop.stores.records.sqlite_connection import SqliteConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,11 +70,11 @@ class Pages:
     """Limits every connection of a SQLite store to the current number of pages of its file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._opened: list[sqlite3.Connection] = []
+        self._opened: list[SqliteConnection] = []
         self._full = False
         connect = SqliteDatabase._connect
 
-        def connected(database: SqliteDatabase) -> sqlite3.Connection:
+        def connected(database: SqliteDatabase) -> SqliteConnection:
             made = connect(database)
             self._opened.append(made)
             self._apply(made)
@@ -91,11 +92,11 @@ class Pages:
         for one in self._opened:
             self._apply(one)
 
-    def _apply(self, connection: sqlite3.Connection) -> None:
+    def _apply(self, connection: SqliteConnection) -> None:
         try:
             # SQLite itself takes the pages that there are for the least limit.
             connection.fetch(f"PRAGMA max_page_count = {1 if self._full else 2**30}")
-        except sqlite3.ProgrammingError:
+        except UsageError:
             return  # closed by now
 
 

@@ -357,3 +357,22 @@ def test_a_version_is_still_numbered_once(connect: Open) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(register, range(18)))
     assert sorted(one.version for one in records.find(ModelVersion)) == list(range(1, 19))
+
+
+def test_a_suspended_transaction_does_not_hold_the_others_up(connect: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everloop.stores.records.postgres.IDLE_TRANSACTION_S", 1)
+    suspended, other = connect(), connect()
+    run = new_run()
+    suspended.put(run)
+    known = suspended.get(Run, run.id)
+
+    def be_suspended() -> None:
+        with suspended.transaction():
+            suspended.update(replace(known, name="suspended"))
+            # It waits for the lock of the record until the server has ended the transaction that holds it.
+            in_thread(lambda: other.update(replace(known, name="other")))
+            suspended.put(new_run())
+
+    with pytest.raises(UnavailableError):
+        be_suspended()
+    assert [one.name for one in suspended.find(Run)] == ["other"]

@@ -46,6 +46,9 @@ INDEX_PREFIX = "search_"
 MOST_INDEXES = 16
 """Limit for indexes that are created for slow searches, because each index makes every write a little slower."""
 
+IDLE_TRANSACTION_S = 30
+"""The server rolls back a transaction that does nothing for this long. Its host may be suspended while others wait for
+its locks."""
 MOST_PARTS = 16
 """A transaction of more parts takes the lock of the project instead, because a server has room for few locks."""
 _FEWEST_COPIED = 16
@@ -275,7 +278,9 @@ class PostgresDatabase:
             pooled.events = []
 
     def _connect(self) -> psycopg.Connection[Any]:
-        return self._connector.connect(autocommit=True, application_name="everloop")
+        connection = self._connector.connect(autocommit=True, application_name="everloop")
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_S}s'".encode())
+        return connection
 
     def _migrate(self) -> None:
         steps = migrations("postgres")
@@ -314,6 +319,11 @@ class PostgresDatabase:
         if isinstance(error, self._psycopg.errors.DeadlockDetected):
             return UnavailableError(
                 f"Two transactions in the store '{name}' waited for each other, so this one was rolled back.",
+                help="Try again.",
+            )
+        if isinstance(error, self._psycopg.errors.IdleInTransactionSessionTimeout):
+            return UnavailableError(
+                f"A transaction in the store '{name}' did nothing for {IDLE_TRANSACTION_S} s, so it was rolled back.",
                 help="Try again.",
             )
         if isinstance(error, self._psycopg.OperationalError):
