@@ -15,12 +15,13 @@ LEAST_READ = 0.95
 """A text column is converted if at least this share of its texts, apart from `NULL_WORDS`, can be converted."""
 _LEADING_ZERO = r"^0\d"
 """A code such as 007 is usually an identifier and not a number."""
-_CURRENCY = "(?:[$€£¥₹]|EUR|USD|GBP|CHF|JPY|INR)"
+_SIGNS = "$€£¥₹"
+_CODES = ("EUR", "USD", "GBP", "CHF", "JPY", "INR")
+_CURRENCY = f"(?:[{_SIGNS}]|{'|'.join(_CODES)})"
 _BEFORE, _AFTER = rf"^[-+]?{_CURRENCY}?\s?[-+]?", rf"(?:\s?(?:{_CURRENCY}|%))?$"
 _POINT = rf"{_BEFORE}(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d{{0,2}}(?:['’\s]\d{{3}})+|\d+)(?:\.\d+)?{_AFTER}"
 _COMMA = rf"{_BEFORE}(?:[1-9]\d{{0,2}}(?:\.\d{{3}})+|[1-9]\d{{0,2}}(?:['’\s]\d{{3}})+|\d+)(?:,\d+)?{_AFTER}"
 """Numbers with a decimal point and with a decimal comma, with or without thousands separators, currency and percent."""
-_CODES = ("EUR", "USD", "GBP", "CHF", "JPY", "INR")
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y",
           "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y")  # fmt: skip
 _CLOCKS = ("%H:%M:%S%.f", "%H:%M:%S", "%H:%M", "%I:%M %p", "%I:%M:%S %p")
@@ -75,7 +76,6 @@ def _text_of(name: str) -> tuple[pl.Expr, str]:
 
 def find_number(values: pl.Series) -> Conversion | None:
     """Return the conversion of a text column to numbers; None if too many of its texts are not numbers."""
-
     texts = _known_texts(values)
     if not len(texts) or texts.str.contains(_LEADING_ZERO).any():
         return None
@@ -105,7 +105,7 @@ def find_number(values: pl.Series) -> Conversion | None:
 
 def _noise(texts: pl.Series) -> str:
     """A pattern of the currencies, percent signs and spaces in the texts of numbers; empty if there are none."""
-    signs = [sign for sign in "$€£¥₹%" if texts.str.contains(sign, literal=True).any()]
+    signs = [sign for sign in f"{_SIGNS}%" if texts.str.contains(sign, literal=True).any()]
     codes = [code for code in _CODES if texts.str.contains(code, literal=True).any()]
     if texts.str.contains(r"\s").any():
         signs.append(r"\s")

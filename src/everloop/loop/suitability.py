@@ -19,9 +19,9 @@ def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mappi
 
     Args:
         purpose: the requirements: `columns` that gates slice by; `gate_columns`, pairs of a gate and a column that it
-            needs; `automatic`, whether training infers its task from the
-            target. If so, also `task`, if it is declared; `metrics` of training, gates and watches; and `model` and
-            `aliases`, whose versions must predict the same kind of target.
+            needs; `automatic`, whether training infers its task from the target. If so, also `task` and `positive`, if
+            they are declared; `metrics` of training, gates and watches; and `model` and `aliases`, whose versions must
+            predict the same kind of target.
 
     Raises:
         UsageError: a gate slices by a column that the table lacks, or a metric does not fit the target.

@@ -344,14 +344,13 @@ def _leaks(rows: pl.DataFrame, inspected: dict[str, ColumnInspection], target: s
         name for name, column in inspected.items() if column.treatment == "feature" and column.kind != "constant"
     ]
     scores = column_scores(rows.select(*features, target), target)
-    nulls = null_scores(rows.select(*features, target), target)
     found: dict[str, ColumnInspection] = {}
     for name in features:
         score = scores.get(name, 0.0)
         same = _is_target(rows[name], rows[target])
         if same or score >= LEAK:
             reason = "has the same information as the target"
-            if not same and nulls.get(name, 0.0) == score:
+            if not same and null_scores(rows.select(name, target), target).get(name) == score:
                 reason = f"predicts '{target}' by being null or not (score {score:.1%})"
             elif not same:
                 reason = f"predicts '{target}' on its own (score {score:.1%})"
