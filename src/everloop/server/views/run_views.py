@@ -23,8 +23,10 @@ MOST_COMPARED = 200
 DEFAULT_METRICS = 3
 MOST_WITH_PEAKS = 20
 """More curves at once are drawn without their peaks."""
-OVERVIEW_POINTS = 60
-"""Points of each of many curves."""
+OVERVIEW_POINTS = 32_000
+"""Points of many curves together, so that a comparison of 200 runs costs no more than one of 20."""
+LEAST_POINTS = 32
+"""Points of each curve, however many there are."""
 _ALWAYS = ("id", "name", "state", "loop", "trigger", "started_at", "seconds")
 
 
@@ -189,7 +191,8 @@ def read_curves(store: Store, runs: Sequence[str], keys: Sequence[str], most_poi
     if not 6 <= most_points <= MOST_POINTS:
         raise UsageError(f"points={most_points} is out of range.", help=f"Use 6 to {MOST_POINTS}.")
     if len(runs) * len(keys) > MOST_WITH_PEAKS:
-        return _overview(store, runs, keys, min(most_points, OVERVIEW_POINTS))
+        share = OVERVIEW_POINTS // (len(runs) * len(keys))
+        return _overview(store, runs, keys, min(most_points, max(share, LEAST_POINTS)))
     found = []
     for identity in runs:
         run = store.records.get(Run, identity)

@@ -222,27 +222,40 @@ class SqlLogs:
     ) -> dict[tuple[str, str], list[tuple[int, float]]]:
         if not series or not keys:
             return {}
+        values: list[object] = [self.project, *series, *keys]
         first = (
             "(SELECT p.step FROM points p WHERE p.metric = m.id AND p.written_at <= ? ORDER BY p.step {order} LIMIT 1)"
         )
         # Without it, the index alone finds a point, and its row is read only once.
         known = "" if self._moment is None else f" AND q.written_at <= {self._moment}"
+        # Names, order and repetitions are left to Python: for SQL they are a fifth of the time.
         rows = self.database.read(
             "WITH RECURSIVE places(place) AS (SELECT 0 UNION ALL SELECT place + 1 FROM places WHERE place < ?),"
-            f" ranges AS MATERIALIZED (SELECT m.id, m.series, m.key, {first.format(order='ASC')} AS low,"
+            f" ranges AS MATERIALIZED (SELECT m.id, {first.format(order='ASC')} AS low,"
             f" {first.format(order='DESC')} AS high FROM metrics m WHERE m.project = ?"
             f" AND m.series IN ({', '.join('?' * len(series))}) AND m.key IN ({', '.join('?' * len(keys))}))"
-            " SELECT DISTINCT r.series, r.key, p.step, p.value, p.seq FROM ranges r CROSS JOIN places"
+            " SELECT r.id, p.step, p.seq, p.value FROM ranges r CROSS JOIN places"
             " JOIN points p ON p.seq = (SELECT q.seq FROM points q WHERE q.metric = r.id"
             " AND q.step >= r.low + CAST((r.high - r.low) * (place * 1.0 / ?) AS BIGINT)"
-            f"{known} ORDER BY q.step, q.seq LIMIT 1) ORDER BY p.step, p.seq",
-            (count - 1, self._limit(), self._limit(), self.project, *series, *keys, count - 1),
+            f"{known} ORDER BY q.step, q.seq LIMIT 1)",
+            (count - 1, self._limit(), self._limit(), *values, count - 1),
         )
-        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        chosen: dict[int, list[tuple[int, int, float | None]]] = {}
+        for number, step, seq, value in rows:
+            chosen.setdefault(number, []).append((step, seq, value))
+        names = {
+            number: (name, key)
+            for number, name, key in self.database.read(
+                "SELECT m.id, m.series, m.key FROM metrics m WHERE m.project = ?"
+                f" AND m.series IN ({', '.join('?' * len(series))}) AND m.key IN ({', '.join('?' * len(keys))})",
+                values,
+            )
+        }
         nan = float("nan")
-        for name, key, step, value, _ in rows:
-            found.setdefault((name, key), []).append((step, nan if value is None else value))
-        return found
+        return {
+            names[number]: [(step, nan if value is None else value) for step, _, value in sorted(set(points))]
+            for number, points in chosen.items()
+        }
 
     def greatest_steps(self, series: str) -> dict[str, int]:
         rows = self.database.read(
