@@ -200,7 +200,7 @@ def test_an_incident_is_muted_unmuted_accepted_and_another_resolved(served, watc
     assert watched.unexpected() == []
 
 
-def test_an_alias_moves_and_a_request_is_approved_by_another_person(served, watched, store, demo):
+def test_an_alias_moves_and_requests_are_approved_and_rejected_by_another_person(served, watched, store, demo):
     page = watched.page
     visit(page, served, "models/delays/1")
     page.get_by_role("button", name="Set alias", exact=True).click()
@@ -218,6 +218,18 @@ def test_an_alias_moves_and_a_request_is_approved_by_another_person(served, watc
     command = confirm(page, "Approve", "Approve delays@2 as fallback?", reason="fine")
     assert command == f"everloop models approve {request.id} --reason fine"
     assert store.records.get(AliasRequest, request.id).state == "approved"
+    command = confirm(page, "Move the alias", "Make delays@2 the fallback?")
+    assert command == "everloop models promote delays@2 --alias fallback"
+    assert store.records.get(AliasRequest, request.id).state == "applied"
+    assert store.records.get(Alias, "delays@fallback").version == "delays@2"
+    with open_store(demo / ".everloop", project=PROJECT, actor="user:vera") as other:
+        request = request_alias(other, "delays", "fallback", "delays@3", "newest")
+    visit(page, served, "models/delays")
+    command = confirm(page, "Reject", "Reject delays@3 as fallback?", reason="not yet")
+    assert command == f"everloop models reject {request.id} --reason 'not yet'"
+    rejected = store.records.get(AliasRequest, request.id)
+    assert (rejected.state, [vote.reason for vote in rejected.votes]) == ("rejected", ["not yet"])
+    assert store.records.get(Alias, "delays@fallback").version == "delays@2"
     # Another request can be made from the page, and not be approved by the person who made it.
     visit(page, served, "models/delays/3")
     page.get_by_role("button", name="Request approval", exact=True).click()

@@ -48,7 +48,7 @@ function Loops({ overview }: { overview: Overview }) {
         <LoopCard key={loop.name} loop={loop} now={overview.now} />
       ))}
       <Card title="Needs a person" span="c5" side={overview.attention.length > 0 && <span className="soft small">{overview.attention.length} open</span>}>
-        {overview.attention.length === 0 ? <Empty title="Nothing waits for you">Incidents, approvals and failed runs appear here.</Empty> : overview.attention.slice(0, 12).map((one) => <AttentionItem key={`${one.kind} ${one.link}`} one={one} now={overview.now} />)}
+        {overview.attention.length === 0 ? <Empty title="Nothing waits for you">Incidents, approvals and failed runs appear here.</Empty> : overview.attention.slice(0, 12).map((one) => <AttentionItem key={`${one.kind} ${one.link} ${one.title}`} one={one} now={overview.now} />)}
       </Card>
       <Card title="What happened" span="c7">
         <Timeline of={overview.happenings} limit={16} at={(one) => <time dateTime={one.at} title={one.at}>{ago(one.at, overview.now)}</time>}>

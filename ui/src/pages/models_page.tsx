@@ -157,28 +157,46 @@ function Versions({ model }: { model: ModelDetail }) {
   );
 }
 
+/** Requests that wait: for the vote of another person, or, once they are approved, for the move of the alias. */
 function Requests({ requests }: { requests: ModelDetail["requests"] }) {
-  const send = useSend();
-  const open = requests.filter((one) => one.state === "open");
-  if (open.length === 0) return null;
+  const waiting = requests.filter((one) => one.state === "open" || one.state === "approved");
+  if (waiting.length === 0) return null;
   return (
     <Card title="Waiting for approval">
-      {open.map((one) => (
+      {waiting.map((one) => (
         <div className="attention" key={one.id}>
           <span>
-            <VersionLink name={one.version} /> to become <span className="tag accent">{one.alias}</span>, requested by {one.asked_by}
+            <VersionLink name={one.version} /> {one.state === "open" ? "to become" : "is approved to become"} <span className="tag accent">{one.alias}</span>, requested by {one.asked_by}
           </span>
           {one.reason && <p>{one.reason}</p>}
-          <div className="row">
-            {(["approve", "reject"] as const).map((verb) => (
-              <Confirm key={verb} role="approver" small label={verb === "approve" ? "Approve" : "Reject"} primary={verb === "approve"} danger={verb === "reject"} title={`${verb === "approve" ? "Approve" : "Reject"} ${one.version} as ${one.alias}?`} explain="Your vote and your reason are kept in the history of the version." command={(reason) => `everloop models ${verb} ${one.id}${reason ? ` --reason ${shell(reason)}` : ""}`} act={(reason) => send(`alias-requests/${one.id}/${verb}`, "POST", { reason })} />
-            ))}
-          </div>
+          <div className="row">{one.state === "open" ? <Votes of={one} /> : <Move of={one} />}</div>
         </div>
       ))}
     </Card>
   );
 }
+
+type Request = ModelDetail["requests"][number];
+
+function Votes({ of: request }: { of: Request }) {
+  const send = useSend();
+  return (["approve", "reject"] as const).map((verb) => (
+    <Confirm key={verb} role="approver" small label={verb === "approve" ? "Approve" : "Reject"} primary={verb === "approve"} danger={verb === "reject"} title={`${verb === "approve" ? "Approve" : "Reject"} ${request.version} as ${request.alias}?`} explain="Your vote and your reason are kept in the history of the version." command={(reason) => `everloop models ${verb} ${request.id}${because(reason)}`} act={(reason) => send(`alias-requests/${request.id}/${verb}`, "POST", { reason })} />
+  ));
+}
+
+function Move({ of: request }: { of: Request }) {
+  const send = useSend();
+  const model = request.version.slice(0, request.version.lastIndexOf("@"));
+  return (
+    <Confirm role="editor" small primary label="Move the alias" title={`Make ${request.version} the ${request.alias}?`} explain="The request is approved. If the alias is the champion of an endpoint, its traffic moves as well." command={(reason) => promotion(request.version, request.alias, reason)} act={(reason) => send(`models/${encodeURIComponent(model)}/aliases/${encodeURIComponent(request.alias)}`, "PUT", { version: request.version, reason })} />
+  );
+}
+
+const because = (reason: string) => (reason ? ` --reason ${shell(reason)}` : "");
+
+/** The command that moves an alias to a version. */
+const promotion = (version: string, alias: string, reason: string) => `everloop models promote ${shell(version)}${alias === "champion" ? "" : ` --alias ${shell(alias || "ALIAS")}`}${because(reason)}`;
 
 export function VersionPage({ model, number: version }: { model: string; number: string }) {
   const ref = `${model}@${version}`;
@@ -305,8 +323,7 @@ function Decisions({ version, name }: { version: ModelVersion; name: string }) {
       <input className="input" value={alias} maxLength={200} onChange={(event) => setAlias(event.target.value.trim())} />
     </label>
   );
-  const because = (reason: string) => (reason ? ` --reason ${shell(reason)}` : "");
-  const promote = (reason: string) => `everloop models promote ${shell(name)}${alias === "champion" ? "" : ` --alias ${shell(alias || "ALIAS")}`}${because(reason)}`;
+  const promote = (reason: string) => promotion(name, alias, reason);
   return (
     <>
       <Confirm role="editor" label="Set alias" title={`Set an alias of ${name}?`} ready={alias !== ""} explain="If the alias is the champion of an endpoint, its traffic moves as well. An alias with a policy moves only with its approvals." command={promote} act={(reason) => send(aliases, "PUT", { version: name, reason })}>

@@ -302,10 +302,15 @@ def _attention(store: Store, runs: list[Run]) -> list[Attention]:
         for one in list_incidents(store, limit=_MOST_ATTENTION)
         if one.state == "open"
     ]
-    for request in store.records.find(AliasRequest, ("state", "=", "open"), order="-id", limit=_MOST_ATTENTION):
+    waiting = ("state", "in", ["open", "approved"])
+    for request in store.records.find(AliasRequest, waiting, order="-id", limit=_MOST_ATTENTION):
         model, _, number = request.version.rpartition("@")
-        title = f"{request.version} needs approval to become {request.alias}"
-        detail = request.reason or f"Requested by {request.asked_by}"
+        if request.state == "open":
+            title = f"{request.version} needs approval to become {request.alias}"
+            detail = request.reason or f"Requested by {request.asked_by}"
+        else:
+            title = f"{request.version} is approved to become {request.alias}"
+            detail = "The alias has not moved yet."
         found.append(Attention("approval", "notice", title, detail, f"models/{model}/{number}", request.created_at))
     for release in store.records.find(Release, ("state", "=", "rolling_out"), order="-id", limit=_MOST_ATTENTION):
         if release.percent <= 0:
