@@ -40,6 +40,12 @@ def test_numeric_counts_are_numpys() -> None:
     assert sketch.moments.deviation == pytest.approx(live.std(ddof=1))
 
 
+def test_labels_have_round_numbers_where_values_are_round() -> None:
+    bins = bins_of(pl.DataFrame({"rain": [0.0] * 8 + [0.1, 0.41], "score": [0.1234567891] * 9 + [0.5]}), bins=4)
+    assert bins["rain"].labels == ("missing", "< 0", "0", "0 to 0.41", "> 0.41")
+    assert bins["score"].labels == ("missing", "≤ 0.123457", "0.123457", "0.123457 to 0.5", "> 0.5")
+
+
 def test_values_outside_the_reference_have_their_own_cells() -> None:
     frame = pl.DataFrame({"x": [1.0, 2.0, 3.0, 4.0], "c": ["a", "b", "b", None]})
     bins = bins_of(frame, bins=2)
@@ -49,9 +55,9 @@ def test_values_outside_the_reference_have_their_own_cells() -> None:
     sketches = sketch_frame(live, bins)
     assert dict(zip(bins["x"].labels, sketches["x"].counts, strict=True)) == {
         "missing": 2,
-        "≤ 1": 2,
-        "(1, 2]": 1,
-        "(2, 4]": 0,
+        "< 1": 2,
+        "1 to 2": 1,
+        "2 to 4": 0,
         "> 4": 2,
     }
     assert dict(zip(bins["c"].labels, sketches["c"].counts, strict=True)) == {

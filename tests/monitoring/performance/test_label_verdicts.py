@@ -37,7 +37,7 @@ def test_labels_confirm_what_was_expected(delays: WatchedAirport) -> None:
     assert not verdict["contradicted"]
     assert verdict["realised"] == pytest.approx(verdict["estimated"], abs=0.05)
     incident = drift_of(delays)
-    assert f"Labels confirm it: roc_auc was {verdict['realised']:.3g}." in incident.message
+    assert f"The labels agree with the estimate: roc_auc was {verdict['realised']:.3g}." in incident.message
     assert incident.evidence["labels"] == verdict
     assert find_doubt(delays.store, "delays", VERSION, delays.baseline) == ""
 
@@ -52,7 +52,7 @@ def test_labels_contradict_what_was_expected_and_later_estimates_say_so(delays: 
     verdict = summary.evidence["estimates"]
     assert verdict["contradicted"]
     assert verdict["estimated"] == pytest.approx(expected["now"])
-    assert "Labels contradict it: roc_auc was" in drift_of(delays).message
+    assert "The labels contradict the estimate: roc_auc was" in drift_of(delays).message
 
     later = delays.log(2, rows=2000, distance=0.8, fog=0.9)
     found = delays.watch_drift(later)[-1]

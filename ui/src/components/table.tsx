@@ -2,7 +2,7 @@
 import type { ReactNode } from "react";
 import { count } from "../format";
 
-export type Column<T> = { title: ReactNode; cell: (row: T, index: number) => ReactNode; number?: boolean; className?: string };
+export type Column<T> = { title: ReactNode; cell: (row: T, index: number) => ReactNode; number?: boolean; className?: string; /** Not shown on phones. */ wide?: boolean };
 
 export function Table<T>(props: {
   rows: readonly T[];
@@ -27,7 +27,7 @@ export function Table<T>(props: {
           <thead>
             <tr>
               {columns.map((column, index) => (
-                <th key={index} scope="col" className={column.number ? "number" : undefined}>
+                <th key={index} scope="col" className={[column.number && "number", column.wide && "wide"].filter(Boolean).join(" ") || undefined}>
                   {column.title}
                 </th>
               ))}
@@ -38,7 +38,7 @@ export function Table<T>(props: {
           {props.rows.slice(0, most).map((row, at) => (
             <tr key={props.rowKey(row, at)}>
               {columns.map((column, index) => (
-                <td key={index} className={[column.number ? "number" : "", column.className ?? ""].join(" ").trim() || undefined}>
+                <td key={index} className={[column.number && "number", column.wide && "wide", column.className].filter(Boolean).join(" ") || undefined}>
                   {column.cell(row, at)}
                 </td>
               ))}

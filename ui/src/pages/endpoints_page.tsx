@@ -286,10 +286,10 @@ function Releases({ releases }: { releases: Release[] }) {
               <div className="small">
                 <Time at={release.created_at} />
               </div>
+              <Badge state={release.state} />
             </>
           ),
         },
-        { title: "Outcome", cell: (release) => <Badge state={release.state} /> },
         { title: "Why", className: "small why", cell: (release) => release.decisions?.at(-1)?.reason },
       ]}
     />

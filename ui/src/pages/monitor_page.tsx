@@ -175,14 +175,22 @@ export function IncidentPage({ id }: { id: string }) {
   );
 }
 
+/** A heading is one sentence. What follows it in a long title is read below. */
+function heading(title: string): [string, string] {
+  const found = title.length > 80 ? /^(.{20,}?)\.\s+(?=[A-Z0-9'])(.+)$/s.exec(title) : null;
+  return found ? [found[1] ?? title, found[2] ?? ""] : [title, ""];
+}
+
 function Detail({ detail }: { detail: IncidentDetail }) {
   const { incident } = detail;
+  const [title, rest] = heading(incident.title);
+  const text = [rest, incident.message].filter(Boolean).join(" ");
   const send = useSend();
   return (
     <>
       <Head
         crumbs={<a href={href("monitor")}>Monitor</a>}
-        title={incident.title}
+        title={title}
         sub={
           <>
             <Badge state={CLOSED.has(incident.state) ? incident.state : incident.severity}>
@@ -199,7 +207,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
       </Head>
       <div className="grid">
         <Card title="What has changed" span="c7">
-          <p style={{ whiteSpace: "pre-wrap" }}>{incident.message || "There is no further description."}</p>
+          <p style={{ whiteSpace: "pre-wrap" }}>{text || `${title}.`}</p>
           <p className="soft small" style={{ marginTop: "0.7rem" }}>
             Versions that answered meanwhile:{" "}
             {(incident.versions ?? []).map((one) => (
@@ -219,7 +227,7 @@ function Detail({ detail }: { detail: IncidentDetail }) {
           </Timeline>
         </Card>
         {incident.kind === "drift" && <Distributions id={incident.id} />}
-        <Subjects findings={detail.findings} />
+        <Subjects findings={detail.findings} drift={incident.kind === "drift"} />
         {detail.findings.some((one) => one.version) && <Rows id={incident.id} />}
         <Card title="Findings" span="c12">
           <Table
@@ -231,8 +239,8 @@ function Detail({ detail }: { detail: IncidentDetail }) {
             empty={<Empty title="No findings are kept for this incident" />}
             columns={[
               { title: "Window", cell: (one) => <Time at={one.window_from} /> },
-              { title: "Subject", cell: (one) => one.subject },
-              { title: "Value", number: true, cell: (one) => (one.subject.includes(" × ") ? "–" : number(one.value)) },
+              { title: "Subject", wide: true, cell: (one) => one.subject },
+              { title: "Value", number: true, wide: true, cell: (one) => (one.subject.includes(" × ") ? "–" : number(one.value)) },
               { title: "What was found", className: "small why", cell: (one) => one.message },
             ]}
           />
@@ -336,7 +344,7 @@ function Rows({ id }: { id: string }) {
 
 const MOST_SUBJECTS = 6;
 
-function Subjects({ findings }: { findings: Finding[] }) {
+function Subjects({ findings, drift }: { findings: Finding[]; drift: boolean }) {
   const subjects = useMemo(() => {
     const found = new Map<string, Finding[]>();
     // How two features move together has no distance that could be drawn.
@@ -345,7 +353,7 @@ function Subjects({ findings }: { findings: Finding[] }) {
   }, [findings]);
   if (subjects.length === 0) return null;
   return (
-    <Card title="How it went, window by window" span="c12">
+    <Card title="How it went, window by window" span="c12" side={drift && <span className="soft small">population stability index (PSI): 0 is no change</span>}>
       <div className="grid">
         {subjects.map(([name, rows]) => (
           <div className="c4" key={name}>

@@ -109,6 +109,11 @@ function Field({ input, value, change }: { input: Input; value: string; change: 
   );
 }
 
+/** One row was asked about. */
+const SINGULAR: Record<string, string> = { predictions: "prediction", probabilities: "probability" };
+
+const shown = (value: unknown) => (typeof value === "number" ? number(value) : text(value));
+
 function Shown({ answer }: { answer: Answer }) {
   const id = answer.ids?.[0];
   const number_ = answer.versions?.[0] ?? answer.version;
@@ -121,7 +126,7 @@ function Shown({ answer }: { answer: Answer }) {
           .filter(([name, value]) => !["ids", "versions", "version", "model", "explanations"].includes(name) && Array.isArray(value))
           .map(([name, value]) => (
             <span key={name}>
-              {name}: <b>{text((value as unknown[])[0])}</b>{" "}
+              {SINGULAR[name] ?? name}: <b>{shown((value as unknown[])[0])}</b>{" "}
             </span>
           ))}
         {version && (
@@ -135,7 +140,7 @@ function Shown({ answer }: { answer: Answer }) {
           </>
         )}
       </p>
-      {explanation && <Contributions of={explanation} />}
+      {explanation && <Contributions of={explanation} probability={(answer["probabilities"] as unknown[] | undefined)?.[0]} />}
       <details>
         <summary className="small">The whole answer</summary>
         <pre className="source mono small" tabIndex={0}>
@@ -147,12 +152,17 @@ function Shown({ answer }: { answer: Answer }) {
 }
 
 /** What each input added to the score, the largest first. */
-function Contributions({ of }: { of: Explanation }) {
+function Contributions({ of, probability }: { of: Explanation; probability: unknown }) {
   const sorted = Object.entries(of.contributions).sort((one, other) => Math.abs(other[1]) - Math.abs(one[1]));
+  // Contributions to a forest add up to the probability itself.
+  const sum = sorted.reduce((total, [, value]) => total + value, of.bias);
+  const logOdds = typeof probability === "number" && Math.abs(sum - probability) > 1e-6;
   const most = Math.max(1e-12, ...sorted.map(([, value]) => Math.abs(value)));
   return (
     <div>
-      <h3>What each input added, starting from {number(of.bias)}</h3>
+      <h3>
+        What each input added, starting from {number(of.bias)} {logOdds && <span className="soft small">in log-odds</span>}
+      </h3>
       <Table
         bare
         rows={sorted.slice(0, 12)}
@@ -160,7 +170,7 @@ function Contributions({ of }: { of: Explanation }) {
         rowKey={([name]) => name}
         columns={[
           { title: "Input", cell: ([name]) => name },
-          { title: "", cell: ([, value]) => <span className="bar" aria-hidden="true" style={{ minWidth: "7rem" }}><i style={{ width: `${(100 * Math.abs(value)) / most}%`, background: value < 0 ? "var(--s2)" : "var(--s1)" }} /></span> },
+          { title: "", cell: ([, value]) => <span className="bar" aria-hidden="true" style={{ minWidth: "7rem", marginTop: "0.45rem" }}><i style={{ width: `${(100 * Math.abs(value)) / most}%`, background: value < 0 ? "var(--s2)" : "var(--s1)" }} /></span> },
           { title: "Contribution", number: true, cell: ([, value]) => `${value < 0 ? "−" : "+"}${number(Math.abs(value))}` },
         ]}
       />

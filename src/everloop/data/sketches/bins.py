@@ -8,6 +8,7 @@ reference does not have: below its minimum, above its maximum, or in another cat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -44,9 +45,12 @@ class NumericBins:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        pairs = pairwise(self.edges)
-        bins = tuple(f"({low:.6g}, {high:.6g}]" for low, high in pairs)
-        return ("missing", f"≤ {self.edges[0]:.6g}", *bins, f"> {self.edges[-1]:.6g}")
+        # The first edge is mostly the float just below the smallest value, whose digits nobody wants to read.
+        smallest = math.nextafter(self.edges[0], math.inf) + 0.0
+        is_round = float(f"{smallest:.6g}") == smallest
+        texts = [f"{smallest if is_round else self.edges[0]:.6g}", *(f"{edge + 0.0:.6g}" for edge in self.edges[1:])]
+        bins = tuple(low if low == high else f"{low} to {high}" for low, high in pairwise(texts))
+        return ("missing", f"{'<' if is_round else '≤'} {texts[0]}", *bins, f"> {texts[-1]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,6 @@ def _bins_of(values: pl.Series, bins: int, categories: int) -> Bins | str:
 
 
 def _quantile_edges(values: pl.Series, bins: int) -> tuple[float, ...]:
-    import math
     import sys
 
     import numpy as np

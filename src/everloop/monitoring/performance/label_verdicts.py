@@ -164,9 +164,9 @@ def compare_told(
         rows=sum(weights),
     )
     (verdict,) = compare_with_labels([(estimate, realised.value)])
-    text = f"Labels confirm it: {check.metric} was {realised.value:.3g}."
+    text = f"The labels agree with the estimate: {check.metric} was {realised.value:.3g}."
     if verdict.contradicted:
-        text = f"Labels contradict it: {check.metric} was {realised.value:.3g}, not {estimated:.3g}."
+        text = f"The labels contradict the estimate: {check.metric} was {realised.value:.3g}, not {estimated:.3g}."
     return {
         "metric": check.metric,
         "estimated": estimated,
