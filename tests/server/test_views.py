@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from everloop.errors import NotFoundError, UsageError
-from everloop.records import EndpointRecord, Incident, ModelVersion, Release, Route, Run
+from everloop.records import AliasRequest, EndpointRecord, Incident, ModelVersion, Release, Route, Run
 from everloop.registry import set_alias
 from everloop.server.views.artifact_views import read_artifact, read_content
 from everloop.server.views.data_views import read_diff
@@ -245,3 +245,17 @@ def test_only_kept_replays_are_listed_and_an_incident_without_a_baseline_has_no_
         read_replay(store, other.id)
     (incident,) = store.records.find(Incident)
     assert read_distributions(store, incident.id) == []
+
+
+def test_the_home_page_tells_who_waits_and_not_what_happens_inside(store, filled):
+    release = store.records.find(Release)[0]
+    store.records.append_event("guarded", "release", release.id, release.key, {"watch": 1})
+    assert "guarded" not in {one.verb for one in read_overview(store).happenings}
+    for version, state in (("delays@1", "approved"), ("delays@2", "open"), ("delays@2", "applied")):
+        store.records.put(
+            store.new(
+                AliasRequest, model="delays", alias="spare", version=version, asked_by="user:ada", state=state,
+            )
+        )  # fmt: skip
+    titles = [one.title for one in read_overview(store).attention if one.kind == "approval"]
+    assert titles == ["delays@2 needs approval to become spare", "delays@1 is approved to become spare"]

@@ -184,7 +184,6 @@ const VERBS: Record<string, string> = {
   "model_version.rejected": "was rejected",
   "release.created": "started",
   "release.held": "held",
-  "release.guarded": "was checked for harm",
   "release.rejected": "rejected",
 };
 

@@ -34,6 +34,7 @@ _DULL = {
     ("run", "updated"),
     ("run", "progress"),
     ("release", "updated"),
+    ("release", "guarded"),
 }
 """Changes of a record that are not worth a line."""
 _MOST_LOOPS = 50
