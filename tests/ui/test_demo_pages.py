@@ -213,15 +213,15 @@ def test_an_alias_moves_and_requests_are_approved_and_rejected_by_another_person
     page.locator(".tag", has_text="fallback").first.wait_for()
     with open_store(demo / ".everloop", project=PROJECT, actor="user:vera") as other:
         set_policy(other, "delays", "fallback", 1)
-        request = request_alias(other, "delays", "fallback", "delays@2", "newer")
+        request = request_alias(other, "delays", "fallback", "delays@4", "newer")
     visit(page, served, "models/delays")
-    command = confirm(page, "Approve", "Approve delays@2 as fallback?", reason="fine")
+    command = confirm(page, "Approve", "Approve delays@4 as fallback?", reason="fine")
     assert command == f"everloop models approve {request.id} --reason fine"
     assert store.records.get(AliasRequest, request.id).state == "approved"
-    command = confirm(page, "Move the alias", "Make delays@2 the fallback?")
-    assert command == "everloop models promote delays@2 --alias fallback"
+    command = confirm(page, "Move the alias", "Make delays@4 the fallback?")
+    assert command == "everloop models promote delays@4 --alias fallback"
     assert store.records.get(AliasRequest, request.id).state == "applied"
-    assert store.records.get(Alias, "delays@fallback").version == "delays@2"
+    assert store.records.get(Alias, "delays@fallback").version == "delays@4"
     with open_store(demo / ".everloop", project=PROJECT, actor="user:vera") as other:
         request = request_alias(other, "delays", "fallback", "delays@3", "newest")
     visit(page, served, "models/delays")
@@ -229,7 +229,7 @@ def test_an_alias_moves_and_requests_are_approved_and_rejected_by_another_person
     assert command == f"everloop models reject {request.id} --reason 'not yet'"
     rejected = store.records.get(AliasRequest, request.id)
     assert (rejected.state, [vote.reason for vote in rejected.votes]) == ("rejected", ["not yet"])
-    assert store.records.get(Alias, "delays@fallback").version == "delays@2"
+    assert store.records.get(Alias, "delays@fallback").version == "delays@4"
     # Another request can be made from the page, and not be approved by the person who made it.
     visit(page, served, "models/delays/3")
     page.get_by_role("button", name="Request approval", exact=True).click()
@@ -413,7 +413,7 @@ def test_a_request_is_tried_on_a_live_endpoint_and_a_replay_is_started(finished_
         assert "distance" in alert.inner_text()
         page.get_by_label(re.compile("^distance")).fill("2475")
         page.get_by_role("button", name="Predict", exact=True).click()
-        answer = page.get_by_role("status").filter(has_text="predictions:")
+        answer = page.get_by_role("status").filter(has_text="prediction:")
         answer.wait_for()
         contributions = answer.get_by_role("region", name="Contributions")
         assert contributions.get_by_role("row").count() > 3
