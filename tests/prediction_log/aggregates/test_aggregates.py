@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -10,8 +10,9 @@ import pytest
 from tests.prediction_log.aggregates.traffic import HOUR, SIGNATURE, START, Traffic, agree
 
 from everloop.errors import NotFoundError, UsageError
-from everloop.prediction_log.aggregates import aggregate_folding, fold_aggregates, read_aggregates
+from everloop.prediction_log.aggregates import aggregate_folding, fold_aggregates, label_cells, read_aggregates
 from everloop.prediction_log.aggregates.aggregate_rows import by_cell, choose_rows, from_frame
+from everloop.prediction_log.aggregates.hour_matching import match_hours
 from everloop.prediction_log.aggregates.version_bins import find_version_bins
 from everloop.stores import open_store
 from everloop.stores.verify import verify
@@ -352,3 +353,33 @@ def test_keys_of_one_prediction_are_matched_as_others_are(traffic: Traffic, stor
     agree(store, *WINDOW)
     agree(store, START + HOUR, START + 3 * HOUR)
     agree(store.as_of(START + 6.5 * HOUR), *WINDOW)
+
+
+@pytest.mark.parametrize(("between", "times"), [(0, 1), (30, 3)])
+def test_hours_of_sparse_predictions_are_matched_together(
+    traffic: Traffic, store: Store, monkeypatch: pytest.MonkeyPatch, between: int, times: int
+) -> None:
+    matched: list[list[datetime]] = []
+
+    def spy(store: Store, endpoint: str, hours: list[datetime]) -> pl.LazyFrame | None:
+        matched.append(hours)
+        return match_hours(store, endpoint, hours)
+
+    monkeypatch.setattr(label_cells, "match_hours", spy)
+    monkeypatch.setattr(label_cells, "FEW_ROWS", 20)
+    traffic.baseline()
+    days = [START + day * 24 * HOUR for day in range(3)]
+    for day in days:
+        traffic.predict(1, start=day, span=HOUR, keys=["once"])
+        # Rows between these hours, whose labels do not arrive.
+        traffic.predict(between, start=day + 2 * HOUR, span=20 * HOUR, keys=[f"other{one}" for one in range(between)])
+    traffic.label(*(("once", 1, day + HOUR) for day in days))
+    traffic.now(START + 4 * 24 * HOUR)
+    fold_aggregates(store, "delays")
+    # Before any label has been counted, the hours of all new predictions are matched.
+    matched.clear()
+    traffic.label(*(("once", 0, day + HOUR) for day in days), arrived=START + 4 * 24 * HOUR)
+    fold_aggregates(store, "delays")
+    assert len(matched) == times
+    assert sorted(hour for hours in matched for hour in hours) == days
+    agree(store, START, START + 3 * 24 * HOUR)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 100_000
 """Predictions whose labels are matched at once, unless a single hour has more."""
-_NEAR = 3 * HOUR
+FEW_ROWS = 1_000
+"""Predictions between two hours that are read along with them. Matching twice would take longer."""
 _LONGEST_LOOK = timedelta(days=365 * 20)
 _FIRST_YEAR = 1000
 """Of earlier times nothing is subtracted, because the difference may not exist."""
@@ -131,7 +132,7 @@ def decode_labels(data: bytes) -> LabelSketch | None:
 def chunks_of_hours(
     store: Store, endpoint: str, hours: Iterable[datetime], version: str | None = None
 ) -> Iterator[tuple[list[datetime], set[CellKey]]]:
-    """Divide hours into runs with at most `MOST_ROWS` predictions that are at most `_NEAR` apart.
+    """Divide hours into runs with at most `MOST_ROWS` predictions in them, and at most `FEW_ROWS` between two of them.
 
     Returns:
         The hours of each run that have predictions, oldest first, and their versions and roles.
@@ -150,19 +151,24 @@ def chunks_of_hours(
         rows.group_by("_hour", "version", "role")
         .agg(pl.len().alias("rows"))
         .collect(engine="streaming")
-        .filter(pl.col("_hour").is_in(wanted))
         .sort("_hour", "version", "role")
+        .with_columns(pl.col("rows").cum_sum().alias("upto"))
+        .filter(pl.col("_hour").is_in(wanted))
     )
     chunk: list[datetime] = []
     keys: set[CellKey] = set()
-    size = 0
+    # Numbers of rows: up to the beginning and to the end of the run.
+    began = ended = 0
     for (hour,), part in counted.group_by("_hour", maintain_order=True):
         assert isinstance(hour, datetime)  # noqa: S101 - for the type checker
-        if chunk and (size + part["rows"].sum() > MOST_ROWS or hour - chunk[-1] > _NEAR):
+        begins, ends = int(part["upto"][0] - part["rows"][0]), int(part["upto"][-1])
+        if chunk and (ends - began > MOST_ROWS or begins - ended > FEW_ROWS):
             yield chunk, keys
-            chunk, keys, size = [], set(), 0
+            chunk, keys = [], set()
+        if not chunk:
+            began = begins
+        ended = ends
         chunk.append(hour)
-        size += int(part["rows"].sum())
         keys |= {CellKey(one["version"], one["role"], hour) for one in part.iter_rows(named=True)}
     if chunk:
         yield chunk, keys
