@@ -204,3 +204,11 @@ def test_wilson_is_scipys():
         expected = stats.binomtest(hits, rows).proportion_ci(method="wilson")
         assert wilson(hits, rows) == pytest.approx((expected.low, expected.high))
     assert np.isnan(wilson(0, 0)).all()
+
+
+def test_draws_that_are_kept_for_the_next_sample_are_those_of_a_new_one(monkeypatch):
+    y, scores = sample(60)
+    kept = [bootstrap(y, scores, "brier", seed=3) for _ in range(2)]
+    monkeypatch.setattr("everloop.training.intervals._MOST_KEPT_DRAWS", 0)
+    assert kept == [bootstrap(y, scores, "brier", seed=3)] * 2
+    assert kept[0] != bootstrap(y, scores, "brier", seed=4)

@@ -11,6 +11,7 @@ Resampling fails for samples whose rows all agree, as with a perfect score: see 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from everloop.training.rate_intervals import LEVEL as LEVEL, newcombe as newcomb
 from everloop.training.unanimous_intervals import agreement_bounds, agreement_of_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Array = NDArray[np.float64]
 
@@ -38,6 +39,8 @@ _ADDED_ROWS = 2
 """Rows of each class that are added to the variance of an area under the ROC curve."""
 BUCKETS = 20_000
 """Larger samples are resampled in this many random buckets of rows. The variance is the same with far fewer draws."""
+_MOST_KEPT_DRAWS = 250_000
+"""Draws of a sample that are kept for the next one of its size, eight bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,8 +350,22 @@ def _widened(metric: str, y: ArrayLike, scores: ArrayLike, resampled: Interval) 
     return replace(resampled, low=low, high=high, standard_error=error, method="agreement")
 
 
-def _resamples(rows: int, replicates: int, seed: int) -> Iterator[Array]:
-    """Yield for each replicate how often each row is drawn, shape (rows,)."""
+def _resamples(rows: int, replicates: int, seed: int) -> Iterable[Array]:
+    """Return for each replicate how often each row is drawn, shape (rows,)."""
+    if rows * replicates <= _MOST_KEPT_DRAWS:
+        return _kept_resamples(rows, replicates, seed)
+    return _drawn_resamples(rows, replicates, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_resamples(rows: int, replicates: int, seed: int) -> Array:
+    """Keep the few draws of small samples, because many evaluations in one process have as many rows."""
+    drawn = np.array(list(_drawn_resamples(rows, replicates, seed)))
+    drawn.flags.writeable = False
+    return drawn
+
+
+def _drawn_resamples(rows: int, replicates: int, seed: int) -> Iterator[Array]:
     rng = np.random.default_rng(seed)
     if rows <= BUCKETS:
         for _ in range(replicates):

@@ -67,6 +67,10 @@ class OverlayReading(OverlayLogs):
         most = None if limit is None else max(limit, 0)
         begin = None if after is None else self._start(kind, after)
         for views in self._attempts(name):
+            if not views and begin is None:
+                # A scratch store has no layers below, so nothing is merged.
+                found = super().find(kind, *where, order=order, limit=most)
+                continue
             streams = [self._own_stream(kind, where, order, most, by, begin)]
             streams += [_stream(view, kind, where, order, most, by, begin) for view in views]
             merged = heapq.merge(*streams, key=lambda pair: pair[0], reverse=by.descending)
