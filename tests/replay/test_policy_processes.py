@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import everloop as el
 from everloop.replay import policy_processes
 from everloop.replay.policies import Policy
-from everloop.replay.policy_processes import run_policies
+from everloop.replay.policy_processes import PolicyRunner
 from everloop.replay.policy_run import PolicyJob, Schedule, replayed_rows
 from everloop.replay.replay_history import build_history
 
@@ -69,13 +70,38 @@ def test_a_training_that_hangs_in_native_code_costs_only_its_own_policy(tmp_path
 
     given = [*jobs(tmp_path, ["hangs"], deaf, limit_s=15.0), *jobs(tmp_path, ["fails", "fails-too"], broken)]
     began = time.monotonic()
-    traces, interrupted = run_policies(given, tmp_path, processes=2)
+    with PolicyRunner(tmp_path, processes=2) as runner:
+        traces, interrupted = runner.run(given)
     assert time.monotonic() - began < 400
     assert not interrupted
     assert [trace.policy.name for trace in traces] == ["hangs", "fails", "fails-too"]
     assert "cannot interrupt, so its process was stopped" in traces[0].error
     for trace in traces[1:]:
         assert "no disk in the drive" in trace.trainings[0].why
+
+
+@pytest.mark.slow
+def test_processes_stay_for_the_policies_of_the_next_call_and_end_with_the_runner(tmp_path):
+    @el.step
+    def broken(train: pl.DataFrame) -> object:
+        import os
+
+        raise ValueError(f"process {os.getpid()}.")
+
+    def processes(traces):
+        return {int(re.search(r"process (\d+)\.", one.why)[1]) for trace in traces for one in trace.trainings}
+
+    with PolicyRunner(tmp_path, processes=2) as runner:
+        first, _ = runner.run(jobs(tmp_path, ["a", "b", "c"], broken))
+        # A single policy is replayed in the parent, unless there are processes that have loaded everything already.
+        second, _ = runner.run(jobs(tmp_path, ["d"], broken))
+    assert [trace.policy.name for trace in (*first, *second)] == ["a", "b", "c", "d"]
+    assert len(processes(first)) <= 2
+    assert os.getpid() not in processes(first)
+    assert processes(second) <= processes(first)
+    for process in processes(first):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from everloop.replay.replay_history import ReplayHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Self
 
 _WAIT_S = 0.5
 _LAST_WAIT_S = 10.0
@@ -29,30 +30,57 @@ NATIVE_GRACE_S = 30.0
 """A training that cannot be interrupted is stopped with its process this long after its limit."""
 
 
-def run_policies(
-    jobs: Sequence[PolicyJob],
-    folder: Path,
-    *,
-    processes: int,
-    project: Path | None = None,
-    progress: Callable[[str, int], None] = lambda _policy, _tick: None,
-) -> tuple[list[PolicyTrace], bool]:
-    """Replay every job.
+class PolicyRunner:
+    """Replays policies, several at once. Its processes stay until it is closed, for the policies of the next call.
 
     Args:
-        jobs: the policies, in the order in which they are started.
         folder: a private folder for the rows that the processes share.
         processes: how many run at once; 1 runs all of them in this process.
         project: folder of the project whose `loop.py` the loops come from.
         progress: called with a policy's name and the number of its finished ticks.
-
-    Returns:
-        The traces in the order of the jobs, and whether the replay was interrupted. A policy that was not started
-        before an interruption has an empty trace.
     """
-    if processes <= 1 or len(jobs) == 1:
-        return _in_this_process(jobs, progress)
-    return _in_processes(jobs, folder, processes, project, progress)
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        processes: int,
+        project: Path | None = None,
+        progress: Callable[[str, int], None] = lambda _policy, _tick: None,
+    ) -> None:
+        self._processes = processes
+        self._progress = progress
+        self._workers = _Workers(folder / "history.arrow", project, progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+    def run(self, jobs: Sequence[PolicyJob]) -> tuple[list[PolicyTrace], bool]:
+        """Replay every job of the same history.
+
+        Args:
+            jobs: the policies, in the order in which they are started.
+
+        Returns:
+            The traces in the order of the jobs, and whether the replay was interrupted. A policy that was not started
+            before an interruption has an empty trace.
+        """
+        if self._processes <= 1 or (len(jobs) == 1 and not self._workers.started):
+            return _in_this_process(jobs, self._progress)
+        interrupted = False
+        try:
+            self._workers.run(jobs, self._processes)
+        except KeyboardInterrupt:
+            interrupted = True
+            # Ctrl-C reaches the processes as well. They end their policies and send what is known so far.
+            self._workers.end()
+        traces = self._workers.traces
+        return [
+            traces.get(job.policy.name) or PolicyTrace(policy=job.policy, error="interrupted") for job in jobs
+        ], interrupted
 
 
 def _in_this_process(jobs: Sequence[PolicyJob], progress: Callable[[str, int], None]) -> tuple[list[PolicyTrace], bool]:
@@ -65,31 +93,6 @@ def _in_this_process(jobs: Sequence[PolicyJob], progress: Callable[[str, int], N
     return traces, any(trace.error == "interrupted" for trace in traces)
 
 
-def _in_processes(
-    jobs: Sequence[PolicyJob],
-    folder: Path,
-    processes: int,
-    project: Path | None,
-    progress: Callable[[str, int], None],
-) -> tuple[list[PolicyTrace], bool]:
-    import polars as pl
-
-    rows = folder / "history.arrow"
-    history = jobs[0].history
-    history.table.write_ipc(rows, compat_level=pl.CompatLevel.oldest())
-    workers = _Workers(min(processes, len(jobs)), rows, project, progress)
-    interrupted = False
-    try:
-        workers.run(jobs)
-    except KeyboardInterrupt:
-        interrupted = True
-        # Ctrl-C reaches the processes as well. They end their policies and send what is known so far.
-        workers.end()
-    return [
-        workers.traces.get(job.policy.name) or PolicyTrace(policy=job.policy, error="interrupted") for job in jobs
-    ], interrupted
-
-
 class _Workers:
     """Processes that replay one policy after the other. A process that dies is replaced.
 
@@ -97,20 +100,31 @@ class _Workers:
         traces: what is known of each policy by its name.
     """
 
-    def __init__(self, count: int, rows: Path, project: Path | None, progress: Callable[[str, int], None]) -> None:
+    def __init__(self, rows: Path, project: Path | None, progress: Callable[[str, int], None]) -> None:
         self.traces: dict[str, PolicyTrace] = {}
-        self._rows = str(rows)
+        self._rows = rows
         self._project = None if project is None else str(project)
         self._progress = progress
         self._context = get_context("spawn")
         self._messages = self._context.SimpleQueue()
-        self._idle = [self._start() for _ in range(count)]
+        self._idle: list[ProcessPoolExecutor] = []
         self._busy: dict[Future[bytes], tuple[PolicyJob, ProcessPoolExecutor]] = {}
         self._training: dict[str, tuple[int, float]] = {}
         self._stopped: set[str] = set()
 
-    def run(self, jobs: Sequence[PolicyJob]) -> None:
-        """Replay every job; returns when all have ended."""
+    @property
+    def started(self) -> bool:
+        """Whether there are processes."""
+        return bool(self._idle)
+
+    def run(self, jobs: Sequence[PolicyJob], count: int) -> None:
+        """Replay every job in at most `count` processes; returns when all have ended."""
+        import polars as pl
+
+        if not self._rows.exists():
+            jobs[0].history.table.write_ipc(self._rows, compat_level=pl.CompatLevel.oldest())
+        while len(self._idle) < min(count, len(jobs)):
+            self._idle.append(self._start())
         waiting = list(jobs)
         while waiting or self._busy:
             while waiting and self._idle:
@@ -126,8 +140,11 @@ class _Workers:
                     process.shutdown(wait=False)
                     process = self._start()
                 self._idle.append(process)
-        for process in self._idle:
-            process.shutdown()
+
+    def close(self) -> None:
+        """End the processes that have nothing to do."""
+        while self._idle:
+            self._idle.pop().shutdown()
 
     def end(self) -> None:
         """Take what the processes send after an interruption, and end them."""
@@ -157,7 +174,7 @@ class _Workers:
         history = job.history
         # Steps and watches of the user are pickled by value or by their module, which the process imports first.
         light = replace(job, history=ReplayHistory(history.table.head(0), history.target, history.time, history.key))
-        self._busy[process.submit(_work, cloudpickle.dumps(light), self._rows, self._project)] = (job, process)
+        self._busy[process.submit(_work, cloudpickle.dumps(light), str(self._rows), self._project)] = (job, process)
 
     def _read_messages(self) -> None:
         while not self._messages.empty():

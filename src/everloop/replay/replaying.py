@@ -9,13 +9,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import DataError, EmptySampleError, UsageError
-from everloop.loop import Drift, Loop, Performance
+from everloop.loop import Drift, Every, Loop, Performance
 from everloop.loop.gates.package_gates import Latency
 from everloop.loop.triggers.trigger_declarations import OnDrift, OnPerformance
 from everloop.replay.hindsight import Judge, paired_loss
 from everloop.replay.loop_history import loop_history
 from everloop.replay.policies import DECLARED, HALF_LIVES, MONTHLY, WEEKLY, WINDOWS, Policy, named_policies, with_policy
-from everloop.replay.policy_processes import run_policies
+from everloop.replay.policy_processes import PolicyRunner
 from everloop.replay.policy_run import PolicyJob, PolicyTrace, Schedule, replayed_rows
 from everloop.replay.recommendation import Candidate, Recommendation, recommend
 from everloop.replay.replay_history import ReplayHistory, build_history, check_row_count, thin
@@ -147,7 +147,7 @@ def replay(
         count = 1
     judge_classes = _classes(history, loop)
 
-    def run(wanted: list[Policy], folder: Path) -> tuple[list[PolicyTrace], bool]:
+    def run(wanted: list[Policy], folder: Path, runner: PolicyRunner) -> tuple[list[PolicyTrace], bool]:
         jobs = [
             PolicyJob(
                 policy=policy,
@@ -162,19 +162,19 @@ def replay(
             for policy in wanted
         ]
         # Long replays first, so that the processes end at about the same time.
-        order = sorted(jobs, key=lambda job: -_expected_work(job.policy))
-        traces, stopped = run_policies(
-            order,
-            folder,
-            processes=min(count, len(order)),
-            project=project,
-            progress=lambda name, tick: progress(name, tick, schedule.periods) if progress else None,
-        )
+        traces, stopped = runner.run(sorted(jobs, key=lambda job: -_expected_work(job.policy, span)))
         by_name = {trace.policy.name: trace for trace in traces}
         return [by_name[policy.name] for policy in wanted], stopped
 
-    with scratch_folder() as folder:
-        traces, interrupted = run(chosen, folder)
+    def report(name: str, tick: int) -> None:
+        if progress is not None:
+            progress(name, tick, schedule.periods)
+
+    with (
+        scratch_folder() as folder,
+        PolicyRunner(folder, processes=count, project=project, progress=report) as runner,
+    ):
+        traces, interrupted = run(chosen, folder, runner)
         first = next((trace for trace in traces if trace.metric), None)
         if first is None:
             problem = next((trace.error for trace in traces if trace.error), "the replay was interrupted")
@@ -189,7 +189,7 @@ def replay(
         outcomes, advice = _judged(traces, judge, seed)
         more = _other_windows(chosen, advice, schedule, history) if windows and not interrupted and advice else []
         if more:
-            found, interrupted = run(more, folder)
+            found, interrupted = run(more, folder, runner)
             traces += [trace for trace in found if trace.metric]
             outcomes, advice = _judged(traces, judge, seed)
     # The end of the history that was not answered by anything is not part of any result.
@@ -396,9 +396,16 @@ def _classes(history: ReplayHistory, loop: Loop) -> tuple[Any, ...]:
     return tuple(find_classes(values, task, getattr(loop.train, "positive", None)))
 
 
-def _expected_work(policy: Policy) -> float:
-    weights = {"Every": 4.0, "OnNewData": 4.0, "OnDrift": 2.0, "OnPerformance": 2.0}
-    return sum(weights.get(type(trigger).__name__, 3.0) for trigger in policy.retrain)
+def _expected_work(policy: Policy, span: timedelta) -> float:
+    """About how long a policy takes, in the unit of a training per period. Watches cost something in every period."""
+
+    def work(trigger: object) -> float:
+        if not isinstance(trigger, Every):
+            return 0.75
+        # A policy trains at most once per period.
+        return 1.0 if trigger.is_cron else min(1.0, span / parse_duration(trigger.interval))
+
+    return sum(work(trigger) for trigger in policy.retrain)
 
 
 def _judged(traces: list[PolicyTrace], judge: Judge, seed: int) -> tuple[list[PolicyOutcome], Recommendation | None]:
