@@ -56,6 +56,15 @@ def test_never_is_recommended_if_nothing_is_better():
     assert "No policy was certainly better than never retraining" in found.why
 
 
+@pytest.mark.parametrize(("name", "trainings"), [("never", 0), ("weekly", 39)])
+def test_a_single_policy_is_compared_with_nothing(name, trainings):
+    found = recommend([candidate(name, 0.7 + NOISE, trainings)], "roc_auc", greater_is_better=True)
+    assert (found.name, found.best, found.check, found.indistinguishable) == (name, name, None, False)
+    assert found.why.endswith("No other policy was measured, so nothing is compared.")
+    for word in ("better", "worse", "Check", "certainly"):
+        assert word not in found.why
+
+
 def test_a_small_loss_that_is_a_large_part_of_the_skill_is_material():
     # 98 % of an AUC of 0.52 is 0.51, which is half of what the model knows.
     found = recommend(

@@ -198,3 +198,24 @@ def test_a_result_that_nothing_measured_says_what_to_do():
         every="1w", labels_after="0s", rows=104, policies=[], recommendation=None, seconds=1.0, remarks=[],
     )  # fmt: skip
     assert "No period has enough labels to measure a policy. Use an earlier --from" in replay_page(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policies", ["never", "never,monthly"])
+def test_policies_are_compared_only_if_there_are_several(tmp_path, policies):
+    from typer.testing import CliRunner
+
+    from everloop.cli.app import app
+
+    table, page = tmp_path / "daily.csv", tmp_path / "page.html"
+    daily(260).write_csv(table)
+    options = ["--target", "count", "--time", "day", "--policies", policies, "--no-windows", "--processes", "1"]
+    done = CliRunner().invoke(app, ["replay", str(table), *options, "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    for text in (done.output, page.read_text()):
+        several = "," in policies
+        assert ("difference from never retraining" in text) == several
+        assert ("Recommended: " in text) == several
+        assert ("The only policy: never" in text) == (not several)
+        assert ("nothing is compared" in text) == (not several)
+    assert ("To compare policies: --policies never,weekly" in done.output) == (not several)

@@ -200,7 +200,7 @@ def _write(path: Path, result: ReplayResult) -> None:
 
 
 def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | None) -> None:
-    from everloop.replay.replay_page import MONTHS_NOTE, NOT_MEASURED, month_rows, policy_rows
+    from everloop.replay.replay_page import NOT_MEASURED, advice_title, month_rows, months_note, policy_rows
 
     out = console()
     out.print(
@@ -213,7 +213,7 @@ def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | No
     table("Policies", columns, rows, empty="No policy.")
     columns, rows = month_rows(result)
     if len(rows) > 1:
-        table(f"By month. {MONTHS_NOTE}", columns, rows, empty="")
+        table(f"By month. {months_note(result)}", columns, rows, empty="")
     for one in result.policies:
         if one.error is not None:
             out.print(f"'{one.policy.name}' ended early: {one.error}", markup=False, soft_wrap=True)
@@ -226,11 +226,15 @@ def _draw(result: ReplayResult, html: Path | None, suggest: bool, kept: str | No
         out.print(f"No recommendation. {NOT_MEASURED}", markup=False, soft_wrap=True)
     else:
         chosen = result.outcome(advice.name).policy
-        out.print(f"\nRecommended: {advice.name} ({chosen.rule}). {advice.why}", markup=False, soft_wrap=True)
+        title = advice_title(result)
+        out.print(f"\n{title}: {advice.name} ({chosen.rule}). {advice.why}", markup=False, soft_wrap=True)
         if suggest:
             out.print("\nIn loop.py:\n" + "\n".join(f"    {line}" for line in result.suggestion), markup=False)
-        else:
+        elif len(result.policies) > 1:
             out.print("The lines for loop.py: add --suggest", markup=False)
+        else:
+            pair = "never,weekly" if advice.name == "never" else f"never,{advice.name}"
+            out.print(f"To compare policies: --policies {pair}", markup=False)
     if html is not None:
         out.print(f"Report: {html}", markup=False)
     if kept is not None:

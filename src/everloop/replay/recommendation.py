@@ -93,7 +93,7 @@ class Recommendation:
     best: str
     """The policy with the best mean metric over the whole replay."""
     indistinguishable: bool
-    """Whether no policy is certainly better than never retraining."""
+    """Whether no policy is certainly better than never retraining. False if nothing was compared."""
 
 
 def recommend(candidates: Sequence[Candidate], metric: str, *, greater_is_better: bool) -> Recommendation:
@@ -113,6 +113,8 @@ def recommend(candidates: Sequence[Candidate], metric: str, *, greater_is_better
             "No period of the replay has labels to measure a policy by.",
             help="Replay a longer time, or use a longer period with --every.",
         )
+    if len(measured) == 1:
+        return _only(measured[0], metric)
     begins = _begins(measured)
     chosen = _choose(measured, metric, greater_is_better)
     check: HeldOutCheck | None = None
@@ -127,6 +129,14 @@ def recommend(candidates: Sequence[Candidate], metric: str, *, greater_is_better
     return Recommendation(
         name=chosen.name, why=why, choice=chosen, check=check, best=chosen.best, indistinguishable=indistinguishable
     )
+
+
+def _only(one: Candidate, metric: str) -> Recommendation:
+    """The result for a policy that is compared with nothing."""
+    value = metric_text(mean_metric(one.periods) or 0.0)
+    why = f"{metric} {value} with {_times(one.trainings)}. No other policy was measured, so nothing is compared."
+    choice = Choice(name=one.name, best=one.name, kept=1.0, loss=Loss(value=0.0, low=0.0, high=0.0))
+    return Recommendation(name=one.name, why=why, choice=choice, check=None, best=one.name, indistinguishable=False)
 
 
 def kept_share(value: float, best: float, metric: str, *, greater_is_better: bool) -> float:

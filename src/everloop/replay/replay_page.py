@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 1000, 260
 NOT_MEASURED = "No period has enough labels to measure a policy. Use an earlier --from, a longer --every, or more rows."
-MONTHS_NOTE = "Mean of the periods that begin in a month. Policies that retrain: difference from never retraining."
 _COLOURS = ("#2f6db0", "#c0602a", "#2c7a4b", "#8a4fa3", "#b27a12", "#5d6a76", "#b3392b", "#2a8c94", "#7a6a2f")
 _STYLE = """
 .scroll{overflow-x:auto}
@@ -56,7 +55,7 @@ def _page(result: ReplayResult) -> Iterator[str]:
         yield f'<p class="answer warn"><b>No recommendation</b>{NOT_MEASURED}</p>'
     else:
         rule = result.outcome(advice.name).policy.rule
-        named = f"<b>Recommended: {html_text(advice.name)}</b>{html_text(rule[0].upper() + rule[1:])}."
+        named = f"<b>{advice_title(result)}: {html_text(advice.name)}</b>{html_text(rule[0].upper() + rule[1:])}."
         yield f'<p class="answer ok">{named} {html_text(advice.why)}</p>'
     yield "<h2>Policies</h2>"
     yield from _table(result)
@@ -79,17 +78,37 @@ def _months(result: ReplayResult) -> Iterator[str]:
     columns, rows = month_rows(result)
     if len(rows) < 2:
         return
-    yield f'<h2>By month</h2><p class="faint">{html_text(MONTHS_NOTE)}</p><div class="scroll"><table><thead><tr>'
+    yield f'<h2>By month</h2><p class="faint">{html_text(months_note(result))}</p>'
+    yield '<div class="scroll"><table><thead><tr>'
     yield "".join(f"<th>{html_text(name)}</th>" for name in columns) + "</tr></thead><tbody>"
     for row in rows:
         yield "<tr>" + "".join(f"<td>{html_text(text)}</td>" for text in row) + "</tr>"
     yield "</tbody></table></div>"
 
 
+def advice_title(result: ReplayResult) -> str:
+    """Return what the recommended policy is called. A policy that is compared with nothing is not recommended."""
+    return "Recommended" if sum(one.mean is not None for one in result.policies) > 1 else "The only policy"
+
+
+def months_note(result: ReplayResult) -> str:
+    """Return what the numbers of `month_rows` are."""
+    mean = "Mean of the periods that begin in a month."
+    shown = [one for one in result.policies if one.months]
+    if len(shown) > 1 and _basis(shown) is not None:
+        return f"{mean} Policies that retrain: difference from never retraining."
+    return mean
+
+
+def _basis(shown: Sequence[PolicyOutcome]) -> PolicyOutcome | None:
+    """The policy that never retrains, which the others are compared with."""
+    return next((one for one in shown if not one.policy.retrain), None)
+
+
 def month_rows(result: ReplayResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the names of the columns and one row of texts for each month: `never`, and how others differ from it."""
     shown = [one for one in result.policies if one.months]
-    basis = next((one for one in shown if not one.policy.retrain), None)
+    basis = _basis(shown)
     rows = []
     for month in sorted({month for one in shown for month in one.months}):
         row = [month]
