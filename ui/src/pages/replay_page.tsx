@@ -171,7 +171,7 @@ function Detail({ result }: { result: Result }) {
         <Command>{`everloop replay ${shell(result.title)}`}</Command>
       </Head>
       <div className="grid">
-        <Card title={result.recommended ? `Recommended: ${result.recommended}` : "No recommendation"} span="c12">
+        <Card title={result.recommended ? `${names.length > 1 ? "Recommended" : "The only policy"}: ${result.recommended}` : "No recommendation"} span="c12">
           <p>{result.why ?? "No policy could be measured."}</p>
           {result.suggestion.length > 0 && (
             <pre className="source mono small" aria-label="Lines for loop.py" tabIndex={0} style={{ marginTop: "0.7rem" }}>
