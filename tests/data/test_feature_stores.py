@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from polars.testing.parametric import dtypes, series
+from tests.fixtures.suspended_clients import suspended_clients
 
 from everloop.data.features import (
     FeatureView,
@@ -24,13 +26,15 @@ from everloop.data.features import (
     join_features,
     load_view,
     materialize,
+    online_store,
     open_online,
 )
 from everloop.errors import DataError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from conftest import OwnPostgres
     from everloop.stores import Store
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -76,6 +80,10 @@ def test_an_online_row_gives_way_to_a_later_one_only(online: OnlineStore) -> Non
     assert online.get("v@1", {"a": 1, "b": "x"}) is None
     assert put((1, "x", 5, 6, 0.5), (2, "ü", 5, 5, -1.0)) == 2
     assert put((1, "x", 5, 6, 9.9), (1, "x", 4, 9, 9.9)) == 0
+    put((3, "z", 2, 2, 0.2), (3, "z", 1, 1, 0.1))
+    later = online.get("v@1", {"a": 3, "b": "z"})
+    assert later is not None
+    assert later.values == {"x": 0.2}
     found = online.get("v@1", {"b": "x", "a": 1})
     assert found is not None
     assert (found.values, found.event_at, found.known_at) == ({"x": 0.5}, hours(5), hours(6))
@@ -87,6 +95,29 @@ def test_an_online_row_gives_way_to_a_later_one_only(online: OnlineStore) -> Non
     assert online.get("v@2", {"a": 1, "b": "x"}) is None
     online.drop("v@1")
     assert online.get("v@1", {"a": 2, "b": "ü"}) is None
+
+
+@pytest.mark.slow
+def test_a_suspended_writer_does_not_hold_the_others_up(
+    own_postgres: type[OwnPostgres], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everloop.stores.records.postgres_connections.IDLE_TRANSACTION_S", 1)
+    written = rows(*[(who, "y", 0, 0, 0.5) for who in range(20)])
+    encoded = list(online_store._encoded(written, ["a", "b"], ["x"]))
+    # Polars does not work in a process that was forked from one that has used it.
+    monkeypatch.setattr(online_store, "_encoded", lambda *_: encoded)
+    with own_postgres.started("-c fsync=off") as server:
+
+        def be_suspended(number: int, begin: Callable[[], None]) -> None:
+            own = online_store.PostgresOnline(server.url)
+            begin()
+            own.put(f"v@{number}", written, ["a", "b"], ["x"])
+
+        with suspended_clients(be_suspended) as numbers, closing(online_store.PostgresOnline(server.url)) as online:
+            online._connection.execute("SET lock_timeout = '20s'")
+            assert len(numbers) > 3
+            for number in numbers:
+                assert online.put(f"v@{number}", written, ["a", "b"], ["x"]) in (0, 20)
 
 
 def test_many_writers_leave_the_latest(online: OnlineStore) -> None:

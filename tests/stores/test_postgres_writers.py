@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from tests.fixtures.suspended_clients import suspended_clients
 
 from everloop.errors import ConflictError, EverloopError, UnavailableError, UsageError
 from everloop.records import Alias, ModelVersion, Point, Run
@@ -360,7 +361,7 @@ def test_a_version_is_still_numbered_once(connect: Open) -> None:
 
 
 def test_a_suspended_transaction_does_not_hold_the_others_up(connect: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everloop.stores.records.postgres.IDLE_TRANSACTION_S", 1)
+    monkeypatch.setattr("everloop.stores.records.postgres_connections.IDLE_TRANSACTION_S", 1)
     suspended, other = connect(), connect()
     run = new_run()
     suspended.put(run)
@@ -376,3 +377,33 @@ def test_a_suspended_transaction_does_not_hold_the_others_up(connect: Open, monk
     with pytest.raises(UnavailableError):
         be_suspended()
     assert [one.name for one in suspended.find(Run)] == ["other"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["points", "record"])
+def test_a_process_that_is_suspended_at_any_moment_does_not_hold_the_others_up(
+    connect: Open, postgres_url: str, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    monkeypatch.setattr("everloop.stores.records.postgres_connections.IDLE_TRANSACTION_S", 1)
+    records, runs = connect(), [new_run() for _ in range(100)]
+    # The names of parameters are known, so that no run waits for another one.
+    for run in [new_run(params={f"p{n}": 0 for n in range(20)}), *runs]:
+        records.put(run)
+
+    def write(records: PostgresRecords, run: Run) -> None:
+        if work == "points":
+            records.append_points(run.id, [Point(key="loss", value=n, step=n, at=START) for n in range(50)])
+        else:
+            known = records.get(Run, run.id)
+            records.update(replace(known, params={**known.params, **{f"p{n}": known.revision for n in range(20)}}))
+
+    def be_suspended(number: int, begin: Callable[[], None]) -> None:
+        own = PostgresRecords(postgres_url, project="p", actor="a", clock=SystemClock())
+        own.get(Run, runs[number].id)
+        begin()
+        write(own, runs[number])
+
+    with suspended_clients(be_suspended) as numbers:
+        assert len(numbers) > 5
+        for number in numbers:
+            in_thread(lambda number=number: write(records, runs[number]))  # type: ignore[misc]

@@ -21,7 +21,7 @@ from everloop.data.features.feature_codec import decode_row, encode_rows, entity
 from everloop.data.features.internal_columns import KNOWN_AT
 from everloop.errors import MissingExtraError, UsageError
 from everloop.stores.permissions import make_private
-from everloop.stores.records.postgres_connections import PostgresConnector
+from everloop.stores.records.postgres_connections import PostgresConnector, write_at_once
 from everloop.stores.records.sqlite_connection import SqliteConnection
 from everloop.stores.store_urls import check_url, mask_url
 from everloop.stores.tables.delta_tables import EVENT_AT
@@ -139,25 +139,23 @@ class PostgresOnline:
 
     def __init__(self, url: str) -> None:
         self._guard = threading.Lock()
-        self._connection = PostgresConnector(url, needed_by="An online store on PostgreSQL").connect(autocommit=True)
+        self._connection = PostgresConnector(url, needed_by="An online store on PostgreSQL").connect_writer()
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS everloop_online (view TEXT, entity BYTEA, event_at BIGINT, known_at BIGINT, "
             "row BYTEA, PRIMARY KEY (view, entity))"
         )
 
     def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
-        changed = 0
-        with self._guard, self._connection.transaction(), self._connection.cursor() as cursor:
-            # Always write in the same order, so that two writers cannot deadlock.
-            for batch in _batches(sorted(_encoded(rows, entity, features))):
-                cursor.executemany(
-                    "INSERT INTO everloop_online VALUES (%s, %s, %s, %s, %s) ON CONFLICT (view, entity) DO UPDATE SET "
-                    "event_at = excluded.event_at, known_at = excluded.known_at, row = excluded.row WHERE "
-                    "(excluded.event_at, excluded.known_at) > (everloop_online.event_at, everloop_online.known_at)",
-                    [(view, *encoded) for encoded in batch],
-                )
-                changed += cursor.rowcount
-        return changed
+        # Always write in the same order, so that two writers cannot deadlock. Of each entity, the latest row counts.
+        latest = {one[0]: one for one in sorted(_encoded(rows, entity, features))}
+        with self._guard, self._connection.transaction():
+            return write_at_once(
+                self._connection,
+                "INSERT INTO everloop_online VALUES (%s, %s, %s, %s, %s) ON CONFLICT (view, entity) DO UPDATE SET "
+                "event_at = excluded.event_at, known_at = excluded.known_at, row = excluded.row WHERE "
+                "(excluded.event_at, excluded.known_at) > (everloop_online.event_at, everloop_online.known_at)",
+                ((view, *one) for one in latest.values()),
+            )
 
     def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
         with self._guard:

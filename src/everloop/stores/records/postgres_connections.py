@@ -1,8 +1,13 @@
-"""Connecting to PostgreSQL, with retries while the server is unavailable.
+"""Connecting to PostgreSQL, with retries while the server is unavailable, and writing without holding others up.
 
 If a server has no free connection, is starting or restarts, connecting is retried for some seconds, with growing,
 random pauses. Errors that do not go away by waiting, such as a wrong password, are raised immediately. The server's
 messages are recognised only in English.
+
+A host may be suspended, or lose its network, in the middle of a transaction whose locks others wait for. The server
+ends a transaction that does nothing, but only between two requests. In the middle of COPY, or of the many messages of
+psycopg's `executemany`, it waits for its client without a limit. So transactions that take locks use a connection of
+`connect_writer`, and write many rows with `write_at_once`.
 """
 
 from __future__ import annotations
@@ -13,12 +18,15 @@ import os
 import random
 import re
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, MissingExtraError, UnavailableError, UsageError
 from everloop.stores.store_urls import check_url, database_name, mask_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import psycopg
 
 SCHEMES = ("postgresql", "postgres")
@@ -27,7 +35,13 @@ WAIT_VARIABLE = "EVERLOOP_POSTGRES_WAIT_S"
 MOST_WAIT_S = 600.0
 EVENT_LOOP_WAIT_S = 1.0
 """Limit for threads that run an event loop, because waiting blocks the whole loop."""
+IDLE_TRANSACTION_S = 30
+"""How long the server waits for a client in a transaction: for its next request, or until it takes a result."""
 
+_LIMITS = ("idle_in_transaction_session_timeout", "tcp_user_timeout")
+_ROWS_AT_ONCE = 100
+"""More rows in a request make each of them slower."""
+_ROW = re.compile(r"(?<=VALUES )\([%s, ]+\)")
 _PAUSE_S = (0.05, 1.0)
 _BUSY = re.compile(
     r"too many (?:clients|connections)|connection slots are reserved|no more connections allowed"
@@ -94,6 +108,16 @@ class PostgresConnector:
         # Raised here and not in an except block, so that no traceback shows the library's error with the URL.
         raise self._unavailable(problem)
 
+    def connect_writer(self) -> psycopg.Connection[Any]:
+        """As `connect`, for short transactions: the server ends them when this process is suspended or unreachable."""
+        connection = self.connect(autocommit=True, application_name="everloop")
+        # Only the limits that this server has: related databases lack some.
+        connection.execute(
+            "SELECT set_config(name, %s, false) FROM pg_settings WHERE name = ANY(%s)",
+            (f"{IDLE_TRANSACTION_S}s", list(_LIMITS)),
+        )
+        return connection
+
     def error_text(self, error: Exception) -> str:
         """The message of a psycopg error, on one line and without secrets."""
         return mask_text(" ".join(str(error).split()) or type(error).__name__, self.url)
@@ -135,6 +159,34 @@ class PostgresConnector:
         return UnavailableError(
             f"Cannot connect to the database '{self.name}': {problem}", help="Check its URL, user and password."
         )
+
+
+def write_at_once(connection: psycopg.Connection[Any], statement: str, rows: Iterable[Sequence[Any]]) -> int:
+    """As `executemany`, but the server never waits for the rest of a request.
+
+    Args:
+        statement: with psycopg's placeholders. The rows of an INSERT must not be in conflict with each other.
+
+    Returns:
+        The number of rows that were changed.
+    """
+    import psycopg
+
+    changed = 0
+    cursor = psycopg.ClientCursor(connection)
+    rows = iter(rows)
+    row = _ROW.search(statement)
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        if row is None:
+            request = "; ".join([cursor.mogrify(statement, one) for one in part])
+        else:
+            values = ", ".join([cursor.mogrify(row[0], one) for one in part])
+            request = f"{statement[: row.start()]}{values}{statement[row.end() :]}"
+        cursor.execute(request.encode(connection.info.encoding))
+        changed += cursor.rowcount
+        while cursor.nextset():
+            changed += cursor.rowcount
+    return changed
 
 
 def _wait_s() -> float:
