@@ -118,7 +118,7 @@ def test_a_node_with_other_files_unpacks_the_bundle(
 
 
 def test_a_node_does_not_run_other_code_than_the_run_has(spec: JobSpec, tmp_path: Path) -> None:
-    other = replace(spec, node=replace(spec.node, code="code:0"))
+    other = replace(spec, node=replace(spec.node, code="code:0"), code="code:0")
     assert answer(other, tmp_path) == Stale(outdated=True)
 
 

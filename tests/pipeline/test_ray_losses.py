@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -16,7 +18,7 @@ from everloop.errors import SourceError, UsageError, WorkerLostError
 from everloop.pipeline import Graph, run_graph, trace
 from everloop.pipeline.executors.ray import MOST_MOVES, RayExecutor
 from everloop.pipeline.executors.ray_worker import MissingFile, run_spec
-from everloop.pipeline.executors.worker import failed
+from everloop.pipeline.executors.worker import Stale, failed
 from everloop.records import Artifact, StepRun
 from everloop.stores import SimulatedClock, open_store
 
@@ -202,3 +204,50 @@ def test_a_warm_worker_imports_another_project_of_the_same_names(
             project.edit(loop=text.replace("{weight}", str(weight)))
             found = run_graph(Graph.wire([project.load().check]), store, executor=executor).value("check")
             assert found == [True, weight, folder], (folder, weight)
+
+
+def test_a_folder_in_a_constant_does_not_make_the_code_of_a_node_without_these_files_differ(
+    project: Project, store: Store, monkeypatch: pytest.MonkeyPatch, workers: list[ProcessPoolExecutor]
+) -> None:
+    class Elsewhere(Gateway):
+        def submit(self, name: str, spec: bytes, options: dict[str, Any], receiver: Callable[..., None]) -> None:
+            given = json.loads(spec)
+            given["local"]["modules"] = {}
+            reply = workers[0].submit(run_spec, json.dumps(given).encode()).result()
+            kinds.append(type(pickle.loads(reply)))  # noqa: S301
+            receiver("done", reply)
+
+    kinds: list[type] = []
+    executor = RayExecutor("cluster:1")
+    executor._connection = Elsewhere()  # type: ignore[assignment]
+    monkeypatch.syspath_prepend(str(project.folder))
+    project.edit(
+        loop="""
+        from dataclasses import dataclass
+        from pathlib import Path
+        from everloop.pipeline import step
+
+        HERE = Path(__file__).parent
+
+        @dataclass
+        class Model:
+            folder: str
+
+        @step(cache=False)
+        def model() -> Model:
+            return Model(str(HERE))
+
+        @step(cache=False)
+        def check(model: Model):
+            return [isinstance(model, Model), model.folder]
+        """
+    )
+    found = run_graph(Graph.wire([project.load().check]), store, executor=executor).value("check")
+    assert found[0] is True
+    assert found[1] != str(project.folder)
+    assert Stale not in kinds
+    # Code that differs is still sent.
+    monkeypatch.setattr(sys.modules["loop"], "HERE", project.folder / "other")
+    found = run_graph(Graph.wire([sys.modules["loop"].model]), store, executor=executor).value("model")
+    assert found.folder == str(project.folder / "other")
+    assert Stale in kinds

@@ -25,12 +25,14 @@ import sys
 import threading
 import types
 import uuid
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from everloop.pipeline.code.code_origin import origin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     Refer = Callable[[object], str | None]
 
@@ -50,6 +52,7 @@ _EMPTY_KINDS: tuple[type, ...] = (type(threading.Lock()), type(threading.RLock()
 _BUILTINS: tuple[type, ...] = (bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset)
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _PROTOCOL = 4
+_folders: ContextVar[tuple[str, ...]] = ContextVar("folders", default=())
 
 
 class UndigestibleError(TypeError):
@@ -74,6 +77,16 @@ def digest_value(value: object, refer: Refer | None = None) -> str:
     except RecursionError:
         raise UndigestibleError(f"a {kind_of(value)} that is nested too deeply") from None
     return written.hash.hexdigest()[:32]
+
+
+@contextmanager
+def ignoring_location(folders: Iterable[str]) -> Iterator[None]:
+    """Inside of the block, the digest of a path in one of these folders does not depend on where the folder is."""
+    token = _folders.set(tuple(sorted(folders, key=len, reverse=True)))
+    try:
+        yield
+    finally:
+        _folders.reset(token)
 
 
 def digest_text(*parts: str) -> str:
@@ -104,6 +117,7 @@ class _Writer:
         self.hash = hashlib.sha256()
         self.refer = refer
         self.outer = outer
+        self.folders = _folders.get()
         # Identity to position of first visit. An object that is visited again is written as its position: this ends
         # cycles, and each object is written once. The object is kept alive so that its identity stays unique.
         self.visited: dict[int, tuple[int, object]] = {}
@@ -307,6 +321,8 @@ class _Writer:
     # --- bytes ----------------------------------------------------------------------------------------------
 
     def _leaf(self, tag: str, text: str) -> None:
+        for folder in self.folders:
+            text = text.replace(folder, "")
         self._bytes(tag, text.encode("utf-8", "surrogatepass"))
 
     def _bytes(self, tag: str, data: bytes) -> None:

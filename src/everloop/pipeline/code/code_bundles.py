@@ -116,6 +116,11 @@ def same_files(bundle: CodeBundle, files: Mapping[str, str]) -> bool:
     return True
 
 
+def roots_of(files: Mapping[str, str]) -> set[str]:
+    """The folders on the search path that modules are in, given as names and files."""
+    return {str(_root_of(name, file)) for name, file in files.items()}
+
+
 def _file_of(name: str) -> str | None:
     file = getattr(sys.modules.get(name), "__file__", None)
     return None if file is None or name in ("__main__", "__mp_main__") else str(Path(file).absolute())

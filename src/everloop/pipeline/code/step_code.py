@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.pipeline.code.code_dependencies import CodeDependencies, TracedCode
 from everloop.pipeline.code.code_parts import Code
 from everloop.pipeline.steps import Step
+from everloop.pipeline.value_digests import ignoring_location
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,6 +31,16 @@ def code_of(function: Callable[..., Any]) -> Code:
     return traced.code
 
 
+def relocatable_digest(function: Callable[..., Any], folders: Iterable[str]) -> str:
+    """The digest of a function's code that does not depend on where the folders of its project are.
+
+    A constant such as `Path(__file__).parent` differs between machines, though the code is the same.
+    """
+    with ignoring_location(folders):
+        traced = CodeDependencies().trace(function.function if isinstance(function, Step) else function)
+    return traced.code.digest
+
+
 def accept_changes(functions: Iterable[Callable[..., Any]]) -> None:
     """Call this after steps ran here: changes to their own constants are not an edit, so their code stays valid."""
     for function in functions:
@@ -40,4 +51,4 @@ def accept_changes(functions: Iterable[Callable[..., Any]]) -> None:
                 traced.accept_changes()
 
 
-__all__ = ["Code", "accept_changes", "code_of"]
+__all__ = ["Code", "accept_changes", "code_of", "relocatable_digest"]

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import CorruptionError
+from everloop.pipeline.code.code_bundles import roots_of
+from everloop.pipeline.code.step_code import relocatable_digest
 from everloop.pipeline.graph_plan import Plan, PlanNode
 from everloop.pipeline.plan_inputs import encode_inputs
 from everloop.version import VERSION
@@ -71,6 +73,8 @@ class JobSpec:
     """Digest of the pickled step: a reference to its module if another process can import it, else its code."""
     by_name: bool
     """Whether it is a reference. The worker then compares the digest of the code that it has imported."""
+    code: str
+    """Digest of the code without the place of its files, for a worker that has them elsewhere. Empty if it is sent."""
     bundle: str
     """Digest of the bundle with the project's modules."""
     urls: dict[str, str | None] = field(repr=False)
@@ -195,6 +199,7 @@ def make_spec(
         reached=job.reached,
         function=function,
         by_name=by_name,
+        code=relocatable_digest(job.step, roots_of(modules)) if by_name else "",
         bundle=bundle,
         urls={part: url for part, url in urls.items() if part not in local},
         project=store.project,

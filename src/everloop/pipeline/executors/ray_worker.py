@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, StoreError, UsageError
-from everloop.pipeline.code.code_bundles import CodeBundle, same_files
+from everloop.pipeline.code.code_bundles import CodeBundle, roots_of, same_files
 from everloop.pipeline.code.project_modules import finder
-from everloop.pipeline.code.step_code import code_of
+from everloop.pipeline.code.step_code import code_of, relocatable_digest
 from everloop.pipeline.executors.job_specs import JobSpec, unreachable_part
 from everloop.pipeline.executors.worker import (
     Failed,
@@ -69,7 +69,8 @@ _stores: dict[tuple[Any, ...], Store] = {}
 _reached: list[tuple[str, str, dict[str, str]]] = []
 """Machine, home and local parts of the stores that this worker has found."""
 _bundles: dict[str, CodeBundle] = {}
-_steps: dict[str, Step[..., Any]] = {}
+_steps: dict[tuple[str, str], tuple[Step[..., Any], str]] = {}
+"""Digests of a pickled step and of its code in the run, to the step and the digest of its code here."""
 _project: list[tuple[str, dict[str, str]]] = []
 """Digest of the code bundle whose modules this worker has imported, and its modules with the files of the run."""
 
@@ -198,8 +199,8 @@ def _find_step(spec: JobSpec, store: Store) -> Step[..., Any] | None:
     project = (spec.bundle, local.modules if local is not None else {})
     if _project != [project]:
         _forget_modules()
-    known = _steps.get(spec.function)
-    if known is not None and (not spec.by_name or code_of(known.function).digest == spec.node.code):
+    known, digest = _steps.get((spec.function, spec.node.code), (None, ""))
+    if known is not None and (not spec.by_name or code_of(known.function).digest == digest):
         return known
     if spec.bundle not in _bundles:
         _bundles[spec.bundle] = CodeBundle.from_bytes(store.objects.read(spec.bundle))
@@ -225,9 +226,10 @@ def _find_step(spec: JobSpec, store: Store) -> Step[..., Any] | None:
         for name in spec.node.modules:
             importlib.import_module(name)
     step: Step[..., Any] = pickle.loads(store.objects.read(spec.function))  # noqa: S301 - its digest comes from the run
-    if spec.by_name and code_of(step.function).digest != spec.node.code:
+    digest = code_of(step.function).digest if spec.by_name else ""
+    if spec.by_name and digest != spec.node.code and relocatable_digest(step, roots_of(files)) != spec.code:
         return None
-    _steps[spec.function] = step
+    _steps[spec.function, spec.node.code] = step, digest
     return step
 
 
