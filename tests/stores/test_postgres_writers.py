@@ -380,7 +380,7 @@ def test_a_suspended_transaction_does_not_hold_the_others_up(connect: Open, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", ["points", "record"])
+@pytest.mark.parametrize("work", ["points", "record", "large"])
 def test_a_process_that_is_suspended_at_any_moment_does_not_hold_the_others_up(
     connect: Open, postgres_url: str, monkeypatch: pytest.MonkeyPatch, work: str
 ) -> None:
@@ -393,6 +393,9 @@ def test_a_process_that_is_suspended_at_any_moment_does_not_hold_the_others_up(
     def write(records: PostgresRecords, run: Run) -> None:
         if work == "points":
             records.append_points(run.id, [Point(key="loss", value=n, step=n, at=START) for n in range(50)])
+        elif work == "large":
+            # Larger than the buffers between the two processes, so it is sent in parts.
+            records.update(replace(records.get(Run, run.id), error="e" * 500_000))
         else:
             known = records.get(Run, run.id)
             records.update(replace(known, params={**known.params, **{f"p{n}": known.revision for n in range(20)}}))

@@ -44,6 +44,8 @@ MOST_INDEXES = 16
 """Limit for indexes that are created for slow searches, because each index makes every write a little slower."""
 MOST_PARTS = 16
 """A transaction of more parts takes the lock of the project instead, because a server has room for few locks."""
+_LARGE = 2**15
+"""Statements with longer values are sent as one message, because their several messages may not be sent at once."""
 _POINTS = (
     "INSERT INTO points (metric, step, at, written_at, value, crc) SELECT * FROM"
     " unnest(%b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[], %b::float8[], %b::bigint[])"
@@ -109,6 +111,8 @@ class PostgresDatabase:
         with self._pool.connection() as pooled:
             try:
                 self._write_events_before(pooled, statement)
+                if any(isinstance(value, str | bytes) and len(value) > _LARGE for value in values):
+                    return write_at_once(pooled.connection, _marked(statement).decode(), [values])
                 return pooled.connection.execute(_marked(statement), values).rowcount
             except (self._psycopg.Error, UnicodeEncodeError) as error:
                 raise self._translated(error) from error

@@ -5,9 +5,9 @@ random pauses. Errors that do not go away by waiting, such as a wrong password, 
 messages are recognised only in English.
 
 A host may be suspended, or lose its network, in the middle of a transaction whose locks others wait for. The server
-ends a transaction that does nothing, but only between two requests. In the middle of COPY, or of the many messages of
-psycopg's `executemany`, it waits for its client without a limit. So transactions that take locks use a connection of
-`connect_writer`, and write many rows with `write_at_once`.
+ends a transaction that does nothing, but only between two requests. In the middle of COPY, of the several messages of
+psycopg's `executemany`, or of a statement with long values, it waits for its client without a limit. So transactions
+that take locks use a connection of `connect_writer`, and write many rows or long values with `write_at_once`.
 """
 
 from __future__ import annotations
