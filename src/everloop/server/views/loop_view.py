@@ -303,8 +303,9 @@ def _attention(store: Store, runs: list[Run]) -> list[Attention]:
         for one in list_incidents(store, limit=_MOST_ATTENTION)
         if one.state == "open"
     ]
-    waiting = ("state", "in", ["open", "approved"])
-    for request in store.records.find(AliasRequest, waiting, order="-id", limit=_MOST_ATTENTION):
+    for request in store.records.find(
+        AliasRequest, ("state", "in", ["open", "approved"]), order="-id", limit=_MOST_ATTENTION
+    ):
         model, _, number = request.version.rpartition("@")
         if request.state == "open":
             title = f"{request.version} needs approval to become {request.alias}"
