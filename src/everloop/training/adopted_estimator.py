@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
@@ -25,12 +26,12 @@ from everloop.training.estimator_tasks import (
     known_classes,
     task_for,
 )
-from everloop.training.targets import find_classes, infer_task
+from everloop.training.targets import class_place, find_classes, infer_task
 from everloop.training.trained_model import Trained
 from everloop.training.training_tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import polars as pl
     from numpy.typing import NDArray
@@ -46,6 +47,10 @@ logger = logging.getLogger("everloop.training")
 Container = Literal["polars", "pandas", "numpy"]
 _CONTAINERS: tuple[Container, ...] = ("polars", "pandas", "numpy")
 _PROBE_ROWS = 20
+_AGREEMENT_ROWS = 500
+_AGREEMENT = 1e-5
+"""Relative difference that rounding in single precision can explain."""
+_CLASS_ROWS = 10_000
 
 
 class AdoptedModel:
@@ -67,6 +72,7 @@ class AdoptedModel:
         inputs: Sequence[str],
         types: Mapping[str, str],
         container: Container,
+        nulls: Sequence[str] | None = None,
     ) -> None:
         self.estimator = estimator
         self.format = format
@@ -76,6 +82,9 @@ class AdoptedModel:
         self.types = dict(types)
         """Arrow type of each input, to build the estimator's columns from plain rows."""
         self.container: Container = container
+        self.nulls = tuple(types) if nulls is None else tuple(nulls)
+        """Inputs that had nulls in training. There pandas and NumPy store whole numbers as floats, and booleans as
+        objects; the same must happen to a request without nulls. Packages of earlier versions do not name them."""
         self._blob = blob
 
     @property
@@ -106,7 +115,7 @@ class AdoptedModel:
         absent = [name for name in self.inputs if name not in frame.columns]
         if absent:
             raise RequestError(f"Column '{absent[0]}' is missing.", help=f"Got: {', '.join(frame.columns[:30])}")
-        return _contain(frame.select(self.inputs), self.container)
+        return _contain(_as_trained(frame, self.inputs, self.types), self.container, self.nulls)
 
     def _frame_of(self, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
         import polars as pl
@@ -115,10 +124,10 @@ class AdoptedModel:
             for name in self.inputs:
                 if name not in row:
                     raise RequestError(f"Column '{name}' is missing.", help=f"Got: {', '.join(list(row)[:30])}")
-        schema = {name: _polars_type(self.types[name]) for name in self.inputs}
+        schema = {name: _decoded_type(self.types[name]) for name in self.inputs}
         try:
             columns = {name: pl.Series(name, [row[name] for row in rows], dtype=schema[name]) for name in self.inputs}
-        except (TypeError, pl.exceptions.PolarsError) as error:
+        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
             types = ", ".join(f"{name}: {self.types[name]}" for name in self.inputs[:30])
             raise RequestError(
                 f"The rows do not have the types that the model was trained on: {error}", help=f"They are {types}."
@@ -132,6 +141,7 @@ class AdoptedModel:
             "inputs": list(self.inputs),
             "types": self.types,
             "container": self.container,
+            "nulls": list(self.nulls),
             **self.question.to_json(),
         }
         return {f"model.{self.format}": self._blob, "adopted.json": json.dumps(state, sort_keys=True).encode()}
@@ -146,7 +156,8 @@ class AdoptedModel:
             raise CorruptionError(
                 f"These files are not an adopted model: {error!r}.", help="Build the package again."
             ) from error
-        return cls(_load(blob, cls.reads), format=cls.reads, blob=blob, question=question, **fields)
+        nulls = state.get("nulls")
+        return cls(_load(blob, cls.reads), format=cls.reads, blob=blob, question=question, nulls=nulls, **fields)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reread, (type(self), self.to_files())
@@ -187,15 +198,28 @@ def adopt(
     from everloop.training.metrics import get_metric, metrics_of
 
     rows = table(frame)
+    if callable(estimator) and not isinstance(estimator, type) and not hasattr(estimator, "predict"):
+        estimator = FunctionEstimator(estimator)
     names = _names(estimator, rows, target, features)
     check_one_output(estimator)
-    probe = rows.select(names).head(_PROBE_ROWS)
-    inferred_task, classes, order = _task_and_classes(estimator, rows, names, target, task, container)
-    question, working = _working_container(estimator, probe, inferred_task, classes, order, container)
-    stored, blob = _dump(estimator)
     types = {name: arrow_type(dtype) for name, dtype in rows.select(names).schema.items()}
+    trained_rows = _as_trained(rows, names, types)
+    nulls = [name for name in names if rows[name].null_count()]
+    inferred_task, classes, order = _task_and_classes(estimator, rows, names, target, task, container)
+    _check_classes(estimator, rows[target], classes)
+    question, working = _working_container(estimator, trained_rows, nulls, inferred_task, classes, order, container)
+    stored, blob = _dump(estimator)
     kind = PickledModel if stored == "pickle" else AdoptedModel
-    model = kind(estimator, format=stored, blob=blob, question=question, inputs=names, types=types, container=working)
+    model = kind(
+        estimator,
+        format=stored,
+        blob=blob,
+        question=question,
+        inputs=names,
+        types=types,
+        container=working,
+        nulls=nulls,
+    )
     notes = [f"adopted {type(estimator).__module__}.{type(estimator).__qualname__}, stored as {stored}"]
     if question.choice == "votes":
         notes.append("it gives no probabilities, so the score of the predicted class is 1 and that of the others is 0")
@@ -289,57 +313,168 @@ def _predicted(estimator: Any, rows: pl.DataFrame, container: Container | None) 
 
 def _working_container(
     estimator: Any,
-    probe: pl.DataFrame,
+    rows: pl.DataFrame,
+    nulls: Sequence[str],
     task: Task,
     classes: list[Json],
     order: Sequence[int],
     requested: Container | None,
 ) -> tuple[EstimatorScores, Container]:
-    """Return the way to call the estimator, and a kind of table that it takes."""
-    import warnings
+    """Return the way to call the estimator, and a kind of table that it takes.
 
-    failures = []
+    Raises:
+        TrainingError: it takes none, or its predictions for a Polars and for a pandas frame differ. Nothing shows which
+            of the two it was fitted on.
+    """
+    failures: list[str] = []
+    probe = rows.head(_PROBE_ROWS)
     for container in (requested,) if requested else _CONTAINERS:
-        try:
-            with warnings.catch_warnings():
-                # An estimator warns if column names are missing. Then the next container, which has them, is better.
-                warnings.simplefilter("error")
-                question, answers = first_answers(estimator, _contain(probe, container), task, order, classes)
-        except UsageError:
-            raise
-        except Exception as error:  # an estimator of any library may raise anything
-            failures.append(f"{container}: {type(error).__name__}: {error}")
+        found = _tried(estimator, _contain(probe, container, nulls), task, classes, order)
+        if isinstance(found, str):
+            failures.append(f"{container}: {found}")
             continue
-        scores = answers.scores
-        if len(scores) == probe.height and np.isfinite(scores).all():
-            return question, container
-        failures.append(f"{container}: {len(scores)} predictions for {probe.height} rows, or some are not numbers")
+        if container == "polars" and requested is None:
+            _check_agreement(estimator, found, rows, nulls)
+        return found, container
     raise TrainingError(
         f"The {type(estimator).__name__} cannot predict the rows that it was trained on ({'; '.join(failures)}).",
-        help="Return a fitted estimator that takes the prepared table's columns, or pass `container`.",
+        help="Return an estimator that takes the columns of `train` without the target, time and key. If columns were "
+        "converted or encoded before fit, do that inside of the estimator, for example with a scikit-learn Pipeline.",
     )
 
 
-def _contain(frame: pl.DataFrame, container: Container) -> Any:
+def _tried(estimator: Any, probe: Any, task: Task, classes: list[Json], order: Sequence[int]) -> EstimatorScores | str:
+    """Return the way to call the estimator with a table of this kind, or why it does not work."""
+    try:
+        with warnings.catch_warnings():
+            # An estimator warns if column names are missing. Then the next container, which has them, is better.
+            warnings.simplefilter("error")
+            question, answers = first_answers(estimator, probe, task, order, classes)
+    except UsageError:
+        raise
+    except Exception as error:  # an estimator of any library may raise anything
+        return f"{type(error).__name__}: {error}"
+    if len(answers.scores) == len(probe) and np.isfinite(answers.scores).all():
+        return question
+    return f"{len(answers.scores)} predictions for {len(probe)} rows, or some are not numbers"
+
+
+def _check_agreement(estimator: Any, question: EstimatorScores, rows: pl.DataFrame, nulls: Sequence[str]) -> None:
+    """Check that an estimator predicts the same for a pandas frame as for a Polars frame, if it takes both."""
+    some = rows.gather_every(max(1, rows.height // _AGREEMENT_ROWS))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ours = question.answer(estimator, _contain(some, "polars"))
+            theirs = question.answer(estimator, _contain(some, "pandas", nulls))
+    except Exception as error:  # it does not take both
+        logger.debug("%s takes no pandas frame: %s", type(estimator).__name__, error)
+        return
+    scale = np.maximum(1.0, np.abs(ours.scores))
+    apart = ~(np.abs(ours.scores - theirs.scores) <= _AGREEMENT * scale).reshape(some.height, -1).all(axis=1)
+    if ours.places is not None and theirs.places is not None:
+        apart |= ours.places != theirs.places
+    if apart.any():
+        at = int(np.argmax(apart))
+        raise TrainingError(
+            f"The {type(estimator).__name__} predicts {ours.scores[at].tolist()} if it gets a Polars frame, but "
+            f"{theirs.scores[at].tolist()} if it gets a pandas frame, for the row {some.row(at, named=True)}. Nothing "
+            "shows which of the two it was fitted on.",
+            help="Convert the table at the start of `predict`: for pandas, "
+            "`if hasattr(X, 'to_pandas'): X = X.to_pandas()`; for Polars, `X = polars.DataFrame(X)`.",
+        )
+
+
+def _check_classes(estimator: Any, target: pl.Series, classes: Sequence[Json]) -> None:
+    """Check that the estimator's classes are values of the target, so that its predictions mean the same.
+
+    Raises:
+        TrainingError: they have nothing in common: the target was encoded before fit, or it means something else.
+    """
+    values = target.drop_nulls().unique().sort().to_list()
+    if not classes or not values or any(class_place(value, classes) is not None for value in values):
+        return
+    raise TrainingError(
+        f"The {type(estimator).__name__} predicts the classes {', '.join(map(repr, classes[:8]))}, but the target "
+        f"'{target.name}' has the values {', '.join(map(repr, values[:8]))}.",
+        help="If the target was encoded before fit (LabelEncoder, 'yes' to 1), encode it in the data step instead, or "
+        "return an object whose `predict` returns the original values and whose `classes_` lists them.",
+    )
+
+
+class FunctionEstimator:
+    """Gives a function from a table to predictions the method `predict`."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def predict(self, table: Any) -> Any:
+        return np.asarray(self.function(table))
+
+
+def _as_trained(frame: pl.DataFrame, names: Sequence[str], types: Mapping[str, str]) -> pl.DataFrame:
+    """Return the inputs with the types of the training table, whatever decoded or stored them in between."""
+    return frame.select(_converted(frame[name], types[name]) for name in names)
+
+
+def _converted(series: pl.Series, name: str) -> pl.Series:
+    import polars as pl
+
+    dtype = _polars_type(name)
+    if series.dtype == dtype:
+        return series
+    if isinstance(dtype, pl.Datetime) and isinstance(series.dtype, pl.Datetime):
+        cut = series.dt.cast_time_unit(dtype.time_unit)
+        moments = cut if series.dtype.time_zone else cut.dt.replace_time_zone("UTC")
+        # A request names moments in UTC, in which training read times without a zone, too.
+        zoned = moments.dt.convert_time_zone(dtype.time_zone or "UTC")
+        return zoned if dtype.time_zone else zoned.dt.replace_time_zone(None)
+    if dtype.is_integer():
+        # A value that does not fit the width of training stays as it is.
+        narrow = series.cast(dtype, strict=False)
+        return narrow if narrow.null_count() == series.null_count() else series
+    return series if dtype == pl.Object else series.cast(dtype)
+
+
+def _contain(frame: pl.DataFrame, container: Container, nulls: Sequence[str] = ()) -> Any:
+    """Return a new table that the estimator may change, as `to_pandas` and `to_numpy` of Polars return it.
+
+    Args:
+        nulls: columns that had nulls in training.
+    """
+    import polars as pl
+
     if container == "polars":
         return frame
+    frame = frame.with_columns(frame[name].cast(pl.Float64) for name in nulls if frame[name].dtype.is_integer())
     if container == "numpy":
-        return frame.to_numpy()
+        return frame.to_numpy(writable=True)
     try:
         import pandas as pd
     except ImportError:
         raise MissingExtraError.of("This estimator", "pandas", "pandas") from None
     # Converted column by column, because `to_pandas` of Polars needs pyarrow for strings.
-    return pd.DataFrame(
-        {column.name: column.to_list() if _is_text(column) else column.to_numpy() for column in frame.get_columns()}
-    )
+    return pd.DataFrame({column.name: _pandas_values(column, column.name in nulls) for column in frame.get_columns()})
 
 
-def _is_text(series: pl.Series) -> bool:
-    return arrow_type(series.dtype) == "string"
+def _pandas_values(column: pl.Series, nulls: bool) -> Any:
+    import pandas as pd
+    import polars as pl
+
+    if arrow_type(column.dtype) == "string":
+        # pandas would infer another type for a single null.
+        return pd.Series(column.to_list(), dtype=pd.Series([""]).dtype)
+    if column.dtype == pl.Boolean and nulls:
+        return pd.Series(column.to_list(), dtype=object)
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone:
+        moments = pd.Series(column.dt.convert_time_zone("UTC").dt.replace_time_zone(None).to_numpy())
+        return moments.dt.tz_localize("UTC").dt.tz_convert(column.dtype.time_zone)
+    values = column.to_numpy()
+    return values.astype("datetime64[ms]") if column.dtype == pl.Date else values
 
 
-def _polars_type(name: str) -> Any:
+def _polars_type(name: str) -> pl.DataType:
+    """Return the Polars type of an input for its Arrow type."""
     import polars as pl
 
     unit, _, zone = name.partition("[")[2].rstrip("]").partition(", tz=")
@@ -354,9 +489,23 @@ def _polars_type(name: str) -> Any:
         "double": pl.Float64,
         "date32[day]": pl.Date,
         "time64[ns]": pl.Time,
+        **{
+            f"{sign}int{bits}": getattr(pl, f"{sign.upper()}Int{bits}")
+            for sign in ("", "u")
+            for bits in (8, 16, 32, 64)
+        },
     }
-    # Whole numbers are read as floats, because a request may have nulls although training had none.
-    return fixed.get(name, pl.Float64 if name.startswith(("int", "uint", "decimal")) else pl.Object)
+    return cast("pl.DataType", fixed.get(name, pl.Float64 if name.startswith("decimal") else pl.Object)())
+
+
+def _decoded_type(name: str) -> pl.DataType:
+    """Return the Polars type of an input's decoded values: whole numbers of any width, and moments in UTC."""
+    import polars as pl
+
+    dtype = _polars_type(name)
+    if isinstance(dtype, pl.Datetime):
+        return pl.Datetime(dtype.time_unit, "UTC")
+    return pl.Int64() if dtype.is_integer() else dtype
 
 
 def _dump(estimator: Any) -> tuple[str, bytes]:

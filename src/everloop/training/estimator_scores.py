@@ -70,7 +70,8 @@ class EstimatorScores:
             return ClassScores(votes(places, len(self.classes)), places)
         if self.choice == "predict":
             estimator, rows = _prepared(estimator, rows)
-            scores = self._arranged(_probabilities(estimator, rows))
+            # Some estimators change the table that they get, so each call gets its own.
+            scores = self._arranged(_probabilities(estimator, own_copy(rows)))
             return ClassScores(scores, self._places(estimator.predict(rows)))
         probabilities = _probabilities(estimator, rows)
         scores = self._arranged(probabilities)
@@ -162,6 +163,12 @@ def is_pipeline(estimator: Any) -> bool:
     """Whether this is exactly scikit-learn's `Pipeline`, which predicts only by its steps."""
     kind = type(estimator)
     return kind.__name__ == "Pipeline" and kind.__module__ == "sklearn.pipeline" and bool(estimator.steps)
+
+
+def own_copy(rows: Any) -> Any:
+    """Return a copy of a table that an estimator may change."""
+    # Polars frames do not change, and lists and sparse matrices are converted by the estimator.
+    return rows.copy() if hasattr(rows, "iloc") or isinstance(rows, np.ndarray) else rows
 
 
 def _prepared(estimator: Any, rows: Any) -> tuple[Any, Any]:

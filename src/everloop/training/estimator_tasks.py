@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from everloop.errors import UsageError
-from everloop.training.estimator_scores import EstimatorScores, last_step, question_for
+from everloop.training.estimator_scores import EstimatorScores, last_step, own_copy, question_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,7 @@ def first_answers(
         UsageError: the estimator predicts several values for each row.
         Exception: any error that the estimator raises.
     """
-    predicted = estimator.predict(rows) if hasattr(estimator, "predict") else None
+    predicted = estimator.predict(own_copy(rows)) if hasattr(estimator, "predict") else None
     has_proba = hasattr(estimator, "predict_proba")
     if predicted is not None and (task == "regression" or has_proba or decides(estimator, predicted)):
         check_one_output(estimator, predicted)
@@ -159,7 +159,7 @@ def first_answers(
         # Only the result of `predict` is needed, and it is known already.
         return question, question.answer(_Predicted(predicted), rows)
     try:
-        return question, question.answer(estimator, rows)
+        return question, question.answer(estimator, own_copy(rows))
     except (AttributeError, NotImplementedError):
         # Some estimators have a `predict_proba` that does not work.
         if not has_proba or predicted is None:
