@@ -262,6 +262,36 @@ def test_adopted_estimator_says_what_it_does_not_take(store: Store, table: pl.Da
         predictor.predict([{"distance": None, "seats": 100}])
 
 
+class Batch:
+    """Predicts with something that it computes from the rows of one call."""
+
+    def __init__(self, read: Any) -> None:
+        self.read = read
+
+    def predict(self, rows: Any) -> Any:
+        return np.asarray(self.read(rows), dtype=float)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda rows: rows["distance"] - rows["distance"].mean(),
+        lambda rows: rows["distance"].to_numpy().argsort().argsort() / len(rows),
+        lambda rows: np.unique(rows["carrier"].fill_null("").to_numpy(), return_inverse=True)[1],
+    ],
+)
+def test_model_whose_prediction_depends_on_the_other_rows_is_not_packaged(
+    store: Store, table: pl.DataFrame, read: Any
+) -> None:
+    from everloop.training import adopt
+
+    rows = table.select("distance", "carrier", y="distance")
+    trained = adopt(Batch(read), rows, "y", features=["distance", "carrier"], task="regression")
+    with pytest.raises(ParityError, match=r"depends on the other rows of the request: \S+ alone, \S+ among") as caught:
+        build_package(trained, store=store, sample=rows)
+    assert "in `fit`" in (caught.value.help or "")
+
+
 def test_code_loads_only_when_somebody_trusted_vouches(
     tmp_path: Path, store: Store, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,3 +144,162 @@ def test_requests_and_files_that_are_wrong():
         model.predict_rows([{"x": "high"}])
     with pytest.raises(CorruptionError):
         model_from_files("skops", {"adopted.json": b"{}"})
+
+
+class Threshold:
+    """Only `fit` and `predict`: one label above the mean, another one below."""
+
+    labels = (0, 1)
+
+    def predict(self, rows):
+        return np.where(np.asarray(rows["x"], dtype=float) > 0, self.labels[1], self.labels[0])
+
+
+@pytest.mark.parametrize("labels", [(1, 2), (1.0, 2.0), (-1, 1), (False, True), ("no", "yes"), (0, 1, 2)])
+def test_labels_without_any_other_sign_of_a_classifier(labels):
+    model = Threshold()
+    model.labels = labels
+    values = [labels[index % len(labels)] for index in range(FRAME.height)]
+    values = [int(value) if isinstance(value, float) else value for value in values]
+    frame = FRAME.with_columns(y=pl.Series(values))
+    trained = adopt(model, frame, "y", features=["x"])
+    answer = trained.model.answer_frame(frame)
+    assert [trained.classes[place] for place in answer.places] == model.predict(frame).tolist()
+    assert trained.task == ("binary" if len(labels) == 2 else "multiclass")
+
+
+def test_numbers_beyond_the_classes_are_amounts_and_numbers_from_0_to_1_are_chances():
+    class Line:
+        slope = 1.0
+
+        def predict(self, rows):
+            return np.asarray(rows["x"], dtype=float) * self.slope
+
+    frame = FRAME.with_columns(y=pl.col("late").cast(pl.Int64), few=pl.col("hour") % 4)
+    for target in ("y", "few"):
+        trained = adopt(Line(), frame, target, features=["x"])
+        assert trained.task == "regression"
+        np.testing.assert_array_equal(trained.predict_scores(frame), frame["x"].to_numpy())
+
+    class Chance(Line):
+        def predict(self, rows):
+            return 1 / (1 + np.exp(-super().predict(rows)))
+
+    assert adopt(Chance(), frame, "y", features=["x"]).task == "binary"
+
+
+def test_a_target_that_was_encoded_before_fit_is_refused_with_the_way_out():
+    codes = FRAME["grade"].replace_strict({"low": 0, "mid": 1, "top": 2}).to_numpy()
+    fitted = LogisticRegression().fit(FRAME.select(NUMBERS).to_pandas(), codes)
+    with pytest.raises(TrainingError, match=r"predicts 0, 1, 2, but the target 'grade' has the values 'low'") as caught:
+        adopt(fitted, FRAME, "grade")
+    assert "encode it in the data step" in caught.value.help
+    answers = FRAME.with_columns(answer=pl.when("late").then(pl.lit("yes")).otherwise(pl.lit("no")))
+    with pytest.raises(TrainingError, match="predicts 0, 1, but the target 'answer' has the values 'no', 'yes'"):
+        adopt(Threshold(), answers, "answer", features=["x"])
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_an_estimator_that_changes_its_input_gives_its_own_labels(array):
+    class Centered:
+        def fit(self, rows, y):
+            self.model = LogisticRegression().fit(self.prepared(rows.copy()), y)
+            self.classes_, self.n_features_in_ = self.model.classes_, 2
+            return self
+
+        def prepared(self, rows):
+            if array:
+                rows -= 5
+            else:
+                rows["hour"] = rows["hour"] - 5
+            return rows
+
+        def predict(self, rows):
+            return self.model.predict(self.prepared(rows))
+
+        def predict_proba(self, rows):
+            return self.model.predict_proba(self.prepared(rows))
+
+    def given():
+        chosen = FRAME.select(NUMBERS)
+        return chosen.to_numpy(writable=True) if array else chosen.to_pandas()
+
+    fitted = Centered().fit(given(), FRAME["late"].to_numpy())
+    trained = adopt(fitted, FRAME, "late", features=NUMBERS)
+    answer = trained.model.answer_frame(FRAME)
+    np.testing.assert_array_equal(answer.places == 1, fitted.predict(given()))
+    np.testing.assert_allclose(answer.scores, fitted.predict_proba(given())[:, 1], rtol=1e-12)
+
+
+class Reads:
+    """Predicts what a function reads from pandas."""
+
+    def __init__(self, read):
+        self.read = read
+
+    def predict(self, rows):
+        return np.asarray(self.read(rows.loc[:]), dtype=float)
+
+
+@pytest.mark.parametrize("share", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("at", lambda rows: rows["at"].dt.hour.fillna(-1)),
+        ("naive", lambda rows: (rows["naive"] - np.datetime64("2024-01-01")).dt.days.fillna(-1)),
+        ("day", lambda rows: rows["day"].astype("int64")),
+        ("zip", lambda rows: [len(str(value)) for value in rows["zip"]]),
+        ("small", lambda rows: rows["small"] * rows["small"]),
+        ("text", lambda rows: rows["text"].str.len().fillna(-1)),
+        ("flag", lambda rows: rows["flag"].map({True: 1, False: 0}).fillna(-1)),
+    ],
+)
+def test_a_row_has_the_types_of_the_training_table_alone_and_among_others(name, read, share):
+    from datetime import datetime, timedelta
+
+    moments = pl.Series([datetime(2024, 3, 1) + timedelta(hours=5 * index) for index in range(60)])
+    frame = pl.DataFrame(
+        {
+            "at": moments.dt.replace_time_zone("UTC").dt.convert_time_zone("America/New_York"),
+            "naive": moments,
+            "day": moments.cast(pl.Date),
+            "zip": [10_000 + index for index in range(60)],
+            "small": pl.Series([index - 30 for index in range(60)], dtype=pl.Int8),
+            "text": ["a" * (1 + index % 5) for index in range(60)],
+            "flag": [index % 2 == 0 for index in range(60)],
+        }
+    ).select(name)
+    if share:
+        empty = pl.int_range(pl.len()) % share == 0
+        frame = frame.with_columns(pl.when(~empty).then(name)) if name not in ("day", "small") else frame
+    expected = Reads(read).predict(frame.to_pandas())
+    trained = adopt(Reads(read), frame.with_columns(y=pl.int_range(pl.len()) + 0.5), "y", features=[name])
+    model = model_from_files("pickle", trained.model.to_files())
+    np.testing.assert_array_equal(model.predict_scores(frame), expected)
+    decoded = frame
+    if name in ("at", "naive"):
+        moment = pl.col(name)
+        decoded = frame.with_columns(
+            moment.dt.convert_time_zone("UTC") if name == "at" else moment.dt.replace_time_zone("UTC")
+        )
+    rows = decoded.to_dicts()
+    np.testing.assert_array_equal(model.predict_rows(rows), expected)
+    np.testing.assert_array_equal(np.concatenate([model.predict_rows([row]) for row in rows]), expected)
+    np.testing.assert_array_equal(model.predict_scores(decoded), expected)
+
+
+def test_an_estimator_that_predicts_otherwise_for_pandas_than_for_polars_is_refused():
+    class Above:
+        def predict(self, rows):
+            return np.asarray(~(rows["x"] > 0), dtype=object).astype(bool).astype(float)
+
+    frame = FRAME.with_columns(x=pl.when(pl.int_range(pl.len()) % 40 != 30).then("x"))
+    with pytest.raises(TrainingError, match=r"predicts 0.0 if it gets a Polars frame, but 1.0 if it gets a pandas"):
+        adopt(Above(), frame, "minutes", features=["x"])
+    assert adopt(Above(), frame, "minutes", features=["x"], container="pandas").model.container == "pandas"
+
+
+def test_columns_without_names_are_named_in_the_notes():
+    fitted = LinearRegression().fit(FRAME.select(NUMBERS).to_numpy(), FRAME["minutes"].to_numpy())
+    trained = adopt(fitted, FRAME.select(*NUMBERS, "minutes"), "minutes")
+    assert "it was fitted without column names, so it gets the table's columns in order: x, hour" in trained.notes

@@ -236,10 +236,13 @@ def adopt(
     exclude: Sequence[str],
 ) -> Trained:
     """Wrap the model that a training step of the user has fitted."""
+    from everloop.packages.formats.plain_function import Function
     from everloop.training import Trained, adopt as adopt_model
 
     if isinstance(fitted, Trained):
         return fitted
+    if callable(fitted) and not isinstance(fitted, type) and not hasattr(fitted, "predict"):
+        fitted = Function(fitted)
     names = _feature_names(train, target, time, key, features, exclude)
     return adopt_model(fitted, train.select(*names, target), target)
 

@@ -30,6 +30,10 @@ SAMPLE_ROWS = 100_000
 PLAIN_ROWS = 500
 """Sample rows that are also predicted as dicts, as an endpoint does."""
 MIXED_ROWS = 2000
+ALONE_ROWS = 20
+"""Sample rows that are also predicted alone."""
+ALONE_TOLERANCE = 1e-4
+"""Relative: rounding in single precision depends on the number of rows."""
 _FEW_ROWS = 3
 """Up to this number, rows that are refused together are predicted one by one."""
 UNSEEN = "\N{REPLACEMENT CHARACTER} never seen in training"
@@ -170,6 +174,7 @@ def prove(
             indices = None if expected.places is None else expected.places[: first.height]
             wanted = ClassScores(expected.scores[: first.height], indices)
             worst = max(worst, compare(wanted, plain, first, "dicts", tolerance))
+            _prove_alone(packaged, plain_rows(first, signature), plain, effort)
         compared += piece.height
     return Parity(
         sample_rows=compared,
@@ -178,6 +183,31 @@ def prove(
         largest_difference=worst,
         tolerance=tolerance,
     )
+
+
+def _prove_alone(model: Model, rows: list[Row], together: ClassScores, effort: TimeBudget) -> None:
+    """Check that a row is predicted alone as it is among others: an endpoint predicts single rows.
+
+    Raises:
+        ParityError: the prediction depends on the other rows.
+    """
+    import numpy as np
+
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(ALONE_ROWS, len(rows))).astype(int)).tolist()
+    for done, index in enumerate(chosen):
+        if done >= _FEW_ROWS and effort.over:
+            effort.leave_out(f"{len(chosen) - done} of {len(chosen)} training rows alone")
+            return
+        alone = _predict_rows(model, rows[index : index + 1], f"a row of the training sample alone, {rows[index]}")
+        wanted = together.scores[index]
+        apart = np.abs(alone.scores[0] - wanted) / np.maximum(1.0, np.abs(wanted))
+        if alone.scores.shape[1:] != wanted.shape or (apart > ALONE_TOLERANCE).any():
+            raise ParityError(
+                f"The prediction of a row depends on the other rows of the request: {alone.scores[0].tolist()} alone, "
+                f"{wanted.tolist()} among {len(rows)} rows (row {rows[index]}).",
+                help="Compute means, codes, ranks and the columns of dummies in `fit` and keep them on the model; "
+                "`predict` must use only these.",
+            )
 
 
 def _prove_edges(

@@ -24,6 +24,7 @@ from everloop.training.estimator_tasks import (
     found_classes,
     kind_of,
     known_classes,
+    says_classes,
     task_for,
 )
 from everloop.training.targets import class_place, find_classes, infer_task
@@ -31,7 +32,7 @@ from everloop.training.trained_model import Trained
 from everloop.training.training_tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
     from numpy.typing import NDArray
@@ -198,16 +199,23 @@ def adopt(
     from everloop.training.metrics import get_metric, metrics_of
 
     rows = table(frame)
-    if callable(estimator) and not isinstance(estimator, type) and not hasattr(estimator, "predict"):
-        estimator = FunctionEstimator(estimator)
     names = _names(estimator, rows, target, features)
     check_one_output(estimator)
     types = {name: arrow_type(dtype) for name, dtype in rows.select(names).schema.items()}
     trained_rows = _as_trained(rows, names, types)
     nulls = [name for name in names if rows[name].null_count()]
     inferred_task, classes, order = _task_and_classes(estimator, rows, names, target, task, container)
+    labels = False
+    if inferred_task != "regression" and task is None and not says_classes(estimator):
+        some = rows.gather_every(max(1, rows.height // _CLASS_ROWS))
+        predicted = _predicted(estimator, some.select(names), container)
+        meaning = _meaning(estimator, predicted, rows[target], inferred_task, classes)
+        labels = meaning == "labels"
+        if meaning == "amounts":
+            inferred_task, classes, order = "regression", [], []
     _check_classes(estimator, rows[target], classes)
-    question, working = _working_container(estimator, trained_rows, nulls, inferred_task, classes, order, container)
+    kinds = (inferred_task, order, classes)
+    question, working = _working_container(estimator, trained_rows, nulls, kinds, labels, container)
     stored, blob = _dump(estimator)
     kind = PickledModel if stored == "pickle" else AdoptedModel
     model = kind(
@@ -221,6 +229,8 @@ def adopt(
         nulls=nulls,
     )
     notes = [f"adopted {type(estimator).__module__}.{type(estimator).__qualname__}, stored as {stored}"]
+    if working == "numpy" and features is None and len(names) > 1:
+        notes.append(f"it was fitted without column names, so it gets the table's columns in order: {', '.join(names)}")
     if question.choice == "votes":
         notes.append("it gives no probabilities, so the score of the predicted class is 1 and that of the others is 0")
     categories = {}
@@ -289,6 +299,36 @@ def _task_and_classes(
     return inferred, list(find_classes(rows[target], inferred)), []
 
 
+def _meaning(
+    estimator: Any, predicted: Any, target: pl.Series, task: Task, classes: list[Json]
+) -> Literal["labels", "chances", "amounts"]:
+    """Find out whether an estimator that does not say it predicts classes, their probabilities or amounts.
+
+    Args:
+        predicted: its predictions for rows of the training table.
+
+    Raises:
+        TrainingError: none of these fits the target.
+    """
+    import polars as pl
+
+    values = np.asarray(predicted)
+    if values.ndim == 2 and values.shape[1] > 1:
+        return "chances"
+    distinct = set(values.reshape(-1).tolist())
+    if distinct <= set(classes):
+        return "labels"
+    if all(isinstance(value, int | float) for value in distinct):
+        numbers = target.dtype.is_numeric()
+        # Zeros and ones for a target of texts are codes, and nothing shows which text is 1.
+        chances = numbers or target.dtype == pl.Boolean or not distinct <= {0, 1}
+        if task == "binary" and chances and all(0 <= value <= 1 for value in distinct):
+            return "chances"
+        if numbers:
+            return "amounts"
+    raise _other_classes(estimator, target, sorted(distinct, key=str))
+
+
 def _infer_task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
     kind = kind_of(estimator)
     if kind == "regressor" or not hasattr(estimator, "predict_proba"):
@@ -315,9 +355,8 @@ def _working_container(
     estimator: Any,
     rows: pl.DataFrame,
     nulls: Sequence[str],
-    task: Task,
-    classes: list[Json],
-    order: Sequence[int],
+    kind: tuple[Task, Sequence[int], Sequence[Json]],
+    labels: bool,
     requested: Container | None,
 ) -> tuple[EstimatorScores, Container]:
     """Return the way to call the estimator, and a kind of table that it takes.
@@ -329,7 +368,7 @@ def _working_container(
     failures: list[str] = []
     probe = rows.head(_PROBE_ROWS)
     for container in (requested,) if requested else _CONTAINERS:
-        found = _tried(estimator, _contain(probe, container, nulls), task, classes, order)
+        found = _tried(estimator, _contain(probe, container, nulls), kind, labels)
         if isinstance(found, str):
             failures.append(f"{container}: {found}")
             continue
@@ -343,13 +382,15 @@ def _working_container(
     )
 
 
-def _tried(estimator: Any, probe: Any, task: Task, classes: list[Json], order: Sequence[int]) -> EstimatorScores | str:
+def _tried(
+    estimator: Any, probe: Any, kind: tuple[Task, Sequence[int], Sequence[Json]], labels: bool
+) -> EstimatorScores | str:
     """Return the way to call the estimator with a table of this kind, or why it does not work."""
     try:
         with warnings.catch_warnings():
             # An estimator warns if column names are missing. Then the next container, which has them, is better.
             warnings.simplefilter("error")
-            question, answers = first_answers(estimator, probe, task, order, classes)
+            question, answers = first_answers(estimator, probe, *kind, labels=labels)
     except UsageError:
         raise
     except Exception as error:  # an estimator of any library may raise anything
@@ -389,27 +430,23 @@ def _check_classes(estimator: Any, target: pl.Series, classes: Sequence[Json]) -
     """Check that the estimator's classes are values of the target, so that its predictions mean the same.
 
     Raises:
-        TrainingError: they have nothing in common: the target was encoded before fit, or it means something else.
+        TrainingError: they share fewer than two values: the target was encoded before fit, for example.
     """
     values = target.drop_nulls().unique().sort().to_list()
-    if not classes or not values or any(class_place(value, classes) is not None for value in values):
+    # A step may have left out rows of rare classes.
+    if not classes or sum(class_place(value, classes) is not None for value in values) >= min(2, len(values)):
         return
-    raise TrainingError(
-        f"The {type(estimator).__name__} predicts the classes {', '.join(map(repr, classes[:8]))}, but the target "
+    raise _other_classes(estimator, target, classes)
+
+
+def _other_classes(estimator: Any, target: pl.Series, classes: Sequence[Json]) -> TrainingError:
+    values = target.drop_nulls().unique().sort().to_list()
+    return TrainingError(
+        f"The {type(estimator).__name__} predicts {', '.join(map(repr, classes[:8]))}, but the target "
         f"'{target.name}' has the values {', '.join(map(repr, values[:8]))}.",
         help="If the target was encoded before fit (LabelEncoder, 'yes' to 1), encode it in the data step instead, or "
         "return an object whose `predict` returns the original values and whose `classes_` lists them.",
     )
-
-
-class FunctionEstimator:
-    """Gives a function from a table to predictions the method `predict`."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def predict(self, table: Any) -> Any:
-        return np.asarray(self.function(table))
 
 
 def _as_trained(frame: pl.DataFrame, names: Sequence[str], types: Mapping[str, str]) -> pl.DataFrame:
@@ -489,11 +526,9 @@ def _polars_type(name: str) -> pl.DataType:
         "double": pl.Float64,
         "date32[day]": pl.Date,
         "time64[ns]": pl.Time,
-        **{
-            f"{sign}int{bits}": getattr(pl, f"{sign.upper()}Int{bits}")
-            for sign in ("", "u")
-            for bits in (8, 16, 32, 64)
-        },
+        "null": pl.String,
+        **{str(kind).lower(): kind for kind in (pl.Int8, pl.Int16, pl.Int32, pl.Int64)},
+        **{str(kind).lower(): kind for kind in (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)},
     }
     return cast("pl.DataType", fixed.get(name, pl.Float64 if name.startswith("decimal") else pl.Object)())
 

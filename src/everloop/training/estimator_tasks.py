@@ -127,23 +127,30 @@ def arranged(plain: Sequence[Json]) -> tuple[list[Json], list[int]]:
 
 def decides(estimator: Any, predicted: Any) -> bool:
     """Whether an estimator predicts classes, judged by its tags and attributes and by its predictions."""
-    kind = kind_of(estimator)
-    if kind in ("classifier", "clusterer", "outlier_detector"):
+    if says_classes(estimator):
         return True
-    if kind == "regressor":
+    if kind_of(estimator) == "regressor":
         return False
-    if hasattr(estimator, "classes_") or hasattr(estimator, "predict_proba"):
-        return True
     values = np.asarray(predicted)
     return values.dtype.kind in "USb" or (
         values.dtype == object and any(isinstance(v, str | bool) for v in values.flat)
     )
 
 
+def says_classes(estimator: Any) -> bool:
+    """Whether tags or attributes of an estimator say that it predicts classes."""
+    if kind_of(estimator) in ("classifier", "clusterer", "outlier_detector"):
+        return True
+    return kind_of(estimator) != "regressor" and (hasattr(estimator, "classes_") or hasattr(estimator, "predict_proba"))
+
+
 def first_answers(
-    estimator: Any, rows: Any, task: Task, order: Sequence[int], classes: Sequence[Json]
+    estimator: Any, rows: Any, task: Task, order: Sequence[int], classes: Sequence[Json], *, labels: bool = False
 ) -> tuple[EstimatorScores, ClassScores]:
     """Call an estimator for the first time, and find out how its scores and classes are computed.
+
+    Args:
+        labels: whether `predict` is known to return classes although nothing else says so.
 
     Raises:
         UsageError: the estimator predicts several values for each row.
@@ -151,9 +158,10 @@ def first_answers(
     """
     predicted = estimator.predict(own_copy(rows)) if hasattr(estimator, "predict") else None
     has_proba = hasattr(estimator, "predict_proba")
-    if predicted is not None and (task == "regression" or has_proba or decides(estimator, predicted)):
+    labels = labels or decides(estimator, predicted)
+    if predicted is not None and (task == "regression" or has_proba or labels):
         check_one_output(estimator, predicted)
-    chances = has_proba or not decides(estimator, predicted)
+    chances = has_proba or not labels
     question = question_for(estimator, task, order, classes, chances=chances)
     if predicted is not None and (task == "regression" or not has_proba):
         # Only the result of `predict` is needed, and it is known already.
