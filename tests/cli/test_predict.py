@@ -58,3 +58,27 @@ def test_missing_columns_are_named(model, tmp_path):
     assert result.code != 0
     assert "'number'" in result.err
     assert "Did you mean 'numbr'?" in result.err
+
+
+def test_the_file_may_be_named_in_two_ways_but_once(model, tmp_path):
+    (tmp_path / "in.csv").write_text("code,number\na,1\n")
+    for index, named in enumerate(([tmp_path / "in.csv"], ["-i", tmp_path / "in.csv"])):
+        result = model("predict", "lengths", *named, "-o", tmp_path / f"{index}.csv")
+        assert result.code == 0, result.err
+        assert pl.read_csv(tmp_path / f"{index}.csv")["score"].to_list() == [2.0]
+    for named in ([], [tmp_path / "in.csv", "-i", tmp_path / "other.csv"]):
+        result = model("predict", "lengths", *named, "-o", tmp_path / "none.csv")
+        assert result.code == 2
+        assert "everloop predict lengths FILE -o " in result.err
+        assert not (tmp_path / "none.csv").exists()
+
+
+def test_lists_are_not_written_to_csv(model, tmp_path):
+    rows = pl.DataFrame({"code": ["a"], "number": [1.0], "tags": [["x", "y"]], "size": [{"w": 1}]})
+    rows.write_parquet(tmp_path / "in.parquet")
+    result = model("predict", "lengths", tmp_path / "in.parquet", "-o", tmp_path / "out.csv")
+    assert result.code == 2
+    assert "the lists and structs of 'tags', 'size'" in result.err
+    for ending in ("parquet", "jsonl"):
+        result = model("predict", "lengths", tmp_path / "in.parquet", "-o", tmp_path / f"out.{ending}")
+        assert result.code == 0, result.err

@@ -127,3 +127,12 @@ def test_a_release_that_is_under_way_or_complete_is_not_started_again(store):
     el.loop.roll_back(store, "e", "customers complain")
     third = released(store, "m@2")
     assert (third["state"], third["release"] != second["release"]) == ("rolling_out", True), "a new attempt"
+
+
+def test_a_training_step_may_return_a_function() -> None:
+    from everloop.loop.stages import adopt
+
+    rows = pl.DataFrame({"x": [float(value) for value in range(60)]}).with_columns(y=pl.col("x") * 2 + 0.5)
+    fitted = adopt.function(lambda table: table["x"] * 2, rows, "y", None, None, None, ())
+    assert fitted.task == "regression"
+    assert fitted.predict_scores(rows).tolist() == [value * 2 for value in range(60)]

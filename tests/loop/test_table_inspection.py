@@ -185,7 +185,23 @@ def test_a_named_time_may_be_a_day_as_a_number():
     assert find_date(pl.Series("x", [20240131, 20240201])) is None
 
 
-@pytest.mark.parametrize("values", [[1, 2, 3], [2011, 2012], [math.nan], [None], [0.5], [1700000000, 5], [True]])
+def test_a_named_time_may_be_a_year():
+    for kind in (pl.Int16, pl.Int64, pl.Float64):
+        column = pl.Series("x", [2013, 2014, None], dtype=kind)
+        made = find_time(column)
+        assert column.to_frame().select(made.expression).to_series().to_list() == [
+            date(2013, 1, 1),
+            date(2014, 1, 1),
+            None,
+        ]
+        assert eval(made.code, {"pl": pl}).meta.eq(made.expression)  # noqa: S307 - it is our own code
+        assert made.remark == "a year is read as its first day"
+    assert find_date(pl.Series("year", [2013, 2014])) is None
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2, 3], [2011.5, 2012], [12, 2012], [math.nan], [None], [0.5], [1700000000, 5], [True]]
+)
 def test_other_numbers_are_not_times(values):
     assert find_time(pl.Series("x", values, strict=False)) is None
 

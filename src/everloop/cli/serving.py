@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import typer
 
 from everloop.cli.output import AsJson, Home, count, emit, opened, say
 from everloop.cli.table_options import options_advised, print_notes, reads_tables
+from everloop.errors import UsageError
 
 _CSV_TYPES = {"string": "string", "float": "float64"}
 
@@ -123,9 +125,12 @@ def _announce(name: str | None, url: str, json: bool) -> None:
 @reads_tables
 def predict(
     model: Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION or MODEL@ALIAS.")],
-    input: Annotated[
-        str, typer.Option("--input", "-i", help="File or glob to score: CSV, Parquet, JSON lines or Arrow.")
-    ],
+    file: Annotated[
+        str | None,
+        typer.Argument(help="File or glob to score: CSV, Parquet, JSON lines or Arrow.", show_default=False),
+    ] = None,
+    input: Annotated[str | None, typer.Option("--input", "-i", help="The same as FILE.")] = None,
+    *,
     output: Annotated[
         Path,
         typer.Option(
@@ -151,7 +156,6 @@ def predict(
     ] = None,
     no_log: Annotated[bool, typer.Option("--no-log", help="Do not log the predictions.")] = False,
     prefix: Annotated[str, typer.Option(help="Prefix for the names of the columns that are added.")] = "",
-    *,
     reading: dict[str, Any],
     home: Home = None,
     json: AsJson = False,
@@ -173,10 +177,17 @@ def predict(
 
         check_executor(on, "--on")
     check_output(output)
-    pattern = str(Path(input).absolute())
+    given = [one for one in (file, input) if one is not None]
+    if len(given) != 1:
+        raise UsageError(
+            f"FILE is '{file}', and --input is '{input}'." if given else "No file to score was named.",
+            help=f"Name one: everloop predict {quote(model)} FILE -o {quote(str(output))}",
+        )
+    source = given[0]
+    pattern = str(Path(source).absolute())
     with opened(home) as store, options_advised() as notes:
         version = get_version(store, model)
-        if reading.get("format") == "csv" or ".csv" in Path(input).name:
+        if reading.get("format") == "csv" or ".csv" in Path(source).name:
             # The signature knows the types better than the text does: "1.10", "007" and "True" may be names.
             types = {item["name"]: _CSV_TYPES.get(item["type"]) for item in version.signature.get("inputs", ())}
             columns = read(pattern, **reading).collect_schema().names()

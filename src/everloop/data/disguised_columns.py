@@ -160,7 +160,7 @@ def find_time(values: pl.Series) -> Conversion | None:
     """Return the conversion of a column that a person has named as a time; None if its values are not times.
 
     Like `find_date`, and besides it accepts numbers of seconds, milliseconds, microseconds or nanoseconds since 1970 in
-    UTC, and whole numbers such as 20240131 whatever the column is called.
+    UTC, and whole numbers such as 20240131 and 2024 whatever the column is called. A year stands for its first day.
     """
     import polars as pl
 
@@ -175,6 +175,11 @@ def find_time(values: pl.Series) -> Conversion | None:
         return None
     if dtype.is_integer() and low >= _FIRST_DAY and high <= _LAST_DAY:
         return _packed_date(values)
+    if low >= _FIRST_DAY // 10_000 and high <= _LAST_DAY // 10_000 and (known == known.cast(pl.Int64)).all():
+        first_day = pl.date(pl.col(values.name).cast(pl.Int32), 1, 1).alias(values.name)
+        source = f"pl.date({column_code(values.name)}.cast(pl.Int32), 1, 1).alias({quoted(values.name)})"
+        conversion = _conversion(values, known.cast(pl.String), first_day, source, "date")
+        return replace(conversion, remark="a year is read as its first day") if conversion else None
     column, code = pl.col(values.name), column_code(values.name)
     for per_second in (1, 1_000, 1_000_000, 1_000_000_000):
         if _FIRST_SECOND * per_second <= low and high <= _LAST_SECOND * per_second:

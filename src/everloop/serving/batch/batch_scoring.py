@@ -87,6 +87,16 @@ def check_output(output: Path) -> None:
         raise UsageError(f"Cannot write '{output.suffix}' files.", help=f"Use one of: {', '.join(ENDINGS)}")
 
 
+def _check_types(table: pl.LazyFrame, output: Path) -> None:
+    """Raise UsageError if a column cannot be written to the output, before the first row is scored and logged."""
+    nested = [name for name, kind in table.collect_schema().items() if kind.is_nested()]
+    if nested and output.suffix == ".csv":
+        raise UsageError(
+            f"A csv file cannot hold the lists and structs of {', '.join(map(repr, nested[:8]))}.",
+            help=f"Write another format: -o {output.with_suffix('.parquet')}",
+        )
+
+
 def score_files(
     store: Store,
     version: str,
@@ -121,6 +131,7 @@ def score_files(
         RequestError: an input's column is missing, or the model cannot score a row.
     """
     check_output(output)
+    _check_types(table, output)
     folder = output.with_name(f".{output.name}.everloop")
     with store.lock(f"batch-{_digest(str(output.resolve()))}", block=False) as locked:
         if not locked:
