@@ -303,3 +303,21 @@ def test_columns_without_names_are_named_in_the_notes():
     fitted = LinearRegression().fit(FRAME.select(NUMBERS).to_numpy(), FRAME["minutes"].to_numpy())
     trained = adopt(fitted, FRAME.select(*NUMBERS, "minutes"), "minutes")
     assert "it was fitted without column names, so it gets the table's columns in order: x, hour" in trained.notes
+
+
+def test_a_class_of_the_users_own_module_loads_where_the_module_is_missing(tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    lines = ["import numpy as np", "class Rule:", "    def predict(self, X):", "        return np.asarray(X['x']) * 2"]
+    (tmp_path / "own_loop.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_loop
+
+    model = adopt(own_loop.Rule(), FRAME, "minutes", features=["x"]).model
+    (tmp_path / "model.pickle").write_bytes(model.to_files()["model.pickle"])
+    code = "import sys, pickle; print(pickle.load(open(sys.argv[1], 'rb')).predict({'x': [1.5]})[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "model.pickle"], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.stdout == "3.0\n", done.stderr

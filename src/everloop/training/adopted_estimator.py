@@ -30,6 +30,7 @@ from everloop.training.estimator_tasks import (
 from everloop.training.targets import class_place, find_classes, infer_task
 from everloop.training.trained_model import Trained
 from everloop.training.training_tables import table
+from everloop.training.user_code import dump_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -555,9 +556,7 @@ def _dump(estimator: Any) -> tuple[str, bytes]:
                 return "skops", blob
         except Exception as error:  # skops raises many kinds of errors; a pickle works for all of them
             logger.debug("skops cannot store %s: %s", type(estimator).__name__, error)
-    import cloudpickle
-
-    return "pickle", cloudpickle.dumps(estimator)
+    return "pickle", dump_code(estimator)
 
 
 def _load(blob: bytes, format: str) -> Any:

@@ -16,9 +16,9 @@ import numpy as np
 
 from everloop.errors import CorruptionError, EverloopError, TrustError, UsageError
 from everloop.packages.formats.input_tables import TableKind, read_example
-from everloop.packages.formats.user_code import dump_code
 from everloop.packages.package_manifest import SAFE
 from everloop.training.class_decisions import PLAIN, answer_frame, by_rule, rule_of
+from everloop.training.user_code import dump_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

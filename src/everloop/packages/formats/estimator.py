@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from everloop.errors import CorruptionError, MissingExtraError, TrustError
 from everloop.packages.formats.estimator_structure import check_structure
 from everloop.packages.formats.input_tables import TableKind
-from everloop.packages.formats.user_code import dump_code
 from everloop.training.estimator_scores import EstimatorScores
+from everloop.training.user_code import dump_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

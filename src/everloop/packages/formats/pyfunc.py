@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from everloop.errors import CorruptionError, NotFoundError, UsageError
 from everloop.packages.formats.input_tables import TableKind
-from everloop.packages.formats.user_code import dump_code
 from everloop.stores.objects.manifests import safe_path
 from everloop.training.estimator_scores import EstimatorScores
+from everloop.training.user_code import dump_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
