@@ -45,7 +45,7 @@ class NumericBins:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        # The first edge is mostly the float just below the smallest value, whose digits nobody wants to read.
+        # The first edge is mostly the float just below the smallest value, and its many digits say nothing.
         smallest = math.nextafter(self.edges[0], math.inf) + 0.0
         is_round = float(f"{smallest:.6g}") == smallest
         texts = [f"{smallest if is_round else self.edges[0]:.6g}", *(f"{edge + 0.0:.6g}" for edge in self.edges[1:])]
