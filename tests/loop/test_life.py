@@ -202,7 +202,7 @@ def start_process(shop):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_leaves_a_valid_store_and_repeats_nothing(shop, load):
-    """A few random moments are tested here, and 50 in CI by EVERLOOP_KILLS."""
+    """A few random moments are tested here, and more in CI by EVERLOOP_KILLS."""
     kills = int(os.environ.get("EVERLOOP_KILLS", "4"))
     moments = random.Random(7)
     with shop.open() as store:
