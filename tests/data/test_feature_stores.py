@@ -84,6 +84,10 @@ def test_an_online_row_gives_way_to_a_later_one_only(online: OnlineStore) -> Non
     later = online.get("v@1", {"a": 3, "b": "z"})
     assert later is not None
     assert later.values == {"x": 0.2}
+    assert put((4, "w", 1, 1, 0.1), (4, "w", 3, 1, 0.3), (4, "w", 2, 9, 0.2)) == 1
+    later = online.get("v@1", {"a": 4, "b": "w"})
+    assert later is not None
+    assert later.values == {"x": 0.3}
     found = online.get("v@1", {"b": "x", "a": 1})
     assert found is not None
     assert (found.values, found.event_at, found.known_at) == ({"x": 0.5}, hours(5), hours(6))

@@ -194,7 +194,8 @@ def _remarks(goal: Goal) -> list[str]:
         )
     if goal.rare:
         classes = ", ".join(repr(one) for one in goal.rare[:5])
-        remarks.append(f"Rows of classes that are too rare to learn from are left out: {classes}.")
+        more = f" and {len(goal.rare) - 5} more" if len(goal.rare) > 5 else ""
+        remarks.append(f"Rows with the target {classes}{more} are left out: too few to learn from.")
     return remarks
 
 

@@ -30,7 +30,7 @@ from everloop.training.estimator_tasks import (
 from everloop.training.targets import class_place, find_classes, infer_task
 from everloop.training.trained_model import Trained
 from everloop.training.training_tables import table
-from everloop.training.user_code import dump_code
+from everloop.training.user_code import dump_code, load_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -561,9 +561,7 @@ def _dump(estimator: Any) -> tuple[str, bytes]:
 
 def _load(blob: bytes, format: str) -> Any:
     if format == "pickle":
-        import cloudpickle
-
-        return cloudpickle.loads(blob)
+        return load_code(blob)
     try:
         import skops.io as skops
         from skops.io.exceptions import UntrustedTypesFoundException

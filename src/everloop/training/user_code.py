@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from everloop.data.transformers import project_modules
-from everloop.errors import UsageError
+from everloop.errors import CorruptionError, UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,6 +45,28 @@ def dump_code(value: Any) -> bytes:
         except Exception as error:
             raise _refusal(value, error, modules) from error
     return complete
+
+
+def load_code(blob: bytes) -> Any:
+    """Load what `dump_code` has written. It runs code: check the signature of the package first.
+
+    Raises:
+        CorruptionError: a module that it needs is missing here, or its own code fails.
+    """
+    import cloudpickle
+
+    try:
+        return cloudpickle.loads(blob)
+    except ModuleNotFoundError as error:
+        raise CorruptionError(
+            f"The model needs the Python module '{error.name}', which is not installed here.",
+            help=f"Install it. If '{error.name}' is a file of yours, package the model again where it can be imported.",
+        ) from error
+    except Exception as error:  # unpickling calls the object's own methods, which can raise anything
+        raise CorruptionError(
+            f"The model cannot be loaded: {type(error).__name__}: {error}",
+            help="Install the versions of its lock file, or package the model again with those installed here.",
+        ) from error
 
 
 def _modules_of(blob: bytes) -> list[ModuleType]:

@@ -46,7 +46,7 @@ class OnlineStore(Protocol):
     """A store that is safe to use from any thread and process."""
 
     def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
-        """Publish rows with `event_at` and `known_at`. Return how many of them are new or replaced another row."""
+        """Publish each entity's latest row, by `event_at` and `known_at`. Return how many rows are new or changed."""
 
     def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
         """The row of an entity, given as column names and values; None if none was published."""
@@ -146,15 +146,15 @@ class PostgresOnline:
         )
 
     def put(self, view: str, rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]) -> int:
-        # Always write in the same order, so that two writers cannot deadlock. Of each entity, the latest row counts.
-        latest = {one[0]: one for one in sorted(_encoded(rows, entity, features))}
+        # Always write in the same order, so that two writers cannot deadlock.
+        encoded = sorted(_encoded(rows, entity, features))
         with self._guard, self._connection.transaction():
             return write_at_once(
                 self._connection,
                 "INSERT INTO everloop_online VALUES (%s, %s, %s, %s, %s) ON CONFLICT (view, entity) DO UPDATE SET "
                 "event_at = excluded.event_at, known_at = excluded.known_at, row = excluded.row WHERE "
                 "(excluded.event_at, excluded.known_at) > (everloop_online.event_at, everloop_online.known_at)",
-                ((view, *one) for one in latest.values()),
+                ((view, *one) for one in encoded),
             )
 
     def get(self, view: str, entity: Mapping[str, Any]) -> OnlineRow | None:
@@ -238,6 +238,9 @@ def _key(entity: Mapping[str, Any]) -> bytes:
 def _encoded(
     rows: pl.DataFrame, entity: Sequence[str], features: Sequence[str]
 ) -> Iterator[tuple[bytes, int, int, bytes]]:
+    """Yield the key, the times and the values of each entity's latest row; of rows with the same times, the first."""
+    newest_first = rows.sort(EVENT_AT, KNOWN_AT, descending=True, maintain_order=True)
+    rows = newest_first.unique(list(entity), keep="first", maintain_order=True)
     keys = rows.select(sorted(entity)).iter_rows()
     times = (rows[name].dt.cast_time_unit("us").cast(pl.Int64).to_list() for name in (EVENT_AT, KNOWN_AT))
     for key, event_at, known_at, row in zip(keys, *times, encode_rows(rows.select(features)), strict=True):

@@ -18,7 +18,7 @@ from everloop.errors import CorruptionError, EverloopError, TrustError, UsageErr
 from everloop.packages.formats.input_tables import TableKind, read_example
 from everloop.packages.package_manifest import SAFE
 from everloop.training.class_decisions import PLAIN, answer_frame, by_rule, rule_of
-from everloop.training.user_code import dump_code
+from everloop.training.user_code import dump_code, load_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -148,8 +148,6 @@ class ProcessedModel:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        import cloudpickle
-
         try:
             state, blob = json.loads(files[_PROCESSED]), files[_FUNCTIONS]
             inner, table = str(state["format"]), TableKind.from_json(state["table"])
@@ -157,7 +155,7 @@ class ProcessedModel:
             raise CorruptionError(
                 f"These files are not a processed model: {error!r}.", help="Package the model again."
             ) from error
-        before, after = cloudpickle.loads(blob)
+        before, after = load_code(blob)
         return cls(_inner(files, "inner/", inner, code=True), table, before, after, blob)
 
     def __reduce__(self) -> tuple[object, ...]:

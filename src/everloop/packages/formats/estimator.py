@@ -21,7 +21,7 @@ from everloop.errors import CorruptionError, MissingExtraError, TrustError
 from everloop.packages.formats.estimator_structure import check_structure
 from everloop.packages.formats.input_tables import TableKind
 from everloop.training.estimator_scores import EstimatorScores
-from everloop.training.user_code import dump_code
+from everloop.training.user_code import dump_code, load_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,9 +179,7 @@ def load_estimator(blob: bytes, format: str, name: str) -> Any:
         CorruptionError: the bytes are not such a model.
     """
     if format == "python":
-        import cloudpickle
-
-        return cloudpickle.loads(blob)
+        return load_code(blob)
     if format == "sklearn":
         return _load_skops(blob)
     try:

@@ -22,7 +22,7 @@ from everloop.errors import CorruptionError, NotFoundError, UsageError
 from everloop.packages.formats.input_tables import TableKind
 from everloop.stores.objects.manifests import safe_path
 from everloop.training.estimator_scores import EstimatorScores
-from everloop.training.user_code import dump_code
+from everloop.training.user_code import dump_code, load_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,8 +53,6 @@ class PyfuncModel:
     format = "pyfunc"
 
     def __init__(self, blob: bytes, artifacts: Mapping[str, bytes], names: Mapping[str, str], **state: Any) -> None:
-        import cloudpickle
-
         self.question: EstimatorScores = state.get("question") or EstimatorScores(task=state["task"])
         self.task: Task = self.question.task
         self.table: TableKind = state["table"]
@@ -68,7 +66,7 @@ class PyfuncModel:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         self.context = PyfuncContext({name: str(Path(folder.name, inner)) for name, inner in self._names.items()})
-        self.python_model = cloudpickle.loads(blob)
+        self.python_model = load_code(blob)
         self.scorer = PyfuncScores(self.python_model, self.context)
         """The model with the interface of an estimator."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from everloop.errors import CorruptionError, MissingExtraError
 from everloop.packages.formats.input_tables import TableKind
 from everloop.packages.formats.neural_networks import NetworkModel
+from everloop.training.user_code import dump_code, load_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,15 +94,13 @@ def adopt_torch(model: Any, table: TableKind, task: Task) -> TorchModel:
 def _dump(module: Any) -> dict[str, bytes]:
     import copy
 
-    import cloudpickle
-
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     }
     # On the device `meta` a tensor has a shape but no numbers.
     bare = copy.deepcopy(module).eval().to("meta")
-    return {_WEIGHTS: _safetensors().save(tensors), _MODULE: cloudpickle.dumps(bare)}
+    return {_WEIGHTS: _safetensors().save(tensors), _MODULE: dump_code(bare)}
 
 
 def _load(blobs: Mapping[str, bytes]) -> Any:
@@ -111,9 +110,7 @@ def _load(blobs: Mapping[str, bytes]) -> Any:
         raise MissingExtraError.of("A PyTorch model", "torch", "torch") from None
     if _PROGRAM in blobs:
         return torch.export.load(io.BytesIO(blobs[_PROGRAM])).module()
-    import cloudpickle
-
-    module = cloudpickle.loads(blobs[_MODULE])
+    module = load_code(blobs[_MODULE])
     for name, tensor in _safetensors().load(blobs[_WEIGHTS]).items():
         owner, _, leaf = name.rpartition(".")
         submodule = module.get_submodule(owner)
