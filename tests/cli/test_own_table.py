@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,47 @@ def test_a_csv_with_blanks_an_id_and_a_date_and_then_a_column_added_and_one_drop
     assert "left out     Country: every row has the same value: 'US'" in shown
     assert "since churn@1: added Loyalty; removed gender" in shown
     assert "not used     customerID: the key" in shown
+    assert "positive     'Yes': probabilities, precision, recall and f1 are about this class" in shown
+
+
+OWN_MODEL = """
+
+class ByContract:
+    def fit(self, rows, labels):
+        self.leaves = {"Month-to-month"}
+        return self
+
+    def predict(self, rows):
+        return ["Yes" if one in self.leaves else "No" for one in rows["Contract"]]
+
+
+@el.step
+def fitted(train: pl.DataFrame) -> object:
+    return ByContract().fit(train, train["Churn"])
+
+
+loop = el.Loop("""
+
+
+@pytest.mark.slow
+def test_an_edit_of_a_model_written_in_loop_py_makes_a_new_version(everloop, monkeypatch):
+    churn().write_csv("churn.csv")
+    everloop("init", "churn", "--data", "churn.csv", "--target", "Churn")
+    path = Path("churn/loop.py")
+    text = path.read_text(encoding="utf-8").replace("\nloop = el.Loop(", OWN_MODEL)
+    text = re.sub(r"train=el\.AutoTrain\(.*\),", "train=fitted,", text)
+    text = re.sub(r"el\.AtLeast\(.*\)", 'el.AtLeast("accuracy", 0.3)', text)
+    path.write_text(re.sub(r'Performance\("\w+"', 'Performance("accuracy"', text), encoding="utf-8")
+    first = run_loop(everloop, "churn")
+    assert first.json["version"]["key"] == "churn@1"
+    assert any("it gives no probabilities" in note for note in first.json["notes"])
+    path.write_text(path.read_text(encoding="utf-8").replace('"Yes" if', '"No" if').replace('else "No"', 'else "Yes"'))
+    second = run_loop(everloop, "churn")
+    assert second.json["version"]["key"] == "churn@2"
+    accuracy = [one.json["version"]["metrics"]["accuracy"] for one in (first, second)]
+    assert sum(accuracy) == pytest.approx(1)
+    monkeypatch.chdir("churn")
+    assert "- it gives no probabilities" in everloop("models", "card", "churn@2").out
 
 
 @pytest.mark.slow

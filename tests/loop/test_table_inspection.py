@@ -101,6 +101,13 @@ def test_leaks_and_copies_are_excluded():
     assert treated(alone)["x"] == ("number", "feature")
 
 
+def test_a_date_that_may_be_the_time_of_a_row_is_pointed_out():
+    frame = table(**{"sent on": [f"2024-01-{1 + n % 28:02d}" for n in range(ROWS)]})
+    (remark,) = inspect_table(frame, "y").remarks
+    assert "If 'sent on' says when a row happened, add --time 'sent on'" in remark
+    assert inspect_table(frame, "y", time="sent on").remarks == ()
+
+
 def test_repeated_rows_are_removed_if_they_make_the_key_ambiguous():
     frame = table(id=[f"u-{n}" for n in range(ROWS)])
     doubled = pl.concat([frame, frame.head(3)])

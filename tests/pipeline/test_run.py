@@ -646,3 +646,50 @@ def test_a_plan_says_what_would_happen(four: Project, store: Store) -> None:
     }
     assert planned(force=["source"])["source"] == "forced"
     assert planned(params={"scale": 7})["prepare"] == "code changed: limits.LIMIT; parameter changed: scale"
+
+
+RULE = """
+    from dataclasses import dataclass
+
+    from everloop.pipeline import step
+    import helpers
+
+    @dataclass
+    class Rule:
+        limit: int
+
+        def answer(self, value):
+            return helpers.clip(value) > self.limit
+
+    @step
+    def rules() -> list:
+        return [Rule(5), Rule]
+
+    @step
+    def answers(rules):
+        return [rules[0].answer(value) for value in (1, 7, 20)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ({"loop": RULE.replace("> self.limit", "< self.limit")}, [True, False, False]),
+        ({"helpers": "def clip(value): return min(value, 4)"}, [False, False, False]),
+    ],
+)
+def test_edited_methods_of_a_returned_object_reach_the_steps_that_follow(
+    project: Project, store: Store, edit: dict[str, str], expected: list[bool]
+) -> None:
+    project.edit(loop=RULE, helpers="def clip(value): return min(value, 10)")
+    first = run_graph(Graph.wire([project.load().answers, project.load().rules]), store)
+    assert first.value("answers") == [False, True, True]
+    project.forget()
+    again = run_graph(Graph.wire([project.load().answers, project.load().rules]), store)
+    assert {one.status for one in again.steps} == {"cached"}
+    project.edit(**edit)
+    edited = run_graph(Graph.wire([project.load().answers, project.load().rules]), store)
+    assert edited.value("answers") == expected
+    # The same object with the same code has the same bytes, so what follows is not run again.
+    forced = run_graph(Graph.wire([project.load().answers, project.load().rules]), store, force=["rules"])
+    assert [one.status for one in forced.steps if one.name == "answers"] == ["cached"]

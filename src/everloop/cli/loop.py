@@ -260,6 +260,7 @@ def _result_json(result: LoopRun) -> dict[str, Any]:
         "gates": result.gates,
         "release": result.release,
         "columns": result.columns,
+        "notes": result.notes,
         "contract": result.broken,
     }
 
@@ -281,7 +282,13 @@ def _draw_result(result: LoopRun, loop: Loop) -> None:
     if loop.training_metric is None and result.metric is not None:
         task = result.version.signature.get("task")
         console().print(f"  metric       {result.metric}, the default for {task} targets; the loop does not set one")
+    classes = result.version.signature.get("classes")
+    if isinstance(classes, list) and len(classes) == 2 and isinstance(classes[1], str):
+        line = f"  positive     {classes[1]!r}: probabilities, precision, recall and f1 are about this class"
+        console().print(line, soft_wrap=True, markup=False)
     _draw_columns(result)
+    for note in result.notes:
+        console().print(f"  note         {note}", soft_wrap=True, markup=False)
     for gate in result.gates:
         colour = "yellow" if gate.severity == "warning" and gate.outcome == "fail" else colours[gate.outcome]
         warning = " (a warning)" if gate.severity == "warning" and gate.outcome != "pass" else ""

@@ -36,6 +36,8 @@ class LoopRun:
     """How each column of the table was used."""
     broken: tuple[dict[str, Any], ...] = ()
     """Contract violations that this run found in its table, errors and warnings: the data of their events."""
+    notes: tuple[str, ...] = ()
+    """What training noticed, such as rows that it left out."""
 
     @property
     def metric(self) -> str | None:
@@ -147,7 +149,7 @@ def explain_run(
 def _loop_run(store: Store, run: Run, result: GraphRun, before: int) -> LoopRun:
     from everloop.loop.column_report import report_columns
     from everloop.records import GateResult, Release
-    from everloop.registry import get_version
+    from everloop.registry import get_version, training_notes
 
     registered = _value(result, "register")
     version = get_version(store, registered) if registered else None
@@ -165,6 +167,7 @@ def _loop_run(store: Store, run: Run, result: GraphRun, before: int) -> LoopRun:
         release=release,
         columns=report_columns(store, version, previous) if version is not None else None,
         broken=tuple(event.data for event in events if event.data.get("run") == run.id),
+        notes=training_notes(store, version) if version is not None else (),
     )
 
 

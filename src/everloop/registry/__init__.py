@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         alias_history as alias_history,
         version_history as version_history,
     )
-    from everloop.registry.model_card import version_card as version_card
+    from everloop.registry.model_card import training_notes as training_notes, version_card as version_card
     from everloop.registry.model_versions import (
         find_alias as find_alias,
         get_version as get_version,
@@ -66,7 +66,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ],
         "diff": ["VersionDiff", "diff_versions"],
         "history": ["AliasTenure", "alias_at", "alias_history", "version_history"],
-        "model_card": ["version_card"],
+        "model_card": ["training_notes", "version_card"],
         "model_versions": ["find_alias", "get_version", "list_versions", "register"],
         "saving": ["save_model"],
         "version_packages": ["export_package", "load_model", "verify_package"],

@@ -7,7 +7,7 @@ rendered by pages and tools that follow links, load images and run HTML.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import NotFoundError
 from everloop.packages.package import get_package
@@ -37,6 +37,7 @@ def version_card(store: Store, ref: str) -> str:
         _gates(store, version),
         _prediction(store, version),
         _left_out(store, version),
+        _notes(store, version),
         _signature(version.signature),
         _lineage(store, version),
         _aliases(store, version),
@@ -117,14 +118,27 @@ def _prediction(store: Store, version: ModelVersion) -> str:
 
 def left_out(store: Store, version: ModelVersion) -> tuple[LeftOut, ...]:
     """Return the columns of the training data that the model does not use, each with the reason."""
+    dropped = _training(store, version).get("dropped") or {}
+    return tuple(LeftOut(column=name, reason=str(reason)) for name, reason in dropped.items())
+
+
+def training_notes(store: Store, version: ModelVersion) -> tuple[str, ...]:
+    """Return what training noticed, such as rows that it left out or a score that is suspiciously good."""
+    return tuple(map(str, _training(store, version).get("notes") or ()))
+
+
+def _training(store: Store, version: ModelVersion) -> dict[str, Any]:
+    """What the package says about its training; empty if the version has no package here."""
     try:
         entries = {entry.path: entry for entry in store.objects.tree(version.package)} if version.package else {}
     except NotFoundError:
-        return ()
-    if FILE not in entries:
-        return ()
-    dropped = Manifest.from_bytes(store.objects.read_entry(entries[FILE])).training.get("dropped") or {}
-    return tuple(LeftOut(column=name, reason=str(reason)) for name, reason in dropped.items())
+        return {}
+    return dict(Manifest.from_bytes(store.objects.read_entry(entries[FILE])).training) if FILE in entries else {}
+
+
+def _notes(store: Store, version: ModelVersion) -> str:
+    notes = training_notes(store, version)
+    return "## Notes on training\n\n" + "\n".join(f"- {_text(note)}" for note in notes) if notes else ""
 
 
 def _left_out(store: Store, version: ModelVersion) -> str:

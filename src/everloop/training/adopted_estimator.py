@@ -233,7 +233,10 @@ def adopt(
     if working == "numpy" and features is None and len(names) > 1:
         notes.append(f"it was fitted without column names, so it gets the table's columns in order: {', '.join(names)}")
     if question.choice == "votes":
-        notes.append("it gives no probabilities, so the score of the predicted class is 1 and that of the others is 0")
+        notes.append(
+            "it gives no probabilities, so the score of the predicted class is 1 and that of the others is 0; "
+            "accuracy, precision, recall and f1 judge it better than log_loss, brier and ece do"
+        )
     categories = {}
     for name in names:
         if types[name] == "string" and rows[name].n_unique() <= 100:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from everloop.data.disguised_columns import Conversion, find_date, find_number, find_time
@@ -66,7 +67,7 @@ class TableInspection:
     time: str | None
     key: str | None
     remarks: tuple[str, ...] = ()
-    """About rows and names: repeated rows, rows without a target or time, renamed columns."""
+    """About rows and names: repeated rows, rows without a target or time, renamed columns, how rows are held out."""
     doubles: bool = False
     """Whether rows that repeat another row in every column are removed."""
     untimed: int = 0
@@ -141,6 +142,15 @@ def inspect_table(
         raise DataError(
             f"No column is left to predict '{target}' from ({others or 'the table has no other column'}).",
             help="Add columns that are known before the target, such as amounts, dates or categories.",
+        )
+    dates = [
+        column.name for column in ordered if column.kind in ("date", "date as text") and column.treatment == "feature"
+    ]
+    if time is None and dates:
+        remarks.append(
+            "Rows are held out at random, so training sees rows that are later than those it is tested on. "
+            f"If {' or '.join(map(repr, dates[:3]))} says when a row happened, add --time {quote(dates[0])}: "
+            "then the newest rows are held out, and 'everloop replay' can go through the history."
         )
     return TableInspection(ordered, rows, target, time, key, tuple(remarks), doubles, untimed, renamed)
 

@@ -1,15 +1,27 @@
-"""Pickles, for all other values. A pickle can run code, so it is signed when written and loaded only if trusted."""
+"""Pickles, for all other values. A pickle can run code, so it is signed when written and loaded only if trusted.
+
+A pickle only names the classes and functions of the project, so it would stay the same when their code is edited, and
+the steps that follow would not run again. So the digest of that code is written behind the pickle, where loading does
+not read.
+"""
 
 from __future__ import annotations
 
+import io
 import pickle
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import StepOutputError
 from everloop.pipeline.artifacts.artifact_formats import Stored, UnkeepableError
 from everloop.pipeline.artifacts.frame import as_form, form_of
+from everloop.pipeline.code.code_origin import origin_of
+from everloop.pipeline.code.step_code import code_of
+from everloop.pipeline.value_digests import digest_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from everloop.records import Json
     from everloop.stores import ContentStore
 
@@ -23,13 +35,11 @@ class PickleFormat:
         return True
 
     def keep(self, value: object, objects: ContentStore) -> Stored:
-        import cloudpickle
-
         from everloop.stores import trust
 
         kind = type(value)
         try:
-            data = cloudpickle.dumps(value)
+            data = _pickled(value)
         except BaseException as error:
             # Each library raises its own errors; Polars raises a PanicException, which is not a subclass of Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -59,6 +69,26 @@ class PickleFormat:
 def kind_name(value: object) -> str:
     """The type of a value, as messages name it."""
     return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+
+
+def _pickled(value: object) -> bytes:
+    """The pickle of a value, and behind it the digest of the project's code that the pickle names, if there is any."""
+    import cloudpickle
+
+    named: dict[str, Callable[..., Any]] = {}
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, type | FunctionType) and origin_of(value.__module__ or "") == "project":
+                named[f"{value.__module__}.{value.__qualname__}"] = value
+            return super().reducer_override(value)
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    if named:
+        codes = (f"{name} {code_of(value).digest}" for name, value in sorted(named.items()))
+        file.write(f"\n# code {digest_text(*codes)}\n".encode())
+    return file.getvalue()
 
 
 def _describe(value: Any) -> dict[str, Json]:
