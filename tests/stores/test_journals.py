@@ -95,6 +95,12 @@ def test_a_header_that_is_incomplete_invalid_or_newer(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<4sHH", b"EVJL", 2, 0))
     with pytest.raises(StoreVersionError, match="format 2"):
         payloads(path)
+    for bit in range(8 * len(HEADER)):
+        data = bytearray(HEADER)
+        data[bit >> 3] ^= 1 << (bit & 7)
+        path.write_bytes(bytes(data))
+        with pytest.raises((CorruptionError, StoreVersionError)):
+            payloads(path)
     with pytest.raises(NotFoundError):
         payloads(tmp_path / "none.journal")
 

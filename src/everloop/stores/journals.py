@@ -360,4 +360,7 @@ def _check_header(path: Path, header: bytes) -> bool:
             f"The journal '{path}' has format {version}, but this everloop reads formats up to {VERSION}.",
             help="Upgrade everloop.",
         )
+    if header != HEADER:
+        # An older version, or bytes that are always zero.
+        raise CorruptionError(f"The header of the journal '{path}' is damaged.", help="See: everloop verify")
     return True
