@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from everloop.errors import CorruptionError
+from everloop.errors import CorruptionError, MissingExtraError
 from everloop.training.user_code import load_code
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ def test_a_model_whose_module_is_missing_names_it(tmp_path: Path, monkeypatch: p
     rule.factor = 2
     named = pickle.dumps(rule)
     with pytest.raises(CorruptionError, match=r"cannot be loaded: OSError: gone"):
+        load_code(named)
+    monkeypatch.setattr(rules, "OSError", MissingExtraError, raising=False)
+    with pytest.raises(MissingExtraError, match="gone"):
         load_code(named)
     monkeypatch.undo()
     del sys.modules["own_rules"]

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from everloop.data.transformers import project_modules
-from everloop.errors import CorruptionError, UsageError
+from everloop.errors import CorruptionError, EverloopError, UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -52,11 +52,14 @@ def load_code(blob: bytes) -> Any:
 
     Raises:
         CorruptionError: a module that it needs is missing here, or its own code fails.
+        EverloopError: as the object's own code raises it, for a missing extra for example.
     """
     import cloudpickle
 
     try:
         return cloudpickle.loads(blob)
+    except EverloopError:
+        raise
     except ModuleNotFoundError as error:
         raise CorruptionError(
             f"The model needs the Python module '{error.name}', which is not installed here.",

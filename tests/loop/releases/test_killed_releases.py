@@ -24,7 +24,7 @@ from everloop.loop.releases.rollout import (
 from everloop.records import EndpointRecord, ModelVersion, Release
 from everloop.stores import open_store
 
-KILLS = int(os.environ.get("EVERLOOP_KILLS", "100"))
+KILLS = 100
 
 NURSERY = """
 import os, random, sys
