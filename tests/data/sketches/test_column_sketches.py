@@ -43,6 +43,7 @@ def test_numeric_counts_are_numpys() -> None:
 def test_labels_have_round_numbers_where_values_are_round() -> None:
     bins = bins_of(pl.DataFrame({"rain": [0.0] * 8 + [0.1, 0.41], "score": [0.1234567891] * 9 + [0.5]}), bins=4)
     assert bins["rain"].labels == ("missing", "< 0", "0", "0 to 0.41", "> 0.41")
+    assert bins["rain"].smallest == 0
     assert bins["score"].labels == ("missing", "≤ 0.123457", "0.123457", "0.123457 to 0.5", "> 0.5")
 
 

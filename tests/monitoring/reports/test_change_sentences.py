@@ -39,3 +39,9 @@ def test_a_numeric_change_of_shape_names_a_range():
     sentence = change_sentence("x", *sketches(before, now))
     assert sentence == "'x' lies between -31 and -26 in 11% of the rows, before in 5%."
     assert change_sentence("y" * 99, *sketches(before, now)).startswith(f"'{'y' * 39}…'")
+
+
+def test_the_known_range_begins_with_a_value_and_not_with_the_float_below_it():
+    rain = [0.0] * 90 + [0.1, 0.2, 0.41] * 3
+    sentence = change_sentence("rain", *sketches(rain, [*rain, 3.0]), "outside")
+    assert sentence == "'rain' is outside its known range, 0 to 0.41, in 1% of the rows."

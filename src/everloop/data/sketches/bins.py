@@ -45,12 +45,18 @@ class NumericBins:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        # The first edge is mostly the float just below the smallest value, and its many digits say nothing.
-        smallest = math.nextafter(self.edges[0], math.inf) + 0.0
-        is_round = float(f"{smallest:.6g}") == smallest
-        texts = [f"{smallest if is_round else self.edges[0]:.6g}", *(f"{edge + 0.0:.6g}" for edge in self.edges[1:])]
+        texts = [f"{edge + 0.0:.6g}" for edge in (self.smallest, *self.edges[1:])]
         bins = tuple(low if low == high else f"{low} to {high}" for low, high in pairwise(texts))
-        return ("missing", f"{'<' if is_round else '≤'} {texts[0]}", *bins, f"> {texts[-1]}")
+        return ("missing", f"{'≤' if self.smallest == self.edges[0] else '<'} {texts[0]}", *bins, f"> {texts[-1]}")
+
+    @property
+    def smallest(self) -> float:
+        """The lower end as a person writes it.
+
+        The first edge is mostly the float just below the smallest value. If that value is round, it is meant.
+        """
+        above = math.nextafter(self.edges[0], math.inf) + 0.0
+        return above if float(f"{above:.6g}") == above else self.edges[0]
 
 
 @dataclass(frozen=True, slots=True)

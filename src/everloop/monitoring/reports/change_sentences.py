@@ -36,7 +36,7 @@ def change_sentence(name: str, reference: Sketch, current: Sketch, direction: st
     if abs(now - before) >= _MISSING_POINTS:
         return f"{subject} is missing in {_percents(reference, current, 0)}."
     if isinstance(reference.bins, NumericBins):
-        return _numeric_sentence(subject, reference, current, reference.bins.edges)
+        return _numeric_sentence(subject, reference, current, (reference.bins.smallest, *reference.bins.edges[1:]))
     return _category_sentence(subject, reference, current)
 
 
@@ -57,7 +57,7 @@ def _directed_sentence(subject: str, reference: Sketch, current: Sketch, directi
             f"before it was {_number(before.deviation)}."
         )
     if direction == "outside" and isinstance(reference.bins, NumericBins):
-        low, high = reference.bins.edges[0], reference.bins.edges[-1]
+        low, high = reference.bins.smallest, reference.bins.edges[-1]
         share = _share(current, 1) + _share(current, len(current.counts) - 1)
         known = f"{_number(low)} to {_number(high)}"
         return f"{subject} is outside its known range, {known}, in {_percent(share)} of the rows."
