@@ -170,6 +170,29 @@ def test_an_edit_of_a_model_written_in_loop_py_makes_a_new_version(everloop, mon
 
 
 @pytest.mark.slow
+def test_the_positive_class_of_a_model_written_in_loop_py_is_named_in_the_dataset(everloop):
+    churn().write_csv("churn.csv")
+    everloop("init", "churn", "--data", "churn.csv", "--target", "Churn")
+    path = Path("churn/loop.py")
+    text = path.read_text(encoding="utf-8").replace("\nloop = el.Loop(", OWN_MODEL)
+    text = re.sub(r"train=el\.AutoTrain\(.*\),", "train=fitted,", text)
+    text = re.sub(r"el\.AtLeast\(.*\)", 'el.AtLeast("accuracy", 0.3)', text)
+    text = re.sub(r'Performance\("\w+"', 'Performance("accuracy"', text)
+    versions = []
+    for positive in ("Yes", "No"):
+        named = text.replace('target="Churn",', f'target="Churn", positive="{positive}",')
+        path.write_text(named, encoding="utf-8")
+        versions.append(run_loop(everloop, "churn").json["version"])
+        assert versions[-1]["signature"]["classes"][1] == positive
+    recalls = [version["metrics"]["recall"] for version in versions]
+    assert versions[0]["metrics"]["accuracy"] == versions[1]["metrics"]["accuracy"]
+    assert recalls[0] != recalls[1]
+    path.write_text(text.replace('target="Churn",', 'target="Churn", positive="yes",'), encoding="utf-8")
+    refused = run_loop(everloop, "churn")
+    assert "positive= is 'yes', which is not a value of the target 'Churn'" in refused.json["error"]["message"]
+
+
+@pytest.mark.slow
 def test_the_written_project_has_a_test_that_passes(everloop):
     churn(120).write_csv("churn.csv")
     everloop("init", "shop", "--data", "churn.csv", "--target", "Churn")

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 import everloop as el
-from everloop.errors import GraphError, UsageError
+from everloop.errors import GraphError, TrainingError, UsageError
 from everloop.loop.stages import STAGES, graph_of, release, snapshot
 from everloop.pipeline import run_graph
 from everloop.records import ModelVersion
@@ -136,3 +136,27 @@ def test_a_training_step_may_return_a_function() -> None:
     fitted = adopt.function(lambda table: table["x"] * 2, rows, "y", None, None, None, ())
     assert fitted.task == "regression"
     assert fitted.predict_scores(rows).tolist() == [value * 2 for value in range(60)]
+
+
+def test_the_positive_class_of_the_dataset_reaches_both_kinds_of_training() -> None:
+    data = el.Dataset(prepare, target="sold", positive=False)
+    assert graph_of(loop(data=data)).nodes["train"].inputs["positive"] is False
+    assert graph_of(loop(data=data, train=fit)).nodes["train"].inputs["positive"] is False
+    assert graph_of(loop(train=fit)).nodes["train"].inputs["positive"] is None
+    assert graph_of(loop(train=el.AutoTrain(positive=False))).nodes["train"].inputs["positive"] is False
+
+
+def test_two_positive_classes_are_an_error() -> None:
+    with pytest.raises(UsageError, match="names two positive classes: False in data= and True in train="):
+        loop(data=el.Dataset(prepare, target="sold", positive=False), train=el.AutoTrain(positive=True))
+    with pytest.raises(UsageError, match=r"positive=\['a'\] is not a class"):
+        el.Dataset(prepare, target="sold", positive=["a"])
+
+
+def test_a_model_of_auto_train_about_the_other_class_is_an_error() -> None:
+    from everloop.loop.stages import adopt
+
+    trained = el.AutoTrain(trials=1, candidates=("linear",)).fit(TWO, TWO, target="sold")
+    assert adopt.function(trained, TWO, "sold", None, None, None, (), positive=True) is trained
+    with pytest.raises(TrainingError, match=r"positive=False.*whose scores are about True"):
+        adopt.function(trained, TWO, "sold", None, None, None, (), positive=False)

@@ -313,3 +313,54 @@ def test_a_slow_estimator_that_refuses_rows_is_not_asked_the_same_twice(store: S
     assert not any(item["nullable"] for item in version.signature["inputs"])
     # At most: as it was given, the trained and the packaged model as a frame and as dicts, once measured.
     assert max(asked.count(one) for one in asked) <= 5
+
+
+class Plain:
+    """A model of one's own that says nothing about what it predicts."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def fit(self, rows: pd.DataFrame, target: Any) -> Plain:
+        return self
+
+    def predict(self, rows: pd.DataFrame) -> Any:
+        return self.answer(rows["visits"].to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "classes"),
+    [
+        (lambda visits: (visits > 10).astype(int), lambda visits: (visits > 12).astype(int), (0, 1)),
+        (lambda visits: visits // 10 + 1, lambda visits: (visits + 1) // 10 + 1, (1, 2, 3, 4)),
+        (lambda visits: visits > 10, lambda visits: visits > 12, (False, True)),
+        (lambda visits: np.where(visits > 10, "many", "few"), lambda visits: np.where(visits > 9, "many", "few"),
+         ("few", "many")),
+        (lambda visits: visits / 30, lambda visits: (visits > 12).astype(int), (0, 1)),
+        (lambda visits: visits / 30, lambda visits: np.where(visits > 12, "many", "few"), ("few", "many")),
+        (lambda visits: visits * 1.5, lambda visits: visits, ()),
+        (lambda visits: visits + 0.5, lambda visits: (visits > 12).astype(int), ()),
+    ],
+    ids=["0 and 1", "1 to 4", "booleans", "texts", "chances", "chances of texts", "amounts", "amounts for 0 and 1"],
+)  # fmt: skip
+def test_a_model_that_says_nothing_is_understood_by_its_target(people, answer, target, classes) -> None:
+    from everloop.registry.saving import describe
+
+    y, visits = target(people["visits"].to_numpy()), people["visits"].to_numpy()
+    trained, frame = describe(Plain(answer), people[["visits"]], y=y)
+    assert tuple(trained.classes) == classes
+    assert trained.task == {0: "regression", 2: "binary", 4: "multiclass"}[len(classes)]
+    found = trained.model.answer_frame(frame)
+    expected = answer(visits)
+    if classes and expected.dtype.kind != "f":
+        assert [classes[place] for place in found.places] == expected.tolist()
+    else:
+        np.testing.assert_array_equal(found.scores, expected)
+
+
+def test_a_model_of_one_kind_of_answer_is_a_regression_if_the_caller_says_so(people) -> None:
+    from everloop.registry.saving import describe
+
+    model = Plain(lambda visits: visits // 10)
+    trained, _ = describe(model, people[["visits"]], y=people["visits"] // 10, task="regression")
+    assert (trained.task, trained.classes) == ("regression", [])

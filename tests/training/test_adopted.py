@@ -321,3 +321,78 @@ def test_a_class_of_the_users_own_module_loads_where_the_module_is_missing(tmp_p
         [sys.executable, "-c", code, tmp_path / "model.pickle"], capture_output=True, text=True, check=False, cwd="/"
     )
     assert done.stdout == "3.0\n", done.stderr
+
+
+class Chance:
+    """Returns one probability for each row from `predict`, and names no classes."""
+
+    def predict(self, rows):
+        return 1 / (1 + np.exp(-np.asarray(rows["x"], dtype=float)))
+
+
+class Chances(Chance):
+    def predict(self, rows):
+        chance = super().predict(rows)
+        return np.stack([1 - chance, chance], axis=1)
+
+
+class Decision:
+    """Returns a class for each row, and no probabilities."""
+
+    def predict(self, rows):
+        return np.where(np.asarray(rows["x"]) > 0, self.classes[1], self.classes[0])
+
+    def __init__(self, classes):
+        self.classes = classes
+
+
+WORDS = FRAME.with_columns(verdict=pl.when("late").then(pl.lit("no")).otherwise(pl.lit("fine")))
+SIGMOID = 1 / (1 + np.exp(-FRAME["x"].to_numpy()))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "target", "positive", "expected"),
+    [
+        (Chance(), "late", True, SIGMOID),
+        (Chance(), "late", False, 1 - SIGMOID),
+        (Chance(), "verdict", "no", SIGMOID),
+        (Chance(), "verdict", "fine", SIGMOID),  # nothing else says which of two texts the probability is of
+        (Chances(), "verdict", "fine", 1 - SIGMOID),
+        (Home(), "verdict", "no", SIGMOID),
+        (Home(), "verdict", "fine", 1 - SIGMOID),
+        (Decision(["fine", "no"]), "verdict", "fine", (FRAME["x"] <= 0).to_numpy().astype(float)),
+        (Decision(["fine", "no"]), "verdict", "no", (FRAME["x"] > 0).to_numpy().astype(float)),
+    ],
+)
+def test_scores_are_about_the_class_that_is_named(estimator, target, positive, expected):
+    trained = adopt(estimator, WORDS, target, features=NUMBERS, positive=positive)
+    assert trained.classes[1] == positive
+    np.testing.assert_allclose(trained.predict_scores(WORDS), expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("positive", ["fine", "no"])
+@pytest.mark.parametrize("classifier", [LogisticRegression(), HistGradientBoostingClassifier(max_iter=10)])
+def test_the_named_class_survives_files_and_leaves_the_predicted_classes_as_they_are(classifier, positive):
+    fitted = classifier.fit(WORDS.select(NUMBERS).to_pandas(), WORDS["verdict"].to_list())
+    trained = adopt(fitted, WORDS, "verdict", features=NUMBERS, positive=positive)
+    again = model_from_files(trained.model.format, trained.model.to_files())
+    own = fitted.predict_proba(WORDS.select(NUMBERS).to_pandas())[:, list(fitted.classes_).index(positive)]
+    for model in (trained.model, again):
+        answers = model.answer_frame(WORDS.select(NUMBERS))
+        np.testing.assert_array_equal(answers.scores, own)
+        predicted = [trained.classes[place] for place in answers.places]
+        assert predicted == list(fitted.predict(WORDS.select(NUMBERS).to_pandas()))
+    assert evaluate(trained, WORDS, "verdict").metrics["roc_auc"].value > 0.9
+
+
+@pytest.mark.parametrize(("target", "reason"), [("grade", "more than two classes"), ("minutes", "amounts")])
+def test_a_positive_class_needs_a_target_with_two_classes(target, reason):
+    estimator = LinearRegression() if target == "minutes" else LogisticRegression()
+    fitted = estimator.fit(FRAME.select(NUMBERS).to_pandas(), FRAME[target].to_numpy())
+    with pytest.raises(TrainingError, match=f"positive= is 'top', but the target '{target}' has {reason}"):
+        adopt(fitted, FRAME, target, features=NUMBERS, positive="top")
+
+
+def test_a_positive_class_that_the_target_does_not_have_is_an_error():
+    with pytest.raises(TrainingError, match="positive= is 'late', which is not a value of the target 'verdict'"):
+        adopt(Home(), WORDS, "verdict", features=NUMBERS, positive="late")

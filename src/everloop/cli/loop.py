@@ -283,7 +283,7 @@ def _draw_result(result: LoopRun, loop: Loop) -> None:
         task = result.version.signature.get("task")
         console().print(f"  metric       {result.metric}, the default for {task} targets; the loop does not set one")
     classes = result.version.signature.get("classes")
-    if isinstance(classes, list) and len(classes) == 2 and isinstance(classes[1], str):
+    if isinstance(classes, list) and len(classes) == 2 and (isinstance(classes[1], str) or loop.positive is not None):
         line = f"  positive     {classes[1]!r}: probabilities, precision, recall and f1 are about this class"
         console().print(line, soft_wrap=True, markup=False)
     _draw_columns(result)

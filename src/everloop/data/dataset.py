@@ -37,6 +37,9 @@ class Dataset:
         half_life: with `time`, give older rows less weight in training: a row that is this much older than the newest
             one counts half as much, such as `60d`. The evaluation is unweighted. A training step receives the weights
             if it has a parameter `weight` or `sample_weight`.
+        positive: of a target with two classes, the one that scores are probabilities of, and that precision, recall,
+            `f1` and `average_precision` are about. Default: `True`, the larger number, or the later text in the
+            alphabet.
 
     Raises:
         UsageError: the arguments do not fit together.
@@ -55,6 +58,7 @@ class Dataset:
     labels_after: str | None = None
     window: str | None = None
     half_life: str | None = None
+    positive: bool | int | float | str | None = None
 
     def __post_init__(self) -> None:
         for role in ("features", "exclude"):
@@ -91,6 +95,11 @@ class Dataset:
             checked_span(role, getattr(self, role), self.time)
         if self.labels_after is not None:
             parse_duration(self.labels_after)
+        if self.positive is not None and not isinstance(self.positive, bool | int | float | str):
+            raise UsageError(
+                f"positive={self.positive!r} is not a class.",
+                help="Write the value of the target as it stands in the table, such as positive='yes'.",
+            )
 
     def feature_names(self, columns: Iterable[str]) -> tuple[str, ...]:
         """The declared features in their order, or else those of the table's columns that have no other role."""

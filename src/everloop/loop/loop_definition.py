@@ -106,6 +106,12 @@ class Loop:
         return next((metric for metric in metrics if isinstance(metric, str) and metric in METRIC_TASKS), None)
 
     @property
+    def positive(self) -> bool | int | float | str | None:
+        """The positive class that the dataset or its `AutoTrain` names; None if neither does."""
+        of_training = getattr(self.train, "positive", None)
+        return of_training if self.data.positive is None else self.data.positive
+
+    @property
     def live_metric(self) -> str | None:
         """The metric that compares live models: the one of a `Performance` watch, otherwise `training_metric`."""
         watched = (part.metric for part in self.watch if isinstance(part, Performance))
@@ -129,6 +135,13 @@ class Loop:
                     f"Loop '{self.name}' cannot train with {self.train!r}.",
                     help="Pass train=el.AutoTrain(...), or a step that returns a fitted model.",
                 )
+        of_training = getattr(self.train, "positive", None)
+        if None not in (self.data.positive, of_training) and self.data.positive != of_training:
+            raise UsageError(
+                f"Loop '{self.name}' names two positive classes: {self.data.positive!r} in data= and {of_training!r} in"
+                " train=.",
+                help="Keep the one in data=el.Dataset(...).",
+            )
         if self.serve is not None and not isinstance(self.serve, Endpoint):
             raise UsageError(
                 f"Loop '{self.name}': serve= does not accept {self.serve!r}.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from everloop.errors import UsageError
+from everloop.errors import TrainingError, UsageError
 from everloop.pipeline import Graph, current_step, progress, step
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def graph_of(loop: Loop) -> Graph:
     )
     if isinstance(loop.train, AutoTrain):
         options = {field.name: getattr(loop.train, field.name) for field in fields(loop.train)}
+        options["positive"] = loop.positive
         search = {"train": parts["train"], "valid": parts["valid"], **roles, **features}
         search |= {"half_life": dataset.half_life, "model": loop.model, **options}
         trained = graph.add(train, inputs=search)
@@ -87,7 +88,7 @@ def graph_of(loop: Loop) -> Graph:
             )
             weights = dict.fromkeys(weights, weighed)
         fitted = _add_user_step(graph, loop.train, parts, weights)
-        inputs = {"fitted": fitted, "train": parts["train"], **roles, **features}
+        inputs = {"fitted": fitted, "train": parts["train"], **roles, **features, "positive": loop.positive}
         trained = graph.add(adopt, name="train", inputs=inputs)
     else:
         raise UsageError(
@@ -234,17 +235,25 @@ def adopt(
     key: str | None,
     features: Sequence[str] | None,
     exclude: Sequence[str],
+    positive: bool | int | float | str | None = None,
 ) -> Trained:
     """Wrap the model that a training step of the user has fitted."""
     from everloop.packages.formats.plain_function import Function
     from everloop.training import Trained, adopt as adopt_model
+    from everloop.training.targets import check_positive
 
     if isinstance(fitted, Trained):
+        if positive is not None and check_positive(positive, target, fitted.task, fitted.classes) == 0:
+            raise TrainingError(
+                f"Dataset(positive={positive!r}), but the training step returns a model whose scores are about"
+                f" {fitted.classes[1]!r}.",
+                help=f"Pass positive={positive!r} to its AutoTrain as well.",
+            )
         return fitted
     if callable(fitted) and not isinstance(fitted, type) and not hasattr(fitted, "predict"):
         fitted = Function(fitted)
     names = _feature_names(train, target, time, key, features, exclude)
-    return adopt_model(fitted, train.select(*names, target), target)
+    return adopt_model(fitted, train.select(*names, target), target, positive=positive)
 
 
 @step
@@ -457,11 +466,7 @@ def _purpose_of(loop: Loop) -> dict[str, Any]:
         "aliases": list(dict.fromkeys([*(["champion"] if loop.serve else []), *aliases])),
         "automatic": automatic,
         "task": getattr(loop.train, "task", None) if automatic else None,
-        **(
-            {"positive": loop.train.positive}
-            if isinstance(loop.train, AutoTrain) and loop.train.positive is not None
-            else {}
-        ),
+        **({} if loop.positive is None else {"positive": loop.positive}),
         "metrics": list(dict.fromkeys(one for one in metrics if isinstance(one, str) and one in METRIC_TASKS)),
         "columns": list(_slices_of(loop)),
         **({"gate_columns": list(dict.fromkeys(columns))} if columns else {}),

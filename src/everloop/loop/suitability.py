@@ -19,14 +19,17 @@ def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mappi
 
     Args:
         purpose: the requirements: `columns` that gates slice by; `gate_columns`, pairs of a gate and a column that it
-            needs; `automatic`, whether training infers its task from the target. If so, also `task` and `positive`, if
-            they are declared; `metrics` of training, gates and watches; and `model` and `aliases`, whose versions must
-            predict the same kind of target.
+            needs; `positive`, if it is declared; `automatic`, whether training infers its task from the target. If so,
+            also `task`, if it is declared; `metrics` of training, gates and watches; and `model` and `aliases`, whose
+            versions must predict the same kind of target.
 
     Raises:
         UsageError: a gate slices by a column that the table lacks, or a metric does not fit the target.
+        TrainingError: training is a step of the user, and the declared positive class is not one of two of the target.
         ConflictError: the version with one of the aliases predicts another kind of target.
     """
+    from everloop.training.targets import find_classes, infer_task
+
     wanted = [("Slices", column) for column in purpose.get("columns", ())]
     for gate, column in [*wanted, *purpose.get("gate_columns", ())]:
         if column not in table.columns:
@@ -34,9 +37,9 @@ def check_purpose(store: Store, table: pl.DataFrame, target: str, purpose: Mappi
                 f"{gate}('{column}'): the dataset has no such column.", help=f"It has: {', '.join(table.columns)}"
             )
     if not purpose.get("automatic"):
+        if "positive" in purpose:
+            find_classes(table[target], infer_task(table[target]), purpose["positive"])
         return  # a training step of the user decides for itself how to use the target
-    from everloop.training.targets import find_classes, infer_task
-
     try:
         task = purpose.get("task") or infer_task(table[target])
         classes = find_classes(table[target], task, purpose.get("positive"))

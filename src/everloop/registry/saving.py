@@ -364,8 +364,8 @@ def _choose_scoring(
             with warnings.catch_warnings():
                 # A model that misses its column names warns; another container has them.
                 warnings.simplefilter("error" if container != table.container else "ignore")
-                found, classes, order = _task_and_classes(model, kind, frame, task, target)
-                scoring, predictions = first_answers(model, kind.fill(first_rows), found, order, classes)
+                found, classes, order, labels = _task_and_classes(model, kind, frame, task, target)
+                scoring, predictions = first_answers(model, kind.fill(first_rows), found, order, classes, labels=labels)
         except EverloopError as error:
             if isinstance(error, UsageError):
                 raise
@@ -395,17 +395,22 @@ def _choose_scoring(
 
 def _task_and_classes(
     model: Any, table: TableKind, frame: pl.DataFrame, task: Task | None, target: pl.Series | None
-) -> tuple[Task, list[Json], list[int]]:
-    """Return the task, the classes in everloop's order, and the index at which the model has each class."""
+) -> tuple[Task, list[Json], list[int], bool]:
+    """Find out what a model predicts.
+
+    Returns:
+        The task; the classes in everloop's order; the index at which the model has each class; and whether `predict`
+        returns classes although the model does not say so.
+    """
     from everloop.packages.formats.plain_function import Function
     from everloop.packages.formats.pyfunc import PyfuncScores
-    from everloop.training.estimator_tasks import arranged, decides, found_classes, known_classes, task_for
+    from everloop.training.estimator_tasks import arranged, decides, found_classes, kind_of, known_classes, task_for
     from everloop.training.targets import find_classes
 
     known = None if task == "regression" else known_classes(model)
     if known is not None:
         classes, order = arranged(known)
-        return task or task_for(classes), classes, order
+        return task or task_for(classes), classes, order, False
     first_rows = table.fill(table.cast(frame.head(PROBE_ROWS)))
     if task != "regression" and not isinstance(model, Function | PyfuncScores) and hasattr(model, "predict"):
         if decides(model, model.predict(first_rows)):
@@ -417,16 +422,34 @@ def _task_and_classes(
                     f"The {type(model).__name__} does not name its classes.",
                     help="Pass the target of the example's rows as y=, or set `classes_` on the model.",
                 )
-            return task or task_for(found), found, []
+            return task or task_for(found), found, [], False
+        if task is None and target is not None and kind_of(model) is None:
+            return _by_target(model, model.predict(table.fill(table.cast(frame.head(CLASS_ROWS)))), target)
         if hasattr(model, "fit") or task is None:
-            return "regression", [], []
+            return "regression", [], [], False
     if task is None:
         task = _task_by_prediction(model, first_rows, target)
     if task == "regression":
-        return task, [], []
+        return task, [], [], False
     if target is not None:
-        return task, list(find_classes(target, task)), []
-    return task, [False, True] if task == "binary" else [], []
+        return task, list(find_classes(target, task)), [], False
+    return task, [False, True] if task == "binary" else [], [], False
+
+
+def _by_target(model: Any, predicted: Any, target: pl.Series) -> tuple[Task, list[Json], list[int], bool]:
+    """Find out from the target what a model that says nothing predicts; as `_task_and_classes`."""
+    from everloop.training.estimator_tasks import predicted_meaning
+    from everloop.training.targets import find_classes, infer_task
+
+    try:
+        task = infer_task(target)
+    except TrainingError:  # a few rows of one class, for example
+        return "regression", [], [], False
+    if task == "regression":
+        return task, [], [], False
+    classes = find_classes(target, task)
+    meaning = predicted_meaning(model, predicted, target, task, classes)
+    return ("regression", [], [], False) if meaning == "amounts" else (task, classes, [], meaning == "labels")
 
 
 def _task_by_prediction(model: Any, first_rows: Any, target: pl.Series | None) -> Task:

@@ -393,7 +393,7 @@ def _classes(history: ReplayHistory, loop: Loop) -> tuple[Any, ...]:
 
     values = history.table[history.target]
     task = getattr(loop.train, "task", None) or infer_task(values)
-    return tuple(find_classes(values, task, getattr(loop.train, "positive", None)))
+    return tuple(find_classes(values, task, loop.positive))
 
 
 def _expected_work(policy: Policy, span: timedelta) -> float:

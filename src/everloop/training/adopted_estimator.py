@@ -24,10 +24,12 @@ from everloop.training.estimator_tasks import (
     found_classes,
     kind_of,
     known_classes,
+    other_classes,
+    predicted_meaning,
     says_classes,
     task_for,
 )
-from everloop.training.targets import class_place, find_classes, infer_task
+from everloop.training.targets import check_positive, class_place, find_classes, infer_task
 from everloop.training.trained_model import Trained
 from everloop.training.training_tables import table
 from everloop.training.user_code import dump_code, load_code
@@ -180,6 +182,7 @@ def adopt(
     container: Container | None = None,
     task: Task | None = None,
     metric: str | None = None,
+    positive: Json = None,
 ) -> Trained:
     """Wrap a fitted estimator as a model.
 
@@ -192,9 +195,12 @@ def adopt(
         container: the kind of table that it takes. Default: the first of polars, pandas and numpy that works.
         task: default: inferred from the estimator and the target.
         metric: the metric that it was optimised for, for the record. Default: the default for the task.
+        positive: of two classes, the one that scores are probabilities of. Default: the later one. If the classes are
+            texts and `predict` returns one probability for each row, that is the probability of this class.
 
     Raises:
-        TrainingError: the estimator is not fitted, or cannot predict these rows.
+        TrainingError: the estimator is not fitted, or cannot predict these rows, or `positive` is not one of two
+            classes.
         UsageError: the estimator predicts several targets.
     """
     from everloop.training.metrics import get_metric, metrics_of
@@ -206,17 +212,23 @@ def adopt(
     trained_rows = _as_trained(rows, names, types)
     nulls = [name for name in names if rows[name].null_count()]
     inferred_task, classes, order = _task_and_classes(estimator, rows, names, target, task, container)
-    labels = False
+    labels, named = False, True
     if inferred_task != "regression" and task is None and not says_classes(estimator):
         some = rows.gather_every(max(1, rows.height // _CLASS_ROWS))
         predicted = _predicted(estimator, some.select(names), container)
-        meaning = _meaning(estimator, predicted, rows[target], inferred_task, classes)
+        meaning = predicted_meaning(estimator, predicted, rows[target], inferred_task, classes)
         labels = meaning == "labels"
+        # One probability for each row, of classes that are neither numbers nor booleans and so have no usual order.
+        named = meaning != "chances" or np.size(predicted) != some.height or not isinstance(classes[0], str)
         if meaning == "amounts":
             inferred_task, classes, order = "regression", [], []
     _check_classes(estimator, rows[target], classes)
     kinds = (inferred_task, order, classes)
     question, working = _working_container(estimator, trained_rows, nulls, kinds, labels, container)
+    if positive is not None:
+        check_positive(positive, target, inferred_task, classes)
+        question = question.about(positive, named=named)
+        classes = list(question.classes)
     stored, blob = _dump(estimator)
     kind = PickledModel if stored == "pickle" else AdoptedModel
     model = kind(
@@ -301,36 +313,6 @@ def _task_and_classes(
             return task_for(found), found, []
     inferred = task or _infer_task(estimator, rows, target)
     return inferred, list(find_classes(rows[target], inferred)), []
-
-
-def _meaning(
-    estimator: Any, predicted: Any, target: pl.Series, task: Task, classes: list[Json]
-) -> Literal["labels", "chances", "amounts"]:
-    """Find out whether an estimator that does not say it predicts classes, their probabilities or amounts.
-
-    Args:
-        predicted: its predictions for rows of the training table.
-
-    Raises:
-        TrainingError: none of these fits the target.
-    """
-    import polars as pl
-
-    values = np.asarray(predicted)
-    if values.ndim == 2 and values.shape[1] > 1:
-        return "chances"
-    distinct = set(values.reshape(-1).tolist())
-    if distinct <= set(classes):
-        return "labels"
-    if all(isinstance(value, int | float) for value in distinct):
-        numbers = target.dtype.is_numeric()
-        # Zeros and ones for a target of texts are codes, and nothing shows which text is 1.
-        chances = numbers or target.dtype == pl.Boolean or not distinct <= {0, 1}
-        if task == "binary" and chances and all(0 <= value <= 1 for value in distinct):
-            return "chances"
-        if numbers:
-            return "amounts"
-    raise _other_classes(estimator, target, sorted(distinct, key=str))
 
 
 def _infer_task(estimator: Any, rows: pl.DataFrame, target: str) -> Task:
@@ -440,17 +422,7 @@ def _check_classes(estimator: Any, target: pl.Series, classes: Sequence[Json]) -
     # A step may have left out rows of rare classes.
     if not classes or sum(class_place(value, classes) is not None for value in values) >= min(2, len(values)):
         return
-    raise _other_classes(estimator, target, classes)
-
-
-def _other_classes(estimator: Any, target: pl.Series, classes: Sequence[Json]) -> TrainingError:
-    values = target.drop_nulls().unique().sort().to_list()
-    return TrainingError(
-        f"The {type(estimator).__name__} predicts {', '.join(map(repr, classes[:8]))}, but the target "
-        f"'{target.name}' has the values {', '.join(map(repr, values[:8]))}.",
-        help="If the target was encoded before fit (LabelEncoder, 'yes' to 1), encode it in the data step instead, or "
-        "return an object whose `predict` returns the original values and whose `classes_` lists them.",
-    )
+    raise other_classes(estimator, target, classes)
 
 
 def _as_trained(frame: pl.DataFrame, names: Sequence[str], types: Mapping[str, str]) -> pl.DataFrame:

@@ -7,13 +7,14 @@ first of the largest probabilities; for these, `predict` is not called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from everloop.errors import RequestError, UsageError
 from everloop.training.class_decisions import PLAIN, ClassScores, Rule, votes
+from everloop.training.targets import class_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ class EstimatorScores:
 
     Attributes:
         order: index of each class in the estimator's own order; empty if the orders are the same.
-        classes: the sorted classes, as plain Python values.
+        classes: the sorted classes, as plain Python values; of two, the positive one is the second.
         choice: how the class is found. `rule`: by `rule`, from the scores. `largest`: the first of the largest
             probabilities, in the estimator's own order. `predict`: by `predict` of the estimator. `votes`: also by
             `predict`, for estimators without probabilities; the score of the predicted class is 1, the others are 0.
@@ -86,6 +87,18 @@ class EstimatorScores:
             return self.answer(estimator, rows).scores
         return self._arranged(_probabilities(estimator, rows))
 
+    def about(self, positive: Json, *, named: bool) -> Self:
+        """Return the same for scores that are probabilities of another of the two classes.
+
+        Args:
+            positive: the class; it must be one of `classes`.
+            named: False if nothing names the class that single probabilities are of. Then they are of `positive`.
+        """
+        if class_place(positive, self.classes) == 1:
+            return self
+        order = tuple(reversed(self.order or (0, 1))) if named else self.order
+        return replace(self, classes=tuple(reversed(self.classes)), order=() if order == (0, 1) else order)
+
     def to_json(self) -> dict[str, Json]:
         return {
             "order": list(self.order),
@@ -110,7 +123,10 @@ class EstimatorScores:
         order = self.order
         if self.task == "binary" and probabilities.ndim == 2:
             return np.ascontiguousarray(probabilities[:, order[1] if order else 1])
-        if self.task == "binary" or not order:
+        if self.task == "binary":
+            # One number for each row is the probability of the estimator's second class.
+            return 1.0 - probabilities if order == (1, 0) else probabilities
+        if not order:
             return probabilities
         return np.ascontiguousarray(probabilities[:, list(order)])
 

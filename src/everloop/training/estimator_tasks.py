@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from everloop.errors import UsageError
+from everloop.errors import TrainingError, UsageError
 from everloop.training.estimator_scores import EstimatorScores, last_step, own_copy, question_for
 
 if TYPE_CHECKING:
@@ -142,6 +142,46 @@ def says_classes(estimator: Any) -> bool:
     if kind_of(estimator) in ("classifier", "clusterer", "outlier_detector"):
         return True
     return kind_of(estimator) != "regressor" and (hasattr(estimator, "classes_") or hasattr(estimator, "predict_proba"))
+
+
+def predicted_meaning(
+    estimator: Any, predicted: Any, target: pl.Series, task: Task, classes: list[Json]
+) -> Literal["labels", "chances", "amounts"]:
+    """Find out whether an estimator that does not say it predicts classes, their probabilities or amounts.
+
+    Args:
+        predicted: its predictions for rows of the training table.
+
+    Raises:
+        TrainingError: none of these fits the target.
+    """
+    import polars as pl
+
+    values = np.asarray(predicted)
+    if values.ndim == 2 and values.shape[1] > 1:
+        return "chances"
+    distinct = set(values.reshape(-1).tolist())
+    if distinct <= set(classes):
+        return "labels"
+    if all(isinstance(value, int | float) for value in distinct):
+        numbers = target.dtype.is_numeric()
+        # Zeros and ones for a target of texts are codes, and nothing shows which text is 1.
+        chances = numbers or target.dtype == pl.Boolean or not distinct <= {0, 1}
+        if task == "binary" and chances and all(0 <= value <= 1 for value in distinct):
+            return "chances"
+        if numbers:
+            return "amounts"
+    raise other_classes(estimator, target, sorted(distinct, key=str))
+
+
+def other_classes(estimator: Any, target: pl.Series, classes: Sequence[Json]) -> TrainingError:
+    values = target.drop_nulls().unique().sort().to_list()
+    return TrainingError(
+        f"The {type(estimator).__name__} predicts {', '.join(map(repr, classes[:8]))}, but the target "
+        f"'{target.name}' has the values {', '.join(map(repr, values[:8]))}.",
+        help="If the target was encoded before fit (LabelEncoder, 'yes' to 1), encode it in the data step instead, or "
+        "return an object whose `predict` returns the original values and whose `classes_` lists them.",
+    )
 
 
 def first_answers(

@@ -75,10 +75,7 @@ def find_classes(target: pl.Series, task: Task, positive: Json = None) -> list[J
             is not one of them or the task is not binary.
     """
     if positive is not None and task != "binary":
-        kind = "amounts" if task == "regression" else "more than two classes"
-        raise TrainingError(
-            f"positive= is {positive!r}, but the target '{target.name}' has {kind}.", help="Leave positive= out."
-        )
+        check_positive(positive, target.name, task, ())
     if task == "regression":
         return []
     values = sorted(_plain(target).drop_nulls().unique().to_list())
@@ -91,13 +88,28 @@ def find_classes(target: pl.Series, task: Task, positive: Json = None) -> list[J
     classes = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
     if positive is None:
         return classes
+    place = check_positive(positive, target.name, task, classes)
+    return [classes[1 - place], classes[place]]
+
+
+def check_positive(positive: Json, target: str, task: Task, classes: Sequence[Json]) -> int:
+    """Return the index of the positive class.
+
+    Raises:
+        TrainingError: the task is not binary, or the positive class is not one of its classes.
+    """
+    if task != "binary":
+        kind = "amounts" if task == "regression" else "more than two classes"
+        raise TrainingError(
+            f"positive= is {positive!r}, but the target '{target}' has {kind}.", help="Leave positive= out."
+        )
     place = class_place(positive, classes)
     if place is None:
         raise TrainingError(
-            f"positive= is {positive!r}, which is not a value of the target '{target.name}'.",
-            help=f"Its values: {classes[0]!r}, {classes[1]!r}",
+            f"positive= is {positive!r}, which is not a value of the target '{target}'.",
+            help=f"Its values: {', '.join(map(repr, classes))}",
         )
-    return [classes[1 - place], classes[place]]
+    return place
 
 
 def encode_target(target: pl.Series, task: Task, classes: Sequence[Any]) -> NDArray[np.float64]:

@@ -178,7 +178,6 @@ def _loop_file(
 ) -> str:
     arguments = "".join(f", {option}={_value(value)}" for option, value in options.items())
     fewer = inspection.doubles or inspection.untimed
-    positive = "" if goal.positive is None else f", positive={quoted(goal.positive)}"
     rows = f"{inspection.rows.height:,} rows{' after the filters of `prepare`' if fewer else ''}"
     return f'''"""{name}: predicts {_doc(inspection.target)}, {_doc(goal.says)}.
 
@@ -205,10 +204,10 @@ loop = el.Loop(
     {quoted(name)},
     data=el.Dataset(
         prepare,
-{_dataset_lines(inspection)}
+{_dataset_lines(inspection, goal)}
     ),
     # Judged by {goal.metric}: {_comment(goal.why_metric)}. With a larger budget, more settings are tried.
-    train=el.AutoTrain(metric={quoted(goal.metric)}{positive}, budget_s=20),
+    train=el.AutoTrain(metric={quoted(goal.metric)}, budget_s=20),
     gates=[
         el.AtLeast({quoted(goal.metric)}, {goal.bar:g}),  # {goal.why_bar}; raise it once you know what is possible
         el.NotWorseThan("champion"),
@@ -258,8 +257,10 @@ def _prepare_body(step: str, inspection: TableInspection, goal: Goal) -> str:
     return "\n    ".join(["return (", f"    {step}", *(f"    {line}" for line in lines), ")"])
 
 
-def _dataset_lines(inspection: TableInspection) -> str:
+def _dataset_lines(inspection: TableInspection, goal: Goal) -> str:
     lines = [f"target={quoted(inspection.target)},"]
+    if goal.positive is not None:
+        lines.append(f"positive={quoted(goal.positive)},  # scores are its probabilities")
     if inspection.time is not None:
         lines.append(f"time={quoted(inspection.time)},  # the latest rows are held out for testing")
     if inspection.key is not None:
