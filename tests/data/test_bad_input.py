@@ -55,6 +55,29 @@ def test_another_separator_is_seen(project: Path, text: str, separator: str) -> 
     assert read("a.csv", separator=separator).collect().width > 1
 
 
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("stadt;miete\nKöln;900,5\nBonn;800,0\n".encode("cp1252"), {"encoding": "cp1252", "separator": ";"}),
+        ("straße;miete\nA;900,5\nB;800,0\n".encode("cp1252"), {"encoding": "cp1252", "separator": ";"}),
+        (b"stadt;miete\n" + b"A;1\n" * LONG + "Köln;2\n".encode("cp1252"),
+         {"encoding": "cp1252", "separator": ";"}),
+        ("stadt\tmiete\nKöln\t900\n".encode("utf-16"), {"encoding": "utf-16", "separator": "\t"}),
+        ("stadt\tmiete\nKöln\t900\n".encode("utf-16-le"), {"encoding": "utf-16-le", "separator": "\t"}),
+        ("stadt,miete\nKöln,900\n".encode("cp1252"), {"encoding": "cp1252"}),
+    ],
+)  # fmt: skip
+def test_encoding_and_separator_are_named_at_once(project: Path, content: bytes, options: dict[str, str]) -> None:
+    name = write(project, content)
+    with pytest.raises(SourceError) as caught:
+        read(name).collect()
+    arguments = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    assert f" {arguments}." in str(caught.value)
+    assert "--encoding" in caught.value.option_help
+    assert ("--separator" in caught.value.option_help) is ("separator" in options)
+    assert read(name, **options).collect().width == 2
+
+
 def test_a_single_text_column_is_accepted(project: Path) -> None:
     assert rows(write(project, "text\nhello; world\nyes\n")) == [("hello; world",), ("yes",)]
 

@@ -149,7 +149,7 @@ class CsvScans:
     def _explained(self, file: DataFile, width: int | None, error: Exception) -> SourceError:
         message = str(error)
         if "utf-8" in message or "utf8" in message:
-            found = invalid_utf8(file)
+            found = invalid_utf8(file, self._options)
             if found is not None:
                 return found
         return explain(file, width, self._options, error)

@@ -117,7 +117,14 @@ def check_text(file: DataFile, options: Mapping[str, Any]) -> None:
     separator = options.get("separator", ",")
     _refuse_comment(file, separator, from_header)
     names = _header(from_header, options)
-    _refuse_separator(file, separator, names, from_header)
+    other = _other_separator(separator, names, from_header)
+    if other is not None:
+        # Both at once: the next attempt would fail on the encoding otherwise.
+        recode = {} if invalid_utf8(file, options) is None else {"encoding": "cp1252"}
+        raise SourceError(
+            f"'{file}' seems to be separated by {_shown(other)}, not by {_shown(separator)}.",
+            **advice("Read it with {}.", all_of=True, **recode, separator=other),
+        )
     if "new_columns" in options or "with_column_names" in options or options.get("schema") is not None:
         return
     repeated = next((name for index, name in enumerate(names) if name.strip() and name in names[:index]), None)
@@ -169,7 +176,7 @@ def has_no_rows(file: DataFile) -> bool:
     return len(lines_of(file.path, 2)) < 2
 
 
-def invalid_utf8(file: DataFile) -> SourceError | None:
+def invalid_utf8(file: DataFile, options: Mapping[str, Any]) -> SourceError | None:
     """The error for the first byte of a file that is not valid UTF-8; None if all of them are."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
@@ -183,7 +190,7 @@ def invalid_utf8(file: DataFile) -> SourceError | None:
                 meant = wrong.decode("cp1252", errors="replace")
                 return SourceError(
                     f"Line {line} of '{file}' contains the byte 0x{wrong.hex()}, which is not valid UTF-8.",
-                    **advice(f"If it should be '{meant}', read the file with {{}}.", encoding="cp1252"),
+                    **_encoding_advice(f"If it should be '{meant}', read the file with {{}}.", file, "cp1252", options),
                 )
             line += chunk.count(b"\n")
     return None
@@ -267,18 +274,30 @@ def _check_encoding(file: DataFile, options: Mapping[str, Any]) -> None:
             )
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
-            raise SourceError(f"'{file}' is in {encoding.upper()}.", **advice("Read it with {}.", encoding=encoding))
+            raise SourceError(
+                f"'{file}' is in {encoding.upper()}.", **_encoding_advice("Read it with {}.", file, encoding, options)
+            )
     if head[:512].count(b"\0") > len(head[:512]) // 4:
         raise SourceError(
-            f"'{file}' is not UTF-8: it may be UTF-16.", **advice("Read it with {}.", encoding="utf-16-le")
+            f"'{file}' is not UTF-8: it may be UTF-16.",
+            **_encoding_advice("Read it with {}.", file, "utf-16-le", options),
         )
     line = head.split(b"\n", 1)[0]
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
-        found = invalid_utf8(file)
+        found = invalid_utf8(file, options)
         if found is not None:
             raise found from None
+
+
+def _encoding_advice(sentence: str, file: DataFile, encoding: str, options: Mapping[str, Any]) -> Advice:
+    """Name the encoding, and also the separator if the decoded text seems to have another one."""
+    with file.path.open("rb") as stream:
+        text = stream.read(_HEAD_BYTES).decode(encoding, errors="ignore").removeprefix("\ufeff")
+    lines = _from_header(text.splitlines(), options)
+    other = _other_separator(options.get("separator", ","), _header(lines, options), lines)
+    return advice(sentence, all_of=True, encoding=encoding, **({} if other is None else {"separator": other}))
 
 
 def _refuse_comment(file: DataFile, separator: str, lines: list[str]) -> None:
@@ -297,20 +316,19 @@ def _refuse_comment(file: DataFile, separator: str, lines: list[str]) -> None:
     )
 
 
-def _refuse_separator(file: DataFile, separator: str, names: list[str], lines: list[str]) -> None:
-    """Refuse a single column if another separator splits its header and rows into the same number of fields."""
+def _other_separator(separator: str, names: list[str], lines: list[str]) -> str | None:
+    """The separator that splits the header and the rows of a single column into the same number of fields."""
     if len(names) > 1:
-        return
+        return None
     for other in _OTHERS:
-        if other == separator:
-            continue
         widths = [len(row) for row in csv.reader(lines[:50], delimiter=other)]
-        if widths[0] > 1 and widths[:-1] == [widths[0]] * (len(widths) - 1):
-            shown = "a tab" if other == "\t" else f"'{other}'"
-            raise SourceError(
-                f"'{file}' seems to be separated by {shown}, not by '{separator}'.",
-                **advice("Read it with {}.", separator=other),
-            )
+        if other != separator and widths and widths[0] > 1 and widths[:-1] == [widths[0]] * (len(widths) - 1):
+            return other
+    return None
+
+
+def _shown(separator: str) -> str:
+    return "a tab" if separator == "\t" else f"'{separator}'"
 
 
 def _unnamed_advice(names: list[str], number: int) -> Advice:

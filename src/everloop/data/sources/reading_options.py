@@ -47,18 +47,21 @@ class Advice(TypedDict):
     option_help: str
 
 
-def advice(sentence: str, *, otherwise: str = "", **options: Any) -> Advice:
+def advice(sentence: str, *, otherwise: str = "", all_of: bool = False, **options: Any) -> Advice:
     """Phrase one hint for Python and for the command line.
 
     Args:
         sentence: contains `{}` where the options go, as in `Read it with {}.`
         otherwise: the hint on the command line if none of the options exists there.
+        all_of: all options are needed; by default they are alternatives.
         options: options of `read` with suggested values.
     """
     cli_options = [_cli_option(name, value) for name, value in options.items() if name in _CLI_OPTIONS]
     return {
-        "help": sentence.format(", or ".join(_python_argument(name, value) for name, value in options.items())),
-        "option_help": sentence.format(", or ".join(cli_options)) if cli_options else otherwise,
+        "help": sentence.format(
+            (", " if all_of else ", or ").join(_python_argument(name, value) for name, value in options.items())
+        ),
+        "option_help": sentence.format((" " if all_of else ", or ").join(cli_options)) if cli_options else otherwise,
     }
 
 
