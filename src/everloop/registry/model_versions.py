@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from everloop.errors import NotFoundError, UsageError
-from everloop.packages.package import get_package, plain_evaluation
 from everloop.records import Alias, Json, ModelVersion, Package
 
 if TYPE_CHECKING:
@@ -48,6 +47,8 @@ def register(
         UsageError: the model's name is invalid.
         NotFoundError: the store has no such package.
     """
+    from everloop.packages.package import get_package, plain_evaluation  # not needed to read versions
+
     check_model_name(model_name)
     record = package if isinstance(package, Package) else get_package(store, package)
     plain = plain_evaluation(evaluation)

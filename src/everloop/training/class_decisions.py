@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import polars as pl
     from numpy.typing import NDArray
 
@@ -53,9 +52,9 @@ class Rule:
     def places(self, scores: Array) -> Places:
         """Return the index of the predicted class of each row, from scores of shape (n,) or (n, classes)."""
         if scores.ndim == 2:
-            largest: Places = np.argmax(scores, axis=1)
+            largest: Places = scores.argmax(axis=1)
             return largest
-        return ((scores > self.threshold) if self.strict else (scores >= self.threshold)).astype(np.intp)
+        return ((scores > self.threshold) if self.strict else (scores >= self.threshold)).astype(int)
 
     def to_json(self) -> dict[str, Json]:
         return {"threshold": self.threshold, "strict": self.strict}
@@ -104,6 +103,8 @@ def by_rule(model: Any, scores: Array) -> ClassScores:
 
 def votes(places: Places, classes: int) -> Array:
     """Return scores of 0 and 1 that only name the class: shape (n,) for two classes, (n, classes) for several."""
+    import numpy as np  # not at the top: the server imports this module, and has no use for 13 MB of NumPy
+
     if classes == 2:
         return places.astype(np.float64)
     found = np.zeros((len(places), classes))

@@ -71,7 +71,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and not (isinstance(value, str) and len(value.encode()) == 1):
             raise UsageError(
-                f"{name}={value!r} must be a single one-byte character.", **advice("For example {}.", **{name: ";"})
+                f"{name}={value!r} must be a single one-byte character.",
+                **advice("For example {}.", **dict[str, Any]({name: ";"})),
             )
     for name in ("skip_rows", "skip_lines", "n_rows"):
         value = options.get(name)
