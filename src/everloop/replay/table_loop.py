@@ -328,7 +328,7 @@ def _calendar(past: pl.DataFrame, time: str) -> list[pl.Expr]:
 def _not_used(column: ColumnInspection) -> str:
     message = column.message
     if column.kind != "leak":
-        return f"'{column.name}' is not used: {message}."
+        return f"'{column.name}' is not used: {message.removesuffix(': dropped')}."
     reason = message.partition(", so excluded")[0]
     return (
         f"'{column.name}' is not used: it {reason}, so it is probably known only with it. If not: --include"

@@ -298,7 +298,7 @@ def _inspect_column(values: pl.Series) -> ColumnInspection:
         unit = "seconds" if dtype == pl.Duration else "hours"
         return inspection("number", "feature", f"{type_name}, in {unit}{missing}")
     if dtype.is_temporal():
-        return inspection("date", "feature", f"{type_name}: its month, day and weekday are the features{missing}")
+        return inspection("date", "feature", f"{type_name}: {_time_parts(dtype == pl.Date)} are the features{missing}")
     if dtype.is_integer() and (packed := find_date(values)) is not None:
         return inspection("date as text", "feature", f"dates stored as numbers{missing}", packed)
     if dtype.is_numeric():
@@ -310,6 +310,10 @@ def _inspect_column(values: pl.Series) -> ColumnInspection:
     return _inspect_text(values, known, inspection)
 
 
+def _time_parts(date: bool) -> str:
+    return "month, day and weekday" if date else "month, day, weekday and hour"
+
+
 def _inspect_text(values: pl.Series, known: pl.Series, inspection: InspectionFactory) -> ColumnInspection:
     distinct, nulls = known.n_unique(), values.null_count()
     missing = f", {nulls:,} null" if nulls else ""
@@ -318,7 +322,8 @@ def _inspect_text(values: pl.Series, known: pl.Series, inspection: InspectionFac
         return inspection("number as text", "feature", f"numbers stored as text{_lost(number)}{remark}", number)
     if (date := find_date(values)) is not None:
         remark = f"; {date.remark}, so check it" if date.remark else ""
-        message = f"{date.kind}s stored as text{_lost(date)}{remark}: month, day and weekday are the features"
+        parts = _time_parts(date.kind == "date")
+        message = f"{date.kind}s stored as text{_lost(date)}{remark}: {parts} are the features"
         return inspection("date as text", "feature", message, date)
     words = known.head(2000).str.count_matches(r"\S+").mean()
     prose = isinstance(words, float) and words >= WORDS
