@@ -380,3 +380,14 @@ def test_the_drafted_project_runs_with_any_column_names(columns, target):
 )
 def test_a_project_name_has_ascii_letters_only(text, name):
     assert project_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("texts", "parts"),
+    [(["2024-01-05", "2024-02-17"], "dates stored as text: month, day and weekday are"),
+     (["2024-01-05 07:30", "2024-02-17 16:45"], "times stored as text: month, day, weekday and hour are")],
+)  # fmt: skip
+def test_the_parts_of_a_time_that_become_features_are_named(texts, parts):
+    frame = table().with_columns(seen=pl.Series([texts[n % 2] for n in range(ROWS)]))
+    (seen,) = [column for column in inspect_table(frame, "y").columns if column.name == "seen"]
+    assert seen.message.startswith(parts)
