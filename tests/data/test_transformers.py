@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +19,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from everloop.data.transformers import project_modules
 from everloop.registry import load_model, save_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from everloop.stores import Store
 
 MODULE = """
@@ -114,3 +115,28 @@ def test_a_transformer_is_the_function(own: Any) -> None:
     own.SCALE = 0.0  # what was packed does not follow
     assert (own.ratio(table)["ratio"] == 0).all()
     assert (again(table)["ratio"] != 0).all()
+
+
+def test_modules_beside_a_function_are_found_through_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's path is resolved once for all modules in it: in a large process there are thousands of them."""
+    real, linked, elsewhere = (tmp_path / name for name in ("real", "linked", "elsewhere"))
+    for folder in (real, elsewhere):
+        folder.mkdir()
+    linked.symlink_to(real)
+    files = {f"beside_{number}": linked / f"beside_{number}.py" for number in range(20)}
+    files |= {"link_to_here": elsewhere / "link_to_here.py", "link_to_elsewhere": real / "link_to_elsewhere.py"}
+    files["link_to_here"].symlink_to(real / "beside_0.py")
+    files["link_to_elsewhere"].symlink_to(elsewhere / "other.py")
+    installed = {"installed": real / "lib" / "site-packages" / "installed.py"}
+    modules = {}
+    for name, file in {**files, **installed}.items():
+        modules[name] = ModuleType(name)
+        modules[name].__file__ = str(file)
+    monkeypatch.setattr("everloop.data.transformers.sys", SimpleNamespace(modules=modules))
+    resolved: list[Path] = []
+    resolve = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path: resolved.append(path) or resolve(path))
+    found = list(project_modules(SimpleNamespace(__module__="beside_3")))
+    assert [module.__name__ for module in found] == [*(f"beside_{number}" for number in range(20)), "link_to_here"]
+    # The function's own file, its folder, the two files that are links, and the folder of what is installed.
+    assert len(resolved) == 5

@@ -82,10 +82,13 @@ def project_modules(function: Any) -> Iterator[ModuleType]:
         return
     depth = module.__name__.count(".") + (Path(file).name == "__init__.py")
     folder = Path(file).resolve().parents[depth]
+    # Thousands of modules are in a few hundred folders, and resolving a path reads each part of it from the disk.
+    resolved = functools.cache(Path.resolve)
     for other in list(sys.modules.values()):
         other_file = getattr(other, "__file__", None)
         if not isinstance(other_file, str) or other.__name__ == "__main__":
             continue
-        path = Path(other_file).resolve()
+        path = Path(other_file)
+        path = path.resolve() if path.is_symlink() else resolved(path.parent) / path.name
         if path.is_relative_to(folder) and not {"site-packages", "dist-packages"} & set(path.relative_to(folder).parts):
             yield other
