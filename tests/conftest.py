@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 pytest_plugins = [
     "tests.fixtures.control_plane",
     "tests.fixtures.finished_demo",
+    "tests.fixtures.forked_trials",
     "tests.fixtures.models",
     "tests.fixtures.serving",
 ]

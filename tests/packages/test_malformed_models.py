@@ -472,6 +472,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], Callable[[Callable[..., Files]], bytes]
 }
 
 
+@pytest.mark.usefixtures("forked_trials")
 @pytest.mark.parametrize("attack", FOLDERS)
 def test_changed_models_in_mlflow_folders_are_refused(
     attack: str, packages: Callable[..., Files], tmp_path: Path
