@@ -11,7 +11,7 @@ from scipy import stats
 
 from everloop.data.sketches.bins import Bins, CategoryBins, NumericBins
 from everloop.data.sketches.column_sketches import Sketch
-from everloop.monitoring.noise.incident_rate import count_incidents, find_limit
+from everloop.monitoring.noise.incident_rate import IncidentRule, find_limit
 from everloop.monitoring.noise.noise_model import NoiseModel, ReferenceCounts
 
 Array = npt.NDArray[np.float64]
@@ -68,11 +68,18 @@ class Simulation:
     def learn(self) -> NoiseModel:
         return NoiseModel.learn(self.reference, DAY, self.rows)
 
-    def incidents_a_month(self, budget: float) -> float:
-        model = self.learn()
-        strongest, alone = model.strongest(*model.deviations(self.live, self.starts))
-        (opened,) = count_incidents(strongest[None], alone[None], [find_limit(model, budget / MONTH)])
-        return opened / (len(self.starts) / MONTH)
+
+def incidents_a_month(simulations: list[Simulation], budget: float) -> float:
+    """The mean of streams of the same shape, each with the limit of its own reference, counted side by side."""
+    models = [one.learn() for one in simulations]
+    found = [
+        model.strongest(*model.deviations(one.live, one.starts)) for model, one in zip(models, simulations, strict=True)
+    ]
+    strongest, alone = (np.stack(surprises, axis=1) for surprises in zip(*found, strict=True))
+    limits = np.array([[find_limit(model, budget / MONTH)] for model in models])
+    rule = IncidentRule(len(models), strongest.shape[2])
+    opened = sum(int(rule.advance(highest, own, limits).sum()) for highest, own in zip(strongest, alone, strict=True))
+    return opened / (strongest.shape[0] * len(models) / MONTH)
 
 
 def simulate(

@@ -14,6 +14,7 @@ from tests.monitoring.noise.simulated_counts import (
     MONTH,
     Array,
     category_counts,
+    incidents_a_month,
     normal_counts,
     simulate,
     sketch_of,
@@ -209,7 +210,7 @@ def test_a_reference_without_features_or_times_has_a_limit() -> None:
     values, variances = empty.deviations({}, np.arange(3) * 86_400.0)
     assert empty.strongest(values, variances)[0].shape == (3, 0)
     untimed = simulate(4, times=False, live_days=50)
-    assert untimed.incidents_a_month(1.0) <= 2
+    assert incidents_a_month([untimed], 1.0) <= 2
 
 
 def test_an_absent_subject_deviates_in_nothing(model: NoiseModel) -> None:

@@ -82,22 +82,25 @@ class IncidentRule:
         """
         beyond = strongest > limit
         new = beyond & (self._incident == 0)
-        own = new & (strongest > limit + STRONG)
-        used = (self._incident[:, :, None] == self._numbers).any(axis=1)
-        free = ~used.all(axis=1)
-        ongoing = used.any(axis=1)
-        opening = free & np.where(ongoing, own.any(axis=1), new.any(axis=1))
-        number = (np.argmin(used, axis=1) + 1).astype(np.int8)
         self._window += 1
-        self._opened[opening, number[opening] - 1] = self._window
-        newest = np.argmax(np.where(used, self._opened, 0), axis=1) + 1
-        # An opening incident takes all that is new, whether or not it is strong.
-        joined = np.where(opening, number, newest).astype(np.int8)
-        self._incident = np.where(new, joined[:, None], self._incident)
+        opening = np.zeros(len(new), dtype=bool)
+        rows = np.flatnonzero(new.any(axis=1))
+        if len(rows):
+            # Only in these streams something happens, and they are few.
+            own = (new & (strongest > limit + STRONG))[rows].any(axis=1)
+            used = (self._incident[rows, :, None] == self._numbers).any(axis=1)
+            opens = ~used.all(axis=1) & (own | ~used.any(axis=1))
+            number = np.argmin(used, axis=1) + 1
+            self._opened[rows[opens], number[opens] - 1] = self._window
+            newest = np.argmax(np.where(used, self._opened[rows], 0), axis=1) + 1
+            # An opening incident takes all that is new, whether or not it is strong.
+            joined = np.where(opens, number, newest).astype(np.int8)
+            self._incident[rows] = np.where(new[rows], joined[:, None], self._incident[rows])
+            opening[rows] = opens
         restless = beyond | (alone > CALM_SURPRISE)
         self._calm = np.where(restless, 0, np.minimum(self._calm + 1, CALM_WINDOWS)).astype(np.int8)
         self._incident[self._calm >= CALM_WINDOWS] = 0
-        return np.asarray(opening)
+        return opening
 
 
 def find_limit(model: NoiseModel, incidents_per_window: float, *, seed: int = 0) -> float:
