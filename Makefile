@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets build as far as they need it: with uv where it is installed, else with venv
 # and pip. An environment that uv made has no pip, so a later step without uv brings it.
 .POSIX:
-.PHONY: env demo page page-check test test-all test-lowest check lint docs site bench clean
+.PHONY: env demo page page-check check-page test test-all test-lowest check lint docs site bench clean
 
 # uv compiles no bytecode at installation. Without this, each of the processes that the tests start would compile all that
 # it imports once more where the variable is set.
@@ -75,8 +75,10 @@ lint: env
 	$(BIN)/lint-imports --no-cache
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+check: lint test-all check-page
+
 # The page is checked only where Node is installed.
-check: lint test-all
+check-page:
 	@if command -v npm >/dev/null 2>&1; then $(MAKE) page-check; else echo "Node was not found: the web page is not checked."; fi
 
 # Rewrites the command reference from the commands themselves.
