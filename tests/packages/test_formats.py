@@ -346,6 +346,7 @@ def test_a_mojo_that_is_none_or_not_read_here(mojos: Path, store: Store) -> None
         assert scores.shape == (1,)
 
 
+@pytest.mark.slow
 def test_a_mojo_refuses_what_is_no_number(mojos: Path, store: Store) -> None:
     frame = pl.DataFrame({"a": [1.0, 2.0], "n": [1, 2], "c": ["red", "blue"]})
     save_model(mojos / "gbm-binary.zip", "mojo", frame, store=store)

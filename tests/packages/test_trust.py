@@ -34,6 +34,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     place.write_bytes(replace(Manifest.from_bytes(place.read_bytes()), **changes).to_bytes())
 
 
+@pytest.mark.usefixtures("forked_trials")
 @pytest.mark.parametrize("claimed", ["sklearn", "xgboost", "catboost", "skops", "linear", "lightgbm", "onnx"])
 def test_a_pickle_that_calls_itself_safe_is_not_read(tmp_path: Path, store: Store, claimed: str) -> None:
     ran = tmp_path / "ran"

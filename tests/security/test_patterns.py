@@ -188,9 +188,15 @@ def _flags(call: ast.Call) -> str:
 PATTERNS = patterns()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "flags", "use"), list(PATTERNS), ids=[f"{room}:{use}" for (_, _, use), room in PATTERNS.items()]
-)
+def as_parameter(pattern: str, flags: int, use: str) -> Any:
+    """A pattern with many repetitions and letters takes seconds."""
+    found = repetitions(list(parser.parse(pattern, flags)), "")
+    many = sum(len(pumps(body, flags)) for _, body in found) > 50
+    name = f"{PATTERNS[pattern, flags, use]}:{use}"
+    return pytest.param(pattern, flags, use, id=name, marks=[pytest.mark.slow] if many else [])
+
+
+@pytest.mark.parametrize(("pattern", "flags", "use"), [as_parameter(*one) for one in PATTERNS])
 def test_every_pattern_is_linear(pattern: str, flags: int, use: str) -> None:
     try_all(pattern, flags, use)
 
