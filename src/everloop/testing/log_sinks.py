@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,9 @@ from everloop.stores.home import StoreUrls, open_urls
 from everloop.stores.journals import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerProcess
 
     from everloop.prediction_log.log_sinks import LogSink
     from everloop.stores import Store
@@ -242,48 +242,62 @@ def _home_urls(home: Path) -> StoreUrls:
 
 # -- functions for processes that are killed
 
-_CALL = "import sys; from everloop.testing import log_sinks; getattr(log_sinks, sys.argv[1])(*sys.argv[2:])"
+_PROCESSES = multiprocessing.get_context("forkserver")
+# Each process is a fork of one that has imported all this, which takes longer than most of them live.
+_PROCESSES.set_forkserver_preload([__name__, "polars", "deltalake", "obstore", "psycopg"])
+
+
+def _start(environment: Mapping[str, str], function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    process = _PROCESSES.Process(target=_call, args=({**os.environ, **environment}, function, arguments))
+    process.start()
+    return process
+
+
+def _call(environment: Mapping[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
 
 
 def _killed_writer(place: LogPlace, name: str, seconds: float) -> list[str]:
     """Start a writer and kill it. Returns the frames for which `append` had returned by then."""
-    command = [sys.executable, "-c", _CALL, "write_until_killed", str(place.writers), name]
-    env = {**os.environ, **place.environment}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline().decode()
+    reading, writing = _PROCESSES.Pipe(duplex=False)
+    process = _start(place.environment, write_until_killed, str(place.writers), name, writing)
+    writing.close()
+    with reading, os.fdopen(os.dup(reading.fileno()), "rb") as pipe:
+        first = pipe.readline().decode()
         sleep(seconds)
         process.kill()
-        lines = (first + process.stdout.read().decode()).splitlines(keepends=True)
+        lines = (first + pipe.read().decode()).splitlines(keepends=True)
+    process.join()
     return [line[:-1] for line in lines if line.endswith("\n")]
 
 
-def write_until_killed(home: str, name: str) -> None:
-    """Append frames, and print each one after it was appended, until this process is killed."""
+def write_until_killed(home: str, name: str, pipe: Connection) -> None:
+    """Append frames, and write each one to the pipe after it was appended, until this process is killed."""
     with open_urls(_home_urls(Path(home))) as store:
         sink = open_sink(store, STREAM)
         number = 0
         while True:
             text = f"{name}-{number}"
             sink.append(text.encode())
-            os.write(1, f"{text}\n".encode())
+            os.write(pipe.fileno(), f"{text}\n".encode())
             number += 1
             if number % 50 == 0:
                 sleep(0.005)
 
 
 def _killed_fold(place: LogPlace, point: int) -> None:
-    urls = {name: None if value is None else str(value) for name, value in asdict(place.places).items()}
-    command = [sys.executable, "-c", _CALL, "fold_until_killed", json.dumps(urls), str(point)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    process = _start({}, fold_until_killed, place.places, point)
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
 
 
-def fold_until_killed(urls: str, point: str) -> None:
+def fold_until_killed(urls: StoreUrls, point: int) -> None:
     """Fold, and kill this process at the n-th step, if the fold has that many."""
     from everloop.prediction_log import segment_folding
 
-    left = int(point)
+    left = point
 
     def step() -> None:
         nonlocal left
@@ -291,8 +305,7 @@ def fold_until_killed(urls: str, point: str) -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    found = json.loads(urls)
-    with open_urls(StoreUrls(**{**found, "home": Path(found["home"])})) as store, pytest.MonkeyPatch.context() as patch:
+    with open_urls(urls) as store, pytest.MonkeyPatch.context() as patch:
         _step_around(patch, type(store.tables), "append", step)
         _step_around(patch, Path, "unlink", step)
         _step_around(patch, segment_folding._Folding, "_delete", step)
