@@ -187,7 +187,7 @@ def watch(page: Any) -> Watched:
     page.on("console", lambda message: found.complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
     page.on("dialog", lambda dialog: (found.complaints.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     return found
 
 
