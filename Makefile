@@ -75,7 +75,10 @@ lint: env
 	$(BIN)/lint-imports --no-cache
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-check: lint test-all check-page
+# The sources and the page first and side by side, so that the last line is the one of the tests.
+check: env
+	@$(MAKE) -j 2 lint check-page
+	@$(MAKE) test-all
 
 # The page is checked only where Node is installed.
 check-page:
