@@ -2,10 +2,12 @@
 
     python benchmarks/release_scale.py [--predictions 1000000] [--labelled 0.2]
 
-A log of predictions of 20 days is written, of which a share has labels. Printed are the seconds of the first decision
-of a process, which reads the whole log, of a decision after nothing new, after 1 % more labelled rows, which are too
-few for a look of the test, and after enough of them. The decisions are those of `live_evidence`, folding included. The
-seconds of a core do not depend on what else the machine does.
+A log of predictions of 20 days is written, of which a share has labels. Printed are the seconds of the first decision,
+which reads the whole log, of a decision after nothing new, after 1 % more labelled rows, which are too few for a look
+of the test, and after enough of them. Then another process decides: without anything new, after labels for predictions
+that have been in the log for long, and after corrections. It has imported its modules and loaded the models, and knows
+nothing else. The decisions are those of `live_evidence`, folding included. The seconds of a core do not depend on what
+else the machine does.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from everloop.loop.comparison import scored_rows
+from everloop.loop.releases import evidence_rows, live_evidence as live
 from everloop.loop.releases.live_evidence import live_evidence
 from everloop.loop.releases.release_declarations import Canary
 from everloop.packages import build_package
@@ -77,6 +81,23 @@ def write_log(store, models, first, count, labelled, began):
         store.tables.append(table_name(store, LABELS, "e"), labels)
 
 
+def write_late_labels(store, first, count, began, *, arrived):
+    """Label predictions numbered from `first`."""
+    numbers = pl.Series(np.arange(first, first + count))
+    at = pl.lit(began) + (numbers % (DAYS * 86_400) * 1_000_000).cast(pl.Duration("us")) + pl.duration(minutes=2)
+    late = pl.Series(np.random.default_rng(first).uniform(size=count) < 0.3)
+    labels = pl.DataFrame({"entity": "k" + numbers.cast(pl.String), "value": late.cast(pl.Float64)})
+    labels = labels.with_columns(text=late.cast(pl.String), event_at=at, arrived_at=at + timedelta(hours=arrived))
+    store.tables.append(table_name(store, LABELS, "e"), labels)
+
+
+def forget():
+    """Remove what this process remembers."""
+    live._remembered.clear()
+    evidence_rows._known.clear()
+    scored_rows._kept.clear()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", type=int, default=1_000_000)
@@ -108,14 +129,23 @@ def main():
                 found = live_evidence(store, release, versions[0], Canary(), options.metric)
                 took = f"{time.perf_counter() - at:8.2f} s{time.process_time() - used:8.2f} s of a core"
                 print(f"{name:28}{took}   {found.evidence['rows']:,} rows", flush=True)
-                return found.evidence["rows"]
+                return found.evidence
 
-            rows = decide("first decision")
+            found = decide("first decision")
             decide("nothing new")
-            release = replace(release, looks=(rows,))
-            for count in (rows // 100, options.predictions // 20):
+            for count in (found["rows"] // 100, options.predictions // 20):
+                release = replace(release, looks=tuple(found["looks"]))
                 write_log(store, models, options.predictions + count, count, 1.0, began)
-                decide(f"{count:,} labelled rows more")
+                found = decide(f"{count:,} labelled rows more")
+            release = replace(release, looks=())
+            forget()
+            decide("another process")
+            late = options.predictions // 20
+            write_late_labels(store, options.predictions // 3, late, began, arrived=2)
+            forget()
+            decide(f"another, {late:,} late labels")
+            write_late_labels(store, options.predictions // 3, late // 10, began, arrived=3)
+            decide(f"{late // 10:,} corrections")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ _LAST_YEAR = 5000
 """Times after it are not added to, because the sum may not exist."""
 _MATCHED = ("id", "entity", "event_at", "arrived_at", "role")
 """The columns of predictions by which labels are matched."""
+_FEW_KEYS = 100_000
+"""For more keys, every file is likely to have some."""
 _WHOLE = re.compile(r"-?\d+\.0+")
 
 
@@ -91,12 +93,45 @@ def read_predictions(
     if not store.tables.exists(table):
         store.records.get(EndpointRecord, endpoint)
         return pl.LazyFrame(schema=_prediction_schema())
-    frame = store.tables.scan(table, since=since, until=until)
+    return _filtered(store.tables.scan(table, since=since, until=until), None, version, roles)
+
+
+def _filtered(
+    frame: pl.LazyFrame, until: datetime | None, version: str | None, roles: Sequence[str] | None
+) -> pl.LazyFrame:
+    import polars as pl
+
+    if until is not None:
+        frame = frame.filter(pl.col("event_at") < until)
     if version is not None:
         frame = frame.filter(pl.col("version") == version)
     if roles is not None:
         frame = frame.filter(pl.col("role").is_in(list(roles)))
     return frame
+
+
+def _predictions_of(store: Store, endpoint: str, since: datetime | None, keys: pl.Series) -> pl.DataFrame:
+    """The predictions with these keys, of all roles.
+
+    First only the keys of each file are read. Most files of a long log have none of the wanted ones.
+    """
+    import polars as pl
+
+    snapshot = store.tables.snapshot(table_name(store, PREDICTIONS, endpoint))
+    empty = pl.DataFrame(schema=_prediction_schema())
+    if snapshot is None:
+        return empty
+    wanted = keys.to_frame("entity").unique().lazy()
+    files = list(snapshot.files)
+    if len(keys) <= _FEW_KEYS:
+        first = [snapshot.scan(path).select("entity").join(wanted, on="entity", how="semi").head(1) for path in files]
+        found = pl.collect_all(first, engine="streaming")
+        files = [path for path, rows in zip(files, found, strict=True) if rows.height]
+    parts = []
+    for path in files:
+        rows = snapshot.scan(path) if since is None else snapshot.scan(path).filter(pl.col("event_at") >= since)
+        parts.append(rows.join(wanted, on="entity", how="semi"))
+    return pl.concat([empty, *pl.collect_all(parts, engine="streaming")], how="diagonal")
 
 
 def read_labels(
@@ -134,6 +169,7 @@ def read_labelled(
     *,
     roles: Sequence[str] | None = ANSWERED,
     horizon: timedelta | None = None,
+    keys: pl.Series | None = None,
 ) -> pl.LazyFrame:
     """The predictions of `read_predictions` whose labels have arrived, ordered by event_at.
 
@@ -147,22 +183,32 @@ def read_labelled(
     Args:
         horizon: a label with a later event time than this after a prediction does not match it; default: the
             endpoint's setting `label_horizon_days`.
+        keys: only predictions with these keys.
     """
     import polars as pl
 
     within = horizon if horizon is not None else label_horizon(store, endpoint)
-    wanted = read_predictions(store, endpoint, since, until, version, roles=roles)
+    every = None
+    if keys is None or store.read_only:
+        wanted = read_predictions(store, endpoint, since, until, version, roles=roles)
+    else:
+        fold_logs(store, endpoint)
+        every = _predictions_of(store, endpoint, since, keys)
+        wanted = _filtered(every.lazy(), until, version, roles)
     latest = until + within if until is not None and within is not None and until.year < _LAST_YEAR else None
     # In the order of the table, because of two labels that arrived together the last one counts.
     stored = label_rows(store, endpoint, since, latest)
+    if keys is not None:
+        stored = stored.join(keys.to_frame("entity").lazy(), on="entity", how="semi", maintain_order="left")
     if until is not None:
         # Only the labels with the keys of these rows concern them. Up to now, nearly all labels do.
-        keys = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming")
-        stored = stored.join(keys.lazy(), on="entity", how="semi", maintain_order="left")
+        own = wanted.filter(pl.col("entity").is_not_null()).select("entity").unique().collect(engine="streaming")
+        stored = stored.join(own.lazy(), on="entity", how="semi", maintain_order="left")
     labels = stored.collect(engine="streaming")
     # Any later prediction may be nearer to a label, of any version.
     last = pl.lit(labels["event_at"].max(), dtype=pl.Datetime("us", "UTC"))
-    made = read_predictions(store, endpoint, since).filter(pl.col("event_at") <= last).select(_MATCHED)
+    made = read_predictions(store, endpoint, since) if every is None else every.lazy()
+    made = made.filter(pl.col("event_at") <= last).select(_MATCHED)
     labelled_keys = labels.select("entity").unique().lazy()
     of_keys = made.join(labelled_keys, on="entity", how="semi").collect(engine="streaming")
     labels_of_rows = newest_labels(labels.lazy()).select(

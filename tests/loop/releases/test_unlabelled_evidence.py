@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.io.plugins import register_io_source
 
 from everloop.errors import EmptySampleError
 from everloop.loop.comparison.champions import Pairs
+from everloop.loop.releases import unlabelled_evidence
 from everloop.loop.releases.unlabelled_evidence import UnlabelledEvidence, mixture_boundary
 from everloop.training.class_decisions import ClassScores
 
@@ -123,3 +126,37 @@ def test_the_boundary_holds_at_any_number_of_looks():
     limits = np.array([mixture_boundary(int(count), 0.05) for count in rows])
     assert (sums / np.sqrt(rows) > limits).any(axis=1).mean() <= 0.05
     assert mixture_boundary(500, 0.05) == pytest.approx(math.sqrt(2 * (math.log(2) + 2 * math.log(20))))
+
+
+def test_the_first_rows_of_a_step_are_not_looked_for_among_later_rows(monkeypatch):
+    monkeypatch.setattr(unlabelled_evidence, "_FIRST", 20)
+    began = datetime(2024, 1, 1, tzinfo=UTC)
+
+    def answered(count, *, minute=0):
+        arrived = [began + timedelta(minutes=minute + number) for number in range(-5, count)]
+        return pl.DataFrame({"arrived_at": arrived, "id": [f"{minute}-{number:03}" for number in range(-5, count)]})
+
+    log, read = answered(30), []
+
+    def rows(with_columns, predicate, n_rows, batch_size):
+        found = log if predicate is None else log.filter(predicate)
+        read.append(found.height)
+        yield found
+
+    def first():
+        lazy = register_io_source(rows, schema=log.schema, is_pure=False)
+        found = unlabelled_evidence._first_rows(lazy, began, ("store", "release", began))
+        assert found.equals(log.filter(pl.col("arrived_at") >= began).sort("arrived_at", "id").head(20))
+
+    first()
+    first()
+    log = pl.concat([log, answered(40, minute=100)])
+    first()
+    assert read == [30, 20, 20]
+    # Rows of another instance that arrive late, and rows that were removed.
+    log = pl.concat([log, answered(10, minute=3)])
+    first()
+    log = log.filter(pl.col("arrived_at") >= began + timedelta(minutes=12))
+    first()
+    assert read[3] == 33
+    assert read[-1] > 20

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.comparison.champions import classes_of_both, same_classes, spread
-from everloop.loop.comparison.schema_compatibility import cannot_score
 from everloop.loop.comparison.scored_rows import ScoredRows, scored_rows
 from everloop.loop.gates.gate_checks import GateOutcome
+from everloop.loop.releases.evidence_rows import KeptScores, evidence_rows, has_all_inputs
 from everloop.loop.releases.metric_influence import measure_gain, measure_separate_gain
 from everloop.loop.releases.rollout import step_started_at
-from everloop.loop.releases.sequential_test import LEAST_GROWTH, look
+from everloop.loop.releases.sequential_test import look, may_look_at
 from everloop.stores.clock import micros
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Evidence:
 
 _LARGE = 20_000
 """Labelled rows, and 20 times as many predictions. Less than that is read again whenever a row is added, because that
-takes a fraction of a second."""
+takes a fraction of a second. The rows of larger logs are kept in the store, see `evidence_rows`."""
 _remembered: OrderedDict[tuple[object, ...], tuple[tuple[object, ...], Evidence]] = OrderedDict()
 """Evidence by release and what is measured, with the versions of the tables that it was read from."""
 _MOST_REMEMBERED = 4
@@ -77,7 +77,8 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
     outcome is fail.
 
     The log is read again only if predictions or labels have been added since the last call in this process. If there
-    are many, it is read only once there are enough new labels for a look of the test, or for a step.
+    are many, only what is new is read, once there are enough new labels for a look of the test, or for a step. More
+    than 400,000 labelled rows are sampled by key. Then `sampled` in the evidence is 2, 4, 8 …: one in this many keys.
 
     Args:
         previous: key of the champion.
@@ -99,14 +100,16 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
             evidence = known[1]
         else:
             labels, logged = _count_rows(store, release.endpoint)
-            evidence = read_evidence(store, release, previous, canary.least_labels, metric)
+            large = labels >= _LARGE or logged >= 20 * _LARGE
+            evidence = read_evidence(store, release, previous, canary.least_labels, metric, large)
             evidence = replace(evidence, label_rows=labels, logged=logged)
         _remembered[key] = (versions, evidence)
         while len(_remembered) > _MOST_REMEMBERED:
             _remembered.popitem(last=False)
     if evidence.measured is None or evidence.events is None:
         return evidence.outcome
-    fresh = _count_since(evidence.events, step_began)
+    # In a sample, each row stands for several.
+    fresh = evidence.measured.sampled * _count_since(evidence.events, step_began)
     return _judged(evidence, evidence.measured, fresh, release, previous, canary, metric)
 
 
@@ -116,10 +119,12 @@ def _may_decide(store: Store, release: Release, canary: Canary, known: Evidence)
         return True
     if known.measured.rows < _LARGE and known.logged < 20 * _LARGE:
         return True
-    # A label counts for at most one prediction.
+    # A label counts for at most one prediction. In a sample, each row stands for several.
+    sampled = known.measured.sampled
     new = _count_rows(store, release.endpoint)[0] - known.label_rows
-    fresh = _count_since(known.events, step_started_at(release))
-    may_look = known.measured.rows + new >= LEAST_GROWTH * release.looks[-1]
+    fresh = sampled * _count_since(known.events, step_started_at(release))
+    grown = replace(known.measured, rows=known.measured.rows + math.ceil(new / sampled))
+    may_look = may_look_at(grown, release.looks)
     return new < 0 or may_look or fresh < canary.least_labels <= fresh + new
 
 
@@ -134,22 +139,36 @@ def _count_rows(store: Store, endpoint: str) -> tuple[int, int]:
     return labels, logged
 
 
-def read_evidence(store: Store, release: Release, previous: str, least_labels: int, metric: str) -> Evidence:
-    """Measure the gain on all labelled rows since the rollout began."""
+def read_evidence(
+    store: Store, release: Release, previous: str, least_labels: int, metric: str, large: bool = False
+) -> Evidence:
+    """Measure the gain on all labelled rows since the rollout began, or on a sample of them.
+
+    Args:
+        large: the log is long, so labelled rows are kept in the store.
+    """
     import numpy as np
     import polars as pl
 
     from everloop.prediction_log import read_labelled
     from everloop.registry import load_model
 
-    known = read_labelled(store, release.endpoint, since=release.created_at)
-    if known.select(pl.len()).collect().item() < least_labels:
-        # Most ticks end here, without reading inputs.
-        return Evidence(None)
-    labelled = known.collect()
+    sampled = 1
+    if large:
+        kept = evidence_rows(store, release, previous)
+        labelled, sampled = kept.rows, 2**kept.level
+    else:
+        found = read_labelled(store, release.endpoint, since=release.created_at)
+        if found.select(pl.len()).collect().item() < least_labels:
+            # Most ticks end here, without reading inputs.
+            return Evidence(None)
+        labelled = found.collect()
     candidate, champion = (load_model(store, key) for key in (release.candidate, previous))
-    began = release.created_at
-    scored = {version: scored_rows(store.tables.root, began, version) for version in (release.candidate, previous)}
+    versions = {release.candidate: "candidate", previous: "champion"}
+    scored: dict[str, ScoredRows | KeptScores] = {
+        version: KeptScores(name) if large else scored_rows(store.tables.root, release.created_at, version)
+        for version, name in versions.items()
+    }
     rows = _with_labels(labelled, candidate, champion)
     if rows.height < least_labels:
         return Evidence(None)
@@ -162,7 +181,8 @@ def read_evidence(store: Store, release: Release, previous: str, least_labels: i
             evidence: dict[str, Json] = {"largest_difference": difference, "rows": by_candidate.height}
             message = f"the canary's scores differ by {difference:.2g} from its package's"
             return Evidence(None, GateOutcome("fail", message, evidence))
-    shared = rows.filter(has_all_inputs(rows, {release.candidate: candidate, previous: champion}))
+    models = {release.candidate: candidate, previous: champion}
+    shared = rows.filter(pl.col("#shared") if large else has_all_inputs(rows, models))
     if shared.height >= least_labels:
         if not _is_measurable(shared, candidate):
             return Evidence(None)
@@ -173,9 +193,13 @@ def read_evidence(store: Store, release: Release, previous: str, least_labels: i
         )
         labels = shared["label"].to_numpy()
         measured = measure_gain(metric, labels, own, other, keys=_keys(shared), days=_days(shared))
-        found: dict[str, Json] = {"answered_by_canary": int((shared["version"] == release.candidate).sum())}
-        return Evidence(measured, events=_event_times(shared), found=found)
-    return _compare_unpaired(rows, candidate, champion, release.candidate, previous, metric, scored)
+        measured = replace(measured, sampled=sampled)
+        details: dict[str, Json] = {"answered_by_canary": int((shared["version"] == release.candidate).sum())}
+        return Evidence(measured, events=_event_times(shared), found=details)
+    compared = _compare_unpaired(rows, candidate, champion, release.candidate, previous, metric, scored)
+    if compared.measured is None:
+        return compared
+    return replace(compared, measured=replace(compared.measured, sampled=sampled))
 
 
 def _table_versions(store: Store, endpoint: str) -> tuple[object, ...] | None:
@@ -228,8 +252,9 @@ def _judged(
     if seen.verdict == "open" and seen.above > seen.needed:
         proof = f"{wanted} so far, but that needs {canary.days_of_proof} days and the rows are of {measured.days}"
     numbers = f"{measured.candidate_value:.3f} against {measured.champion_value:.3f} of {previous}"
+    sample = f" (of one in {measured.sampled} keys)" if measured.sampled > 1 else ""
     message = (
-        f"{metric} {numbers} on {measured.rows:,} labelled rows: {measured.gain:+.4f} "
+        f"{metric} {numbers} on {measured.rows:,} labelled rows{sample}: {measured.gain:+.4f} "
         f"(standard error {measured.standard_error:.4f}); {proof}{evidence.remark}"
     )
     details: dict[str, Json] = {
@@ -254,6 +279,7 @@ def _judged(
         "since_step": fresh,
         "ready": fresh >= canary.least_labels and seen.seems_harmless,
         "looks": list(seen.looks),
+        **({"sampled": measured.sampled} if measured.sampled > 1 else {}),
         **evidence.found,
     }
     return GateOutcome(outcome, message, details)
@@ -291,12 +317,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def predictions_of(rows: pl.DataFrame, model: Predictor, version: str, scored: ScoredRows) -> ClassScores:
+def predictions_of(rows: pl.DataFrame, model: Predictor, version: str, scored: ScoredRows | KeptScores) -> ClassScores:
     """Return a version's predictions for logged rows, with the labels that it served for the rows it answered.
 
     Args:
         rows: rows of the log, or labelled rows, of any version.
-        scored: what this process remembers of the version's answers.
+        scored: what is known of the version's answers.
     """
     import numpy as np
     import polars as pl
@@ -327,28 +353,6 @@ def _with_labels(labelled: pl.DataFrame, candidate: Predictor, champion: Predict
     return labelled.with_columns(label).filter(pl.col("label").is_not_null())
 
 
-def has_all_inputs(rows: pl.DataFrame, models: dict[str, Predictor]) -> pl.Expr:
-    """Whether a logged row has the inputs of every model."""
-    import polars as pl
-
-    from everloop.prediction_log.prediction_log import input_column
-
-    if "unasked" in rows.columns:
-        # The endpoint checked these rows against every version, and logged the inputs of all versions that fit.
-        checked = pl.col("unasked").is_not_null()
-        fits_all = ~pl.any_horizontal([cannot_score(version) for version in models])
-        return pl.when(checked).then(fits_all).otherwise(has_all_inputs(rows.drop("unasked"), models))
-    complete = pl.lit(value=True)
-    for answering in rows["version"].unique().to_list():
-        # Rows have the inputs of the version that answered; those of other versions only if they were logged as well.
-        present = set(models[answering].signature.names) if answering in models else set()
-        others = {name for model in models.values() for name in model.signature.names if name not in present}
-        columns = [input_column(name) for name in sorted(others)]
-        logged = [pl.col(name).is_not_null() if name in rows.columns else pl.lit(value=False) for name in columns]
-        complete &= (pl.col("version") != answering) | pl.all_horizontal(pl.lit(value=True), *logged)
-    return complete
-
-
 def _is_measurable(rows: pl.DataFrame, model: Predictor) -> bool:
     """Whether a metric can be measured on these rows. Rows of a single class are not enough."""
     return rows.height > 1 and (model.task == "regression" or rows["label"].n_unique() > 1)
@@ -361,7 +365,7 @@ def _compare_unpaired(
     candidate_key: str,
     previous: str,
     metric: str,
-    scored: dict[str, ScoredRows],
+    scored: dict[str, ScoredRows | KeptScores],
 ) -> Evidence:
     import polars as pl
 

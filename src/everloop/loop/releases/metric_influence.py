@@ -88,6 +88,7 @@ class MeasuredGain:
         design_effect: variance by days over variance by keys, at least 1.
         days: the number of days that the rows are of.
         proof: the standard error for a proof of success; default: `standard_error`.
+        sampled: the rows are those of one in this many keys.
     """
 
     gain: float
@@ -100,6 +101,17 @@ class MeasuredGain:
     design_effect: float = 1.0
     days: int = 1
     proof: ProofError | None = None
+    sampled: int = 1
+
+    @property
+    def information(self) -> int:
+        """How many rows without a sample would be as new, compared with the rows of earlier looks.
+
+        A smaller sample shares fewer rows with the earlier ones than all rows would. Estimates from m rows and from n
+        rows that contain them have the correlation √(m/n). If the second one is from a sample, one in s of the keys, it
+        has n rows and m/s of the first ones, so the correlation is √(m/(n·s²)).
+        """
+        return self.rows * self.sampled**2
 
     def deviations_above(self, value: float) -> float:
         """Return how many standard deviations the gain is above a value, as a normal variable; NaN if undefined."""
@@ -299,16 +311,22 @@ def t_equivalent(z: float, freedom: float) -> float:
 def _area_influence(y: Array, scores: Array) -> Array:
     import numpy as np
 
-    from everloop.training.intervals import mid_ranks
-
     positive = y > 0
     positives, negatives = int(positive.sum()), int((~positive).sum())
     moved = np.full(len(y), np.nan)
     if not positives or not negatives:
         return moved
-    joint = mid_ranks(scores)
-    above = (joint[positive] - mid_ranks(scores[positive])) / negatives
-    below = 1.0 - (joint[~positive] - mid_ranks(scores[~positive])) / positives
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+    sizes = np.diff(np.append(starts, len(y)))
+    tied = np.add.reduceat(positive[order].astype(np.intp), starts)
+    # How many rows of each class are below the rows with a score; a row with the same score counts half.
+    lower = np.empty((2, len(y)))
+    for part, same in zip(lower, (tied, sizes - tied), strict=True):
+        part[order] = np.repeat(np.cumsum(same) - 0.5 * same, sizes)
+    above = lower[1][positive] / negatives
+    below = 1.0 - lower[0][~positive] / positives
     moved[positive] = (above - above.mean()) * len(y) / positives
     moved[~positive] = (below - below.mean()) * len(y) / negatives
     return moved

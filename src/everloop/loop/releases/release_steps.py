@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from everloop.loop.comparison.champions import deciding_metric
 from everloop.loop.comparison.schema_compatibility import schema_coverage
 from everloop.loop.gates.gate_checks import GateOutcome
+from everloop.loop.releases.evidence_rows import forget_evidence
 from everloop.loop.releases.freeze_windows import frozen_by
 from everloop.loop.releases.live_evidence import live_evidence
 from everloop.loop.releases.rollout import (
@@ -43,6 +44,8 @@ def move_rollout(loop: Loop, endpoint: Endpoint, store: Store) -> Release | None
         return None
     decisions = len(release.decisions)
     moved = _decide(loop, store, release, release.previous, canary)
+    if moved.state != "rolling_out":
+        forget_evidence(store, endpoint.name)
     return moved if len(moved.decisions) > decisions else None
 
 

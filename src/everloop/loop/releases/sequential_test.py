@@ -10,6 +10,9 @@ With the rule `not_worse`, success means a gain above `-margin`, and harm a gain
 a gain above `margin`, and harm a gain below 0. A candidate exactly at the limit of success is promoted with at most the
 probability `error`, however often the release is looked at.
 
+Looks at a sample count as if there were more rows (`MeasuredGain.information`). A smaller sample shares fewer rows with
+the looks before it, so chance gets more opportunities, and the boundary takes that into account.
+
 Success is judged by the standard error between days, without an assumption about how much days differ, and corrected
 for days on which the candidate is far worse than usual (`ProofError`). Harm is judged by a standard error that assumes
 a little, so that a bad candidate is rolled back on its first days.
@@ -46,7 +49,7 @@ class Look:
 
     Attributes:
         verdict: `success`, `harm`, or `open` if neither is proven.
-        looks: labelled rows at each look so far, this one included if it counts.
+        looks: labelled rows at each look so far, this one included if it counts; for samples, their `information`.
         counted: whether this was a look of the test. If too little is new, nothing can be decided from it.
         above: standard deviations of the gain above the limit of success.
         needed: the boundary that `above` has to exceed.
@@ -72,6 +75,11 @@ class Look:
         return self.verdict != "harm" and self.below <= 1.0
 
 
+def may_look_at(measured: MeasuredGain, looks: Sequence[int]) -> bool:
+    """Whether there are enough rows since the last look."""
+    return not looks or measured.information >= LEAST_GROWTH * looks[-1]
+
+
 def look(
     measured: MeasuredGain,
     looks: Sequence[int],
@@ -86,7 +94,7 @@ def look(
 
     Args:
         measured: the gain on all labelled rows of the release.
-        looks: labelled rows at the earlier looks.
+        looks: labelled rows at the earlier looks, or their `information`.
         rule: what has to be proven.
         margin: for `not_worse`, the loss that is tolerated; for `better`, the gain that is required.
         error: the probability that a candidate at the limit of success is promoted, over the whole release.
@@ -101,11 +109,11 @@ def look(
         math.isfinite(above)
         and measured.units >= LEAST_UNITS
         and len(looks) < MOST_LOOKS
-        and (not looks or measured.rows >= LEAST_GROWTH * looks[-1])
+        and may_look_at(measured, looks)
     )
     if not counted:
         return Look("open", tuple(looks), False, above, math.inf, below, math.inf, -math.inf, math.inf)
-    rows = (*looks, measured.rows)
+    rows = (*looks, measured.information)
     fractions = [count / planned for count in rows]
     needed = boundaries(fractions, error, "late")[-1]
     harmful = boundaries(fractions, error, "even")[-1]
@@ -117,4 +125,4 @@ def look(
     return Look(verdict, rows, True, above, needed, below, harmful, low, high)
 
 
-__all__ = ["LEAST_GROWTH", "LEAST_UNITS", "Look", "Rule", "Verdict", "look"]
+__all__ = ["LEAST_GROWTH", "LEAST_UNITS", "Look", "Rule", "Verdict", "look", "may_look_at"]

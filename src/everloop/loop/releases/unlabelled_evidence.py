@@ -28,8 +28,9 @@ from everloop.errors import DataError, EmptySampleError, UsageError
 from everloop.loop.comparison.champions import classes_of_both, spread
 from everloop.loop.comparison.scored_rows import scored_rows
 from everloop.loop.gates.gate_checks import GateOutcome
+from everloop.loop.releases.evidence_rows import has_all_inputs
 from everloop.loop.releases.guards import FALSE_ALARM, RateGuard
-from everloop.loop.releases.live_evidence import has_all_inputs, predictions_of
+from everloop.loop.releases.live_evidence import predictions_of
 from everloop.loop.releases.rollout import step_started_at
 
 if TYPE_CHECKING:
@@ -63,9 +64,13 @@ _MOVED = 20.0
 """Evidence that the champion's scores have moved as well: then the requests have changed, and not the candidate."""
 _PRIOR_ROWS = 500.0
 """The boundary of the estimates is closest at about this many rows."""
+_FIRST = 2 * MOST_ROWS
 _KINDS = 3
 _MOST_KEPT = 4
 _kept: OrderedDict[tuple[str, str, str], UnlabelledEvidence | None] = OrderedDict()
+
+_last_arrivals: OrderedDict[tuple[str, str, datetime], datetime] = OrderedDict()
+"""By store, release and beginning of the step: when the last of its first rows arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,8 +348,7 @@ def _live_rows(store: Store, release: Release, previous: str) -> tuple[pl.DataFr
     answered = read_predictions(store, release.endpoint, roles=ANSWERED)
     if "arrived_at" not in answered.collect_schema():
         return None
-    first = answered.filter(pl.col("arrived_at") >= began).bottom_k(2 * MOST_ROWS, by=["arrived_at", "id"])
-    rows = first.collect().sort("arrived_at", "id")
+    rows = _first_rows(answered, began, (store.tables.root, release.id, began))
     if rows.height < LEAST_ROWS:
         return None
     models = {key: load_model(store, key) for key in (release.candidate, previous)}
@@ -353,6 +357,24 @@ def _live_rows(store: Store, release: Release, previous: str) -> tuple[pl.DataFr
     rows = rows.with_columns(own.alias("#key")).unique("#key", keep="first", maintain_order=True).drop("#key")
     rows = rows.head(MOST_ROWS)
     return (rows, models) if rows.height >= LEAST_ROWS else None
+
+
+def _first_rows(answered: pl.LazyFrame, began: datetime, step: tuple[str, str, datetime]) -> pl.DataFrame:
+    """The first rows that arrived in a step. Once there are enough of them, later rows are not read again."""
+    import polars as pl
+
+    arrived = pl.col("arrived_at")
+    last = _last_arrivals.get(step)
+    if last is not None:
+        rows = answered.filter(arrived >= began, arrived <= last).bottom_k(_FIRST, by=["arrived_at", "id"]).collect()
+    if last is None or rows.height < _FIRST:
+        rows = answered.filter(arrived >= began).bottom_k(_FIRST, by=["arrived_at", "id"]).collect()
+    rows = rows.sort("arrived_at", "id")
+    if rows.height == _FIRST:
+        _last_arrivals[step] = rows["arrived_at"][-1]
+        while len(_last_arrivals) > _MOST_KEPT:
+            _last_arrivals.popitem(last=False)
+    return rows
 
 
 def _some(pairs: Pairs, inputs: pl.DataFrame) -> tuple[Pairs, pl.DataFrame]:
