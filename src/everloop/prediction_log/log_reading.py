@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from everloop.stores import Store
+    from everloop.stores.tables.table_store import TableSnapshot
 
 logger = logging.getLogger("everloop.serving")
 
@@ -45,6 +46,9 @@ _MATCHED = ("id", "entity", "event_at", "arrived_at", "role")
 """The columns of predictions by which labels are matched."""
 _FEW_KEYS = 100_000
 """For more keys, every file is likely to have some."""
+_MOST_DIGESTS = 20_000_000
+"""Of this many predictions a process remembers digests of the keys, 8 bytes each."""
+_digests: dict[tuple[str, str, str], pl.Series] = {}
 _WHOLE = re.compile(r"-?\d+\.0+")
 
 
@@ -121,17 +125,33 @@ def _predictions_of(store: Store, endpoint: str, since: datetime | None, keys: p
     empty = pl.DataFrame(schema=_prediction_schema())
     if snapshot is None:
         return empty
-    wanted = keys.to_frame("entity").unique().lazy()
+    wanted = keys.unique()
     files = list(snapshot.files)
-    if len(keys) <= _FEW_KEYS:
-        first = [snapshot.scan(path).select("entity").join(wanted, on="entity", how="semi").head(1) for path in files]
-        found = pl.collect_all(first, engine="streaming")
-        files = [path for path, rows in zip(files, found, strict=True) if rows.height]
+    if len(wanted) <= _FEW_KEYS:
+        digests = wanted.hash()
+        found = zip(files, _key_digests(store.tables.root, snapshot, files), strict=True)
+        files = [path for path, present in found if present.is_in(digests.implode()).any()]
     parts = []
     for path in files:
         rows = snapshot.scan(path) if since is None else snapshot.scan(path).filter(pl.col("event_at") >= since)
-        parts.append(rows.join(wanted, on="entity", how="semi"))
+        parts.append(rows.join(wanted.to_frame("entity").lazy(), on="entity", how="semi"))
     return pl.concat([empty, *pl.collect_all(parts, engine="streaming")], how="diagonal")
+
+
+def _key_digests(root: str, snapshot: TableSnapshot, files: Sequence[str]) -> list[pl.Series]:
+    """64 bits for the key of each row of some files. This process remembers those of the last files."""
+    import polars as pl
+
+    places = [(root, snapshot.name, path) for path in files]
+    known = {place: _digests.pop(place) for place in places if place in _digests}
+    new = [place for place in places if place not in known]
+    plans = [snapshot.scan(path).select(pl.col("entity").hash()) for _, _, path in new]
+    known |= {place: rows["entity"] for place, rows in zip(new, pl.collect_all(plans), strict=True)}
+    # A part of a table in memory may have other rows under the same name later.
+    _digests.update({place: digests for place, digests in known.items() if place[2].endswith(".parquet")})
+    while _digests and sum(map(len, _digests.values())) > _MOST_DIGESTS:
+        del _digests[next(iter(_digests))]
+    return [known[place] for place in places]
 
 
 def read_labels(

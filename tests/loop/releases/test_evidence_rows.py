@@ -302,3 +302,17 @@ def test_samples_do_not_make_the_error_of_the_test_larger():
     # Three standard errors of the simulation.
     assert promoted(looks) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / paths)
     assert promoted(totals) > 0.055, "without the correction, the error would be larger"
+
+
+def test_a_fork_keeps_its_own_rows(store, release):
+    fill(store, release)
+    check(store, release)
+    with store.fork(store.now()) as fork:
+        assert check(fork, release).rows.height == 60
+        label(fork, release, ["k1", "k2"], [49, 49], ["true", "false"], arrived=60)
+        predict(fork, release, ["k1", "x"], [48, 3])
+        label(fork, release, ["x"], [4], ["true"])
+        assert check(fork, release).rows.height == 62
+        restart()
+        check(fork, release)
+    assert check(store, release).rows.height == 60

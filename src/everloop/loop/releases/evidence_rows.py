@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-MOST_ROWS = 400_000
-"""With more labelled rows, half of the keys are left out. So a sample has 200,000 rows or more."""
+MOST_ROWS = 200_000
+"""With more labelled rows, half of the keys are left out. So a sample has 100,000 rows or more."""
 EVIDENCE = "evidence"
 _FORMAT = 1
 _PROBED_KEYS = 20_000

@@ -78,7 +78,7 @@ def live_evidence(store: Store, release: Release, previous: str, canary: Canary,
 
     The log is read again only if predictions or labels have been added since the last call in this process. If there
     are many, only what is new is read, once there are enough new labels for a look of the test, or for a step. More
-    than 400,000 labelled rows are sampled by key. Then `sampled` in the evidence is 2, 4, 8 …: one in this many keys.
+    than 200,000 labelled rows are sampled by key. Then `sampled` in the evidence is 2, 4, 8 …: one in this many keys.
 
     Args:
         previous: key of the champion.
