@@ -26,10 +26,11 @@ from everloop.training.metrics import get_metric, metrics_of
 from everloop.training.targets import encode_target, find_classes, infer_task
 from everloop.training.trained_model import Recipe, Trained
 from everloop.training.training_tables import feature_columns, labelled, set_aside, table, weights_of
+from everloop.training.trials import Candidate, Planned, Trials, TrialTime
 from everloop.training.warm_start import SETTINGS, WarmStart, add_rounds, find_rounds, reason_against
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import polars as pl
     from numpy.typing import NDArray
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from everloop.training.algorithms.algorithm import Algorithm, Attempt
     from everloop.training.metrics import Metric
     from everloop.training.trained_model import Model, Task
+    from everloop.training.trials import Ended
 
     Array = NDArray[np.float64]
     Listener = Callable[[dict[str, Json]], None]
@@ -200,8 +202,9 @@ class AutoTrain:
             seed=self.seed,
             positive=self.positive,
         )
-        model, fitted = attempt.build(), problem
-        if self.refit is not None:
+        if self.refit is None:
+            model, fitted = attempt.build(), problem
+        else:
             fitted = self._problem(
                 Encoder.fit(everything.select(names)), everything, target, task, classes, metric, weight
             )
@@ -372,8 +375,8 @@ class _Search:
         self._started = started
         self._entries: list[tuple[float, dict[str, Json]]] = []
         self._best: dict[str, _Trial] = {}
-        self._growth = 1.0
-        """How many times longer the final fit takes than the trial that it repeats."""
+        self._growth = 0.0
+        """How many times longer the final fit takes than the trial that it repeats; 0 without one."""
         self._overhead = 0.0
         """Seconds of the final fit that do not depend on the trial: those for encoding all rows."""
 
@@ -392,31 +395,68 @@ class _Search:
         self._problem = problem
         assert problem.valid_matrix is not None  # noqa: S101  (set by the caller)
         if self._settings.refit is not None:
-            self._growth = 1.0 + len(problem.valid_matrix) / len(problem.matrix)
+            self._growth = 1.1 * (1.0 + len(problem.valid_matrix) / len(problem.matrix))
             self._overhead = encoding_s
-        candidates: list[tuple[Algorithm, Iterator[dict[str, Any]]]] = []
         # The simple algorithms come first, because they are quick and set a baseline.
-        kinds = [plugins.load("algorithm", name) for name in self._settings.candidates]
-        for kind in sorted(kinds, key=lambda kind: kind.complexity):
-            algorithm = kind(problem)
-            candidates.append((algorithm, algorithm.params()))
-            self._run_trial(*candidates[-1], judged, listener, first=True)
-        while candidates and not self._is_finished():
-            index = self._next_candidate([algorithm for algorithm, _ in candidates])
-            if not self._run_trial(*candidates[index], judged, listener):
-                del candidates[index]
+        candidates = [Candidate(name, problem) for name in dict.fromkeys(self._settings.candidates)]
+        candidates.sort(key=lambda candidate: candidate.kind.complexity)
+        keeps = self._settings.refit is None or self._settings.latency_ms is not None
+        self._trials = Trials(problem, keep_models=keeps)
+        try:
+            while planned := self._plan(candidates, self._trials.ahead):
+                trial = planned[0]
+                # The first trial of each candidate always runs.
+                if trial.number and self._is_late() and not self._trials.has(trial):
+                    break
+                if not self._is_late():
+                    self._trials.start(planned, self._time_of)
+                self._report_progress(trial.candidate.name)
+                # A trial that runs elsewhere stops by itself when the time is over, so its result is on its way then.
+                most_s = self._time_left() + 0.05 * self._settings.budget_s if trial.number else np.inf
+                ended = self._trials.take(trial, self._time_of, most_s)
+                if ended is not None:
+                    trial.candidate.trials += 1
+                    self._judge(trial.candidate.algorithm, ended, judged, listener)
+                elif most_s <= 0:
+                    break
+        finally:
+            self._trials.close()
 
-    def _next_candidate(self, algorithms: list[Algorithm]) -> int:
-        """Return the index of the leader. For every fourth trial, that of the other with the fewest trials.
+    def _plan(self, candidates: list[Candidate], most: int) -> list[Planned]:
+        """Return the next trial, and those that follow if the best trials stay the best."""
+        trials = {candidate.name: candidate.trials for candidate in candidates}
+        left, planned = list(candidates), list[Planned]()
+        while left and len(planned) < most:
+            chosen = next((candidate for candidate in left if not trials[candidate.name]), None)
+            if chosen is None:
+                if self._settings.trials is not None and sum(trials.values()) >= self._settings.trials:
+                    break
+                chosen = self._next_candidate(left, trials)
+            number = trials[chosen.name]
+            if chosen.params(number) is None:
+                left.remove(chosen)
+                continue
+            planned.append(Planned(chosen, number))
+            trials[chosen.name] += 1
+        return planned
+
+    def _next_candidate(self, candidates: list[Candidate], trials: dict[str, int]) -> Candidate:
+        """Return the leader. For every fourth trial, the other with the fewest trials.
 
         Trials are counted instead of seconds, so that a search is the same on a slower machine.
         """
-        trials = [sum(entry["candidate"] == algorithm.name for _, entry in self._entries) for algorithm in algorithms]
-        gains = [self._best[a.name].gain if a.name in self._best else -np.inf for a in algorithms]
-        leader = max(range(len(algorithms)), key=lambda k: gains[k])
-        others = [k for k in range(len(algorithms)) if k != leader]
-        if others and len(self._entries) % CATCH_UP == 0:
-            return min(others, key=lambda k: trials[k])
+
+        def rank(candidate: Candidate) -> tuple[float, int]:
+            if not candidate.trials:
+                # Its first trial still runs. The more complex one will probably be better.
+                return np.inf, candidate.kind.complexity
+            best = self._best.get(candidate.name)
+            return (best.gain if best is not None else -np.inf), 0
+
+        leader = max(candidates, key=rank)
+        others = [candidate for candidate in candidates if candidate is not leader]
+        if others and sum(trials.values()) % CATCH_UP == 0:
+            return min(others, key=lambda candidate: trials[candidate.name])
         return leader
 
     def choose(self) -> _Trial:
@@ -443,30 +483,22 @@ class _Search:
         top.entry["chosen"] = f"best {self._problem.metric.name}"
         return top
 
-    def _run_trial(
-        self,
-        algorithm: Algorithm,
-        settings: Iterator[dict[str, Any]],
-        judged: pl.DataFrame,
-        listener: Listener | None,
-        *,
-        first: bool = False,
-    ) -> bool:
-        params = next(settings, None)
-        if params is None:
-            return False
-        began = perf_counter()
-        # A trial may be slow, but must leave time for others to be compared with.
-        left = self._time_left()
-        latest = began + max((0.6 if first else 0.5) * left, min(left, 0.15 * self._settings.budget_s))
-        # The first trial of an algorithm always gets its share of time, otherwise it shows nothing about the algorithm.
-        earliest = began + FIRST_SHARE * self._settings.budget_s if first else 0.0
+    def _time_of(self, trial: Planned) -> TrialTime:
+        """Return the time that a trial gets if it starts now."""
+        left, budget_s, first = self._time_left(), self._settings.budget_s, trial.number == 0
+        return TrialTime(
+            # The first trial of an algorithm always gets its share of time, otherwise it shows nothing about the
+            # algorithm.
+            earliest=FIRST_SHARE * budget_s if first else 0.0,
+            # A trial may be slow, but must leave time for others to be compared with.
+            latest=max((0.6 if first else 0.5) * left, min(left, 0.15 * budget_s)),
+            end=self._end() - perf_counter(),
+            growth=self._growth,
+            leader=self._leader_seconds(),
+        )
 
-        def deadline(best_seconds: float) -> float:
-            return max(earliest, min(latest, self._end(best_seconds + algorithm.setup_s)))
-
-        self._report_progress(f"now {algorithm.name}")
-        attempt = algorithm.fit(params, deadline=deadline)
+    def _judge(self, algorithm: Algorithm, ended: Ended, judged: pl.DataFrame, listener: Listener | None) -> None:
+        attempt = ended.attempt
         metric, labels = self._problem.metric, self._problem.valid_y
         assert attempt.scores is not None  # noqa: S101  (the problem has validation rows)
         assert labels is not None  # noqa: S101
@@ -474,12 +506,12 @@ class _Search:
         gain = value if metric.greater_is_better else -value
         entry: dict[str, Json] = {
             "candidate": algorithm.name,
-            "params": dict(params),
+            "params": dict(attempt.params),
             "rounds": attempt.rounds,
             "metric": metric.name,
             "value": value,
             "finished": attempt.finished,
-            "seconds": perf_counter() - began,
+            "seconds": ended.seconds,
         }
         best = self._best.get(algorithm.name)
         eligible = True
@@ -492,40 +524,38 @@ class _Search:
         if listener is not None:
             listener(dict(entry))
         self._report_progress()
-        return True
 
     def _report_progress(self, now: str = "") -> None:
         """Report the progress of the search to the surrounding pipeline step."""
-        leader = max(self._best.values(), key=lambda trial: trial.gain, default=None)
+        leader = self._leader()
         count = len(self._entries)
         parts = [f"{count} {'trial' if count == 1 else 'trials'}"]
         if leader is not None:
             parts.append(f"best {self._problem.metric.name} {leader.value:.4g} ({leader.algorithm.name})")
-        if now:
-            parts.append(now)
+        if self._trials.running:
+            parts.append(f"{self._trials.running} on the cluster")
+        elif now:
+            parts.append(f"now {now}")
         progress(round(self.elapsed(), 1), self._settings.budget_s, note=", ".join(parts), unit="s of the budget")
 
-    def _is_finished(self) -> bool:
-        most = self._settings.trials
+    def _leader(self) -> _Trial | None:
+        return max(self._best.values(), key=lambda trial: trial.gain, default=None)
+
+    def _leader_seconds(self) -> float:
+        leader = self._leader()
+        return leader.attempt.seconds + leader.algorithm.setup_s if leader is not None else 0.0
+
+    def _is_late(self) -> bool:
         # With so little time left, a trial would be stopped before it has a useful result.
-        late = self._time_left() < 0.03 * self._settings.budget_s
-        return late or (most is not None and len(self._entries) >= most)
+        return self._time_left() < 0.03 * self._settings.budget_s
 
     def _time_left(self) -> float:
-        return self._end(0.0) - perf_counter()
+        """Return the seconds until the search must stop to leave time for the final fit."""
+        return self._end() - self._growth * self._leader_seconds() - perf_counter()
 
-    def _end(self, best_seconds: float) -> float:
-        """Return when the search must stop to leave time for the final fit.
-
-        Args:
-            best_seconds: how long the best fit of the current trial took. The best trial so far may have taken longer.
-        """
-        end = self._started + 0.97 * self._settings.budget_s
-        if self._settings.refit is None:
-            return end
-        leader = max(self._best.values(), key=lambda trial: trial.gain, default=None)
-        leader_seconds = leader.attempt.seconds + leader.algorithm.setup_s if leader is not None else 0.0
-        return end - 1.1 * self._growth * max(best_seconds, leader_seconds) - self._overhead
+    def _end(self) -> float:
+        """Return when the search would have to stop if the final fit took no time."""
+        return self._started + 0.97 * self._settings.budget_s - self._overhead
 
     def _error_between(self, a: _Trial, b: _Trial) -> float:
         """Return the standard error of the difference of two trials on the validation rows."""

@@ -210,9 +210,10 @@ class ProgressBoard:
 
 def run_on_node(spec: bytes, board: str) -> bytes:
     """The task that Ray runs on a node. `board` is the name of the `ProgressBoard`."""
+    from everloop.pipeline.executors.ray_calls import RayCalls
     from everloop.pipeline.executors.ray_worker import run_spec
 
-    return run_spec(spec, lambda name, progress: _report(board, name, progress))
+    return run_spec(spec, lambda name, progress: _report(board, name, progress), RayCalls())
 
 
 _boards: dict[str, Any] = {}

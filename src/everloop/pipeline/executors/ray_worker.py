@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError, StoreError, UsageError
+from everloop.pipeline.cluster_calls import lend_cluster
 from everloop.pipeline.code.code_bundles import CodeBundle, roots_of, same_files
 from everloop.pipeline.code.project_modules import finder
 from everloop.pipeline.code.step_code import code_of, relocatable_digest
@@ -41,6 +42,7 @@ from everloop.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from everloop.pipeline.cluster_calls import ClusterCalls
     from everloop.pipeline.job import JobOutcome
     from everloop.pipeline.steps import Step
     from everloop.stores import Store
@@ -75,19 +77,22 @@ _project: list[tuple[str, dict[str, str]]] = []
 """Digest of the code bundle whose modules this worker has imported, and its modules with the files of the run."""
 
 
-def run_spec(data: bytes, report: Callable[[str, StepProgress], None] | None = None) -> bytes:
+def run_spec(
+    data: bytes, report: Callable[[str, StepProgress], None] | None = None, cluster: ClusterCalls | None = None
+) -> bytes:
     """Run a job. Returns the pickled reply.
 
     Args:
         data: a `JobSpec` as JSON.
         report: receives the job's name and the progress of its step, at most twice a second.
+        cluster: lent to the step, for calls on other nodes.
     """
     import cloudpickle
 
     # What a step prints goes to the standard error of the run, as its standard output may be read by a machine.
     with redirect_stdout(sys.stderr):
         try:
-            reply = _run(JobSpec.from_json(data), report)
+            reply = _run(JobSpec.from_json(data), report, cluster)
         except EverloopError as error:
             reply = failed(error)
     sent: bytes = cloudpickle.dumps(reply)
@@ -95,7 +100,7 @@ def run_spec(data: bytes, report: Callable[[str, StepProgress], None] | None = N
 
 
 def _run(
-    spec: JobSpec, report: Callable[[str, StepProgress], None] | None
+    spec: JobSpec, report: Callable[[str, StepProgress], None] | None, cluster: ClusterCalls | None
 ) -> JobOutcome | Failed | Stale | Unreachable | MissingFile:
     if spec.everloop != VERSION:
         raise UsageError(
@@ -131,7 +136,10 @@ def _run(
     if job.timeout_s is not None:
         reply = _run_isolated(job, store)
     else:
-        with watch_steps(_throttled(report)) if report is not None else nullcontext():
+        with (
+            watch_steps(_throttled(report)) if report is not None else nullcontext(),
+            lend_cluster(cluster) if cluster is not None else nullcontext(),
+        ):
             reply = run_job(job, store)
     if isinstance(reply, Failed) and reply.missing_file and local is None:
         return MissingFile(reply.message)
