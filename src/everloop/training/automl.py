@@ -26,7 +26,7 @@ from everloop.training.metrics import get_metric, metrics_of
 from everloop.training.targets import encode_target, find_classes, infer_task
 from everloop.training.trained_model import Recipe, Trained
 from everloop.training.training_tables import feature_columns, labelled, set_aside, table, weights_of
-from everloop.training.trials import Candidate, Planned, Trials, TrialTime
+from everloop.training.trials import PlannedTrial, SearchCandidate, Trials, TrialTime
 from everloop.training.warm_start import SETTINGS, WarmStart, add_rounds, find_rounds, reason_against
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from everloop.training.algorithms.algorithm import Algorithm, Attempt
     from everloop.training.metrics import Metric
     from everloop.training.trained_model import Model, Task
-    from everloop.training.trials import Ended
+    from everloop.training.trials import EndedTrial
 
     Array = NDArray[np.float64]
     Listener = Callable[[dict[str, Json]], None]
@@ -398,7 +398,7 @@ class _Search:
             self._growth = 1.1 * (1.0 + len(problem.valid_matrix) / len(problem.matrix))
             self._overhead = encoding_s
         # The simple algorithms come first, because they are quick and set a baseline.
-        candidates = [Candidate(name, problem) for name in dict.fromkeys(self._settings.candidates)]
+        candidates = [SearchCandidate(name, problem) for name in dict.fromkeys(self._settings.candidates)]
         candidates.sort(key=lambda candidate: candidate.kind.complexity)
         keeps = self._settings.refit is None or self._settings.latency_ms is not None
         self._trials = Trials(problem, keep_models=keeps)
@@ -422,10 +422,10 @@ class _Search:
         finally:
             self._trials.close()
 
-    def _plan(self, candidates: list[Candidate], most: int) -> list[Planned]:
+    def _plan(self, candidates: list[SearchCandidate], most: int) -> list[PlannedTrial]:
         """Return the next trial, and those that follow if the best trials stay the best."""
         trials = {candidate.name: candidate.trials for candidate in candidates}
-        left, planned = list(candidates), list[Planned]()
+        left, planned = list(candidates), list[PlannedTrial]()
         while left and len(planned) < most:
             chosen = next((candidate for candidate in left if not trials[candidate.name]), None)
             if chosen is None:
@@ -436,17 +436,17 @@ class _Search:
             if chosen.params(number) is None:
                 left.remove(chosen)
                 continue
-            planned.append(Planned(chosen, number))
+            planned.append(PlannedTrial(chosen, number))
             trials[chosen.name] += 1
         return planned
 
-    def _next_candidate(self, candidates: list[Candidate], trials: dict[str, int]) -> Candidate:
+    def _next_candidate(self, candidates: list[SearchCandidate], trials: dict[str, int]) -> SearchCandidate:
         """Return the leader. For every fourth trial, the other with the fewest trials.
 
         Trials are counted instead of seconds, so that a search is the same on a slower machine.
         """
 
-        def rank(candidate: Candidate) -> tuple[float, int]:
+        def rank(candidate: SearchCandidate) -> tuple[float, int]:
             if not candidate.trials:
                 # Its first trial still runs. The more complex one will probably be better.
                 return np.inf, candidate.kind.complexity
@@ -483,7 +483,7 @@ class _Search:
         top.entry["chosen"] = f"best {self._problem.metric.name}"
         return top
 
-    def _time_of(self, trial: Planned) -> TrialTime:
+    def _time_of(self, trial: PlannedTrial) -> TrialTime:
         """Return the time that a trial gets if it starts now."""
         left, budget_s, first = self._time_left(), self._settings.budget_s, trial.number == 0
         return TrialTime(
@@ -497,7 +497,7 @@ class _Search:
             leader=self._leader_seconds(),
         )
 
-    def _judge(self, algorithm: Algorithm, ended: Ended, judged: pl.DataFrame, listener: Listener | None) -> None:
+    def _judge(self, algorithm: Algorithm, ended: EndedTrial, judged: pl.DataFrame, listener: Listener | None) -> None:
         attempt = ended.attempt
         metric, labels = self._problem.metric, self._problem.valid_y
         assert attempt.scores is not None  # noqa: S101  (the problem has validation rows)

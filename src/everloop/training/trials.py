@@ -33,7 +33,7 @@ used."""
 _GRACE_S = 2.0
 
 
-class Candidate:
+class SearchCandidate:
     """An algorithm of a search. It prepares the rows when it is first needed."""
 
     def __init__(self, name: str, problem: TrainingProblem) -> None:
@@ -63,10 +63,10 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedTrial:
     """The next trial, or one that will probably follow."""
 
-    candidate: Candidate
+    candidate: SearchCandidate
     number: int
     """How many trials of its candidate come before it."""
 
@@ -100,7 +100,7 @@ class TrialTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedTrial:
     """A trial that has ended."""
 
     attempt: Attempt
@@ -125,7 +125,7 @@ class Trials:
         self._shared: Any = None
         self._running: dict[tuple[str, int], float] = {}
         """Trials on the cluster, to when they are given up (`time.perf_counter`)."""
-        self._ended: dict[tuple[str, int], Ended | Exception] = {}
+        self._ended: dict[tuple[str, int], EndedTrial | Exception] = {}
         self._here: set[tuple[str, int]] = set()
         """Trials that the cluster has lost."""
 
@@ -139,11 +139,11 @@ class Trials:
         """How many trials run on the cluster, or wait for room there."""
         return len(self._running)
 
-    def has(self, trial: Planned) -> bool:
+    def has(self, trial: PlannedTrial) -> bool:
         """Whether the trial was started before."""
         return trial.key in self._running or trial.key in self._ended
 
-    def start(self, planned: Sequence[Planned], time: Callable[[Planned], TrialTime]) -> None:
+    def start(self, planned: Sequence[PlannedTrial], time: Callable[[PlannedTrial], TrialTime]) -> None:
         """Start trials on the cluster, up to as many as it can run. Without one, do nothing."""
         for trial in planned:
             if self._cluster is None or len(self._running) >= self._slots:
@@ -164,7 +164,7 @@ class Trials:
                 return
             self._running[trial.key] = perf_counter() + max(limits.earliest, limits.latest) + _GRACE_S
 
-    def take(self, trial: Planned, time: Callable[[Planned], TrialTime], wait_s: float) -> Ended | None:
+    def take(self, trial: PlannedTrial, time: Callable[[PlannedTrial], TrialTime], wait_s: float) -> EndedTrial | None:
         """Return the result of a trial. Run it here if the cluster was not given it, or has lost it.
 
         Args:
@@ -188,7 +188,7 @@ class Trials:
             self._cluster.cancel()
         self._running.clear()
 
-    def _wait(self, trial: Planned, wait_s: float) -> None:
+    def _wait(self, trial: PlannedTrial, wait_s: float) -> None:
         assert self._cluster is not None  # noqa: S101  (it runs a trial)
         given_up = self._running[trial.key]
         for key, result in self._cluster.wait(min(wait_s, given_up - perf_counter())):
@@ -211,7 +211,7 @@ class Trials:
 
 def run_trial(
     problem: TrainingProblem, name: str, params: dict[str, Any], time: TrialTime, keep_model: bool, version: str
-) -> Ended:
+) -> EndedTrial:
     """Run a trial on a node of a cluster.
 
     Raises:
@@ -231,12 +231,12 @@ def run_trial(
     return replace(ended, attempt=replace(ended.attempt, build=partial(_built, model)))
 
 
-def _run(algorithm: Algorithm, params: dict[str, Any], time: TrialTime, began: float) -> Ended:
+def _run(algorithm: Algorithm, params: dict[str, Any], time: TrialTime, began: float) -> EndedTrial:
     attempt = algorithm.fit(params, deadline=time.deadline(began, algorithm.setup_s))
-    return Ended(attempt, perf_counter() - began)
+    return EndedTrial(attempt, perf_counter() - began)
 
 
-def _params(trial: Planned) -> dict[str, Any]:
+def _params(trial: PlannedTrial) -> dict[str, Any]:
     params = trial.candidate.params(trial.number)
     assert params is not None  # noqa: S101  (a trial is planned only if it has settings)
     return params
@@ -247,4 +247,4 @@ def _built(model: Model | None) -> Model:
     return model
 
 
-__all__ = ["Candidate", "Ended", "Planned", "TrialTime", "Trials", "run_trial"]
+__all__ = ["EndedTrial", "PlannedTrial", "SearchCandidate", "TrialTime", "Trials", "run_trial"]
