@@ -34,7 +34,7 @@ class RayCluster:
     """Use it in a `with` block, which kills every process of the cluster at its end."""
 
     head_cpus: int = 1
-    node_cpus: tuple[int, ...] = (2,)
+    node_cpus: tuple[int, ...] = (1,)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="elr-")))
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     port: int = field(default_factory=free_port)
@@ -63,6 +63,8 @@ class RayCluster:
                 f"--temp-dir={self.folder}",
                 "--include-dashboard=false",
                 "--disable-usage-stats",
+                # A step that asks for it runs on this node.
+                '--resources={"head": 1}',
             )
             for cpus in self.node_cpus:
                 self.add_node(cpus)
@@ -89,19 +91,25 @@ class RayCluster:
                 os.kill(pid, signal.SIGKILL)
         node.wait()
 
+    def repair(self) -> None:
+        """Start each node again that has been killed. The head must be running."""
+        for index, cpus in enumerate(self.node_cpus, start=1):
+            if self.nodes[index].poll() is not None:
+                self._start(cpus, f"--address={self.address}", index=index)
+
     def stop(self) -> None:
         for index in reversed(range(len(self.nodes))):
             self.kill_node(index)
         self.nodes.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def processes(self, index: int) -> list[int]:
-        """The processes of a node; 0 is the head."""
-        return _processes(f"everloop-node-{self.port}-{index}")
+    def processes(self, index: int, *marks: str) -> list[int]:
+        """The processes of a node whose command line or environment contains every mark. 0 is the head."""
+        return _processes(f"everloop-node-{self.port}-{index}", *marks)
 
-    def _start(self, cpus: int, *options: str) -> None:
+    def _start(self, cpus: int, *options: str, index: int | None = None) -> None:
         command = [str(RAY), "start", "--block", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECTS}", *options]
-        index = len(self.nodes)
+        index = len(self.nodes) if index is None else index
         environment = {
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -109,6 +117,8 @@ class RayCluster:
             "RAY_enable_metrics_collection": "0",
             "RAY_enable_worker_prestart": "0",
             "RAY_worker_register_timeout_seconds": "300",
+            # A node that is killed refuses connections. It is lost after five attempts, which are 3 s apart by default.
+            "RAY_health_check_period_ms": "500",
             # Children inherit it, so all processes of a node can be found, also those that left its group.
             "EVERLOOP_TEST_NODE": f"everloop-node-{self.port}-{index}",
         }
@@ -117,7 +127,7 @@ class RayCluster:
         for _ in range(4):
             with path.open("wb") as log:
                 node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            self.nodes[index:] = [node]
+            self.nodes[index : index + 1] = [node]
             while node.poll() is None:
                 if b"Ray runtime started" in path.read_bytes():
                     return

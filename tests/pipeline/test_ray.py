@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from everloop.errors import (
 from everloop.pipeline import Graph, Listener, run_graph, trace
 from everloop.pipeline.executors.ray import RayExecutor
 from everloop.records import Artifact, Run, StepRun as StepRecord
+from everloop.registry import load_model, save_model
 from everloop.stores import open_store
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 LOOP = """
-    import os, time
+    import hashlib, os, time
     from dataclasses import dataclass
     from pathlib import Path
+    import numpy as np
     import polars as pl
     from everloop.pipeline import current_step, progress, step
+    from everloop.training import AutoTrain
     from limits import LIMIT
 
     HERE = Path(__file__).parent
@@ -73,11 +77,34 @@ LOOP = """
         return os.getpid()
 
     @step
-    def square(number: int, wait_s: float = 0.0):
-        if wait_s:
+    def square(number: int, until: str = ""):
+        node = os.environ.get("EVERLOOP_TEST_NODE")
+        if until:
             (HERE / f"at-{number}-{os.getppid()}-{os.getpid()}").touch()
-            time.sleep(wait_s)
-        return {"number": number * number, "node": os.environ.get("EVERLOOP_TEST_NODE"), "process": os.getpid()}
+            (HERE / f"{node}").touch()
+            # Until both nodes have started an element, or until the test creates the file of this element or of all.
+            both = [HERE / f"{node[:-1]}{index}" for index in (0, 1)] if node else []
+            end = time.monotonic() + 240
+            while time.monotonic() < end:
+                if until == "both" and all(file.exists() for file in both):
+                    break
+                if until == "go" and any((HERE / name).exists() for name in ("go", f"go-{number}")):
+                    break
+                time.sleep(0.05)
+        return {"number": number * number, "node": node, "process": os.getpid()}
+
+    @step(resources={"head": 1})
+    def search(trials: int = 6) -> dict:
+        (HERE / f"search-{os.getpid()}").touch()
+        rng = np.random.default_rng(0)
+        table = pl.DataFrame({f"x{k}": rng.normal(size=12_000) for k in range(8)})
+        table = table.with_columns(late=pl.col("x0") * pl.col("x1") + pl.Series(rng.normal(size=12_000)) > 0.5)
+        found = AutoTrain(budget_s=900, trials=trials, threads=1).fit(table, target="late")
+        return {
+            "leaderboard": [{k: v for k, v in entry.items() if k != "seconds"} for entry in found.leaderboard],
+            "model": {name: hashlib.sha256(data).hexdigest() for name, data in found.model.to_files().items()},
+            "predictions": hashlib.sha256(found.predict_scores(table).tobytes()).hexdigest(),
+        }
 
     @step(timeout_s=1.5)
     def slow():
@@ -105,8 +132,8 @@ LOOP = """
         return 1
 """
 
-# All tests share one cluster, as starting one takes half a minute. Those that kill a node and the head come last. In
-# any other order, as with several test processes, a new cluster follows one that is not whole.
+# All tests share one cluster, as starting one takes long. A node that was killed is started again. The test that kills
+# the head comes last; in any other order, as with several test processes, a new cluster follows.
 pytestmark = pytest.mark.slow
 
 
@@ -129,8 +156,9 @@ def clusters() -> Iterator[list[RayCluster]]:
 
 @pytest.fixture
 def cluster(clusters: list[RayCluster]) -> RayCluster:
-    if not clusters or not clusters[-1].is_whole:
+    if not clusters or not clusters[-1].has_head:
         _replace(clusters)
+    clusters[-1].repair()
     return clusters[-1]
 
 
@@ -227,12 +255,12 @@ def test_an_edit_reaches_workers_that_are_warm(project: Project, loop: Any, stor
 
 def test_a_mapped_step_uses_both_nodes_and_each_element_is_cached(loop: Any, store: Store, ray: RayExecutor) -> None:
     with trace() as graph:
-        loop.square.map(list(range(12)), wait_s=0.4)
+        loop.square.map(list(range(12)), until="both")
     found = run_graph(graph, store, executor=ray).value("square")
     assert [one["number"] for one in found] == [number * number for number in range(12)]
     assert len({one["node"] for one in found}) == 2
     with trace() as graph:
-        loop.square.map(list(range(13)), wait_s=0.4)
+        loop.square.map(list(range(13)), until="both")
     again = run_graph(graph, store)
     assert [step.name for step in again.steps if step.status == "ran"] == ["square[12]", "square"]
     assert again.value("square")[:12] == found
@@ -323,11 +351,42 @@ def test_a_store_of_urls_needs_no_shared_files(
         assert again.step("numbers").reason.startswith("source changed: numbers.csv")
 
 
+def test_a_pytorch_module_is_trained_on_both_nodes_as_the_docs_describe(
+    project: Project, store: Store, ray: RayExecutor, tmp_path: Path, need: Any
+) -> None:
+    if find_spec("torch") is None:
+        need("torch", "PyTorch", "pip install torch safetensors 'ray[train]'")
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    [recipe] = re.findall(r"^```python\n# train_on_nodes\.py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    project.edit(
+        train_on_nodes=recipe,
+        loop="""
+            import numpy as np
+            import polars as pl
+            from everloop.pipeline import step
+            from train_on_nodes import fit
+
+            @step
+            def rows() -> pl.DataFrame:
+                a, b = np.random.default_rng(0).normal(size=(2, 400))
+                return pl.DataFrame({"a": a, "b": b, "late": a > b})
+        """,
+    )
+    loop = project.load()
+    graph = Graph.wire([loop.rows, loop.fit])
+    result = run_graph(graph, store, executor=ray, params={"storage": str(tmp_path / "state")})
+    module, rows = result.value("fit"), result.value("rows")
+    features = rows.select("a", "b")
+    save_model(module, "late", example=features, task="binary", store=store)
+    scores = load_model(store, "late").predict(features)
+    assert ((scores > 0.5) == rows["late"].to_numpy()).mean() > 0.97
+
+
 def test_ctrl_c_stops_the_steps_on_the_nodes(
     loop: Any, project: Project, store: Store, ray: RayExecutor, cluster: RayCluster
 ) -> None:
     del ray
-    driver = start_driver(project, store, cluster, wait_s=300)
+    driver = start_driver(project, store, cluster)
     wait_for(lambda: len(started(project)) >= 2, 300)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(120) != 0
@@ -337,27 +396,61 @@ def test_ctrl_c_stops_the_steps_on_the_nodes(
     assert [run.state for run in store.records.find(Run)] == ["interrupted"]
 
 
+def test_ctrl_c_stops_the_trials_of_a_search_on_all_nodes(
+    loop: Any, project: Project, store: Store, cluster: RayCluster
+) -> None:
+    driver = start_driver(project, store, cluster, "search")
+    trials = wait_for(lambda: trials_at(cluster, 0) and trials_at(cluster, 1), 300)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(120) != 0
+    wait_for(lambda: not trials_at(cluster, 0) and not trials_at(cluster, 1), 60)
+    assert not any(Path(f"/proc/{process}").exists() for process in [*trials, *searching(project)])
+    assert [step.status for step in store.records.find(StepRecord)] == ["interrupted"]
+
+
 def test_a_driver_that_is_killed_takes_its_steps_along_and_the_next_run_resumes(
     loop: Any, project: Project, store: Store, cluster: RayCluster
 ) -> None:
-    driver = start_driver(project, store, cluster, wait_s=3)
+    driver = start_driver(project, store, cluster)
+    release(project, "go-0")
     wait_for(lambda: store.records.find(StepRecord, ("status", "=", "ran")), 300)
     driver.kill()
     driver.wait()
     assert_ended(project)
     kept = {step.name for step in store.records.find(StepRecord, ("status", "=", "ran"))}
-    assert start_driver(project, store, cluster, wait_s=3).wait(300) == 0
+    release(project, "go")
+    assert start_driver(project, store, cluster).wait(300) == 0
     ran = [step.name for step in store.records.find(StepRecord, ("status", "=", "ran"))]
     assert sorted(ran) == sorted(set(ran))
     assert len(ran) == 7
     assert kept < set(ran)
 
 
+def test_a_search_on_the_nodes_finds_the_model_of_a_search_here_although_a_node_is_killed(
+    loop: Any, project: Project, store: Store, cluster: RayCluster
+) -> None:
+    driver = start_driver(project, store, cluster, "search")
+    # The step itself runs on the head.
+    wait_for(lambda: trials_at(cluster, 1), 300)
+    cluster.kill_node(1)
+    assert driver.wait(300) == 0, (project.folder / "driver.log").read_text()
+    assert len(searching(project)) == 1  # a lost trial does not start the step again
+    [there] = store.records.find(StepRecord, ("status", "=", "ran"))
+    with open_store(project.folder / "other") as other:
+        here = run_graph(Graph.wire([loop.search]), other)
+    again = run_graph(Graph.wire([loop.search]), store)
+    assert again.step("search").status == "cached"
+    assert again.value("search") == here.value("search")
+    assert len(here.value("search")["leaderboard"]) == 6
+    assert there.attempts == 1
+
+
 def test_a_node_that_is_killed_loses_nothing(loop: Any, project: Project, store: Store, cluster: RayCluster) -> None:
-    driver = start_driver(project, store, cluster, wait_s=8)
+    driver = start_driver(project, store, cluster)
     # Wait until an element runs on the second node.
     wait_for(lambda: set(started(project)) & set(cluster.processes(1)), 300)
     cluster.kill_node(1)
+    release(project, "go")
     assert driver.wait(300) == 0, (project.folder / "driver.log").read_text()
     assert_complete(store)
     elements = store.records.find(StepRecord, ("name", "prefix", "square["))
@@ -366,9 +459,12 @@ def test_a_node_that_is_killed_loses_nothing(loop: Any, project: Project, store:
 
 
 def test_a_run_whose_head_is_killed_ends_with_its_reason_and_resumes(
-    loop: Any, project: Project, store: Store, head: RayCluster
+    loop: Any, project: Project, store: Store, head: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = start_driver(project, store, head, wait_s=6)
+    # Ray tries to reach a lost head for 15 s otherwise.
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
+    driver = start_driver(project, store, head)
+    release(project, "go-0")
     wait_for(lambda: store.records.find(StepRecord, ("status", "=", "ran")), 300)
     head.kill_node(0)
     assert driver.wait(240) != 0
@@ -376,8 +472,9 @@ def test_a_run_whose_head_is_killed_ends_with_its_reason_and_resumes(
     assert run.state == "failed"
     assert "connection to the Ray cluster" in (run.error or "")
     kept = {step.name for step in store.records.find(StepRecord, ("status", "=", "ran"))}
+    release(project, "go")
     with trace() as graph:
-        loop.square.map(list(range(6)), wait_s=6.0)
+        loop.square.map(list(range(6)), until="go")
     result = run_graph(graph, store, executor="pool")
     assert {step.name for step in result.steps if step.status == "cached"} == kept
 
@@ -399,23 +496,31 @@ def test_without_a_cluster_or_ray_the_message_says_what_to_do(
 DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from everloop.pipeline import run_graph, trace
+from everloop.pipeline import Graph, run_graph, trace
 from everloop.stores import open_store
 import loop
 
-with trace() as graph:
-    loop.square.map(list(range(6)), wait_s=float(sys.argv[4]))
+if sys.argv[4] == "search":
+    graph = Graph.wire([loop.search])
+else:
+    with trace() as graph:
+        loop.square.map(list(range(6)), until="go")
 with open_store(sys.argv[2]) as store:
     run_graph(graph, store, executor=sys.argv[3])
 """
 
 
-def start_driver(project: Project, store: Store, cluster: RayCluster, *, wait_s: float) -> subprocess.Popen[bytes]:
+def start_driver(project: Project, store: Store, cluster: RayCluster, step: str = "square") -> subprocess.Popen[bytes]:
     script = project.folder / "driver_script.py"
     script.write_text(DRIVER)
-    command = [sys.executable, str(script), str(project.folder), str(store.home), f"ray://{cluster.address}"]
+    command = [sys.executable, str(script), str(project.folder), str(store.home), f"ray://{cluster.address}", step]
     with (project.folder / "driver.log").open("wb") as log:
-        return subprocess.Popen([*command, str(wait_s)], stderr=log)
+        return subprocess.Popen(command, stderr=log)
+
+
+def release(project: Project, name: str) -> None:
+    """Let an element end that waits for this file."""
+    (project.folder / name).touch()
 
 
 def assert_ended(project: Project) -> None:
@@ -428,6 +533,16 @@ def assert_ended(project: Project) -> None:
 def started(project: Project) -> list[int]:
     """The process of each element that has started, once for each start."""
     return [int(path.name.rpartition("-")[2]) for path in project.folder.glob("at-*")]
+
+
+def searching(project: Project) -> list[int]:
+    """The process of each start of the step `search`."""
+    return [int(path.name.rpartition("-")[2]) for path in project.folder.glob("search-*")]
+
+
+def trials_at(cluster: RayCluster, index: int) -> list[int]:
+    """The processes of a node that run a trial of a search."""
+    return cluster.processes(index, "everloop:run_trial")
 
 
 def assert_complete(store: Store) -> None:
