@@ -62,6 +62,7 @@ class RayCluster:
                 f"--ray-client-server-port={self.client_port}",
                 f"--temp-dir={self.folder}",
                 "--include-dashboard=false",
+                "--no-monitor",
                 "--disable-usage-stats",
                 # A step that asks for it runs on this node.
                 '--resources={"head": 1}',

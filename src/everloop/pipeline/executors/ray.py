@@ -51,6 +51,9 @@ MOST_CRASHES = 1
 does not prove that the step causes it. This does not count as a retry either."""
 _CONNECT_S = 90
 _MOST_SLOTS = 256
+_ATTEMPTS = 5
+"""How often Ray tries to find a head at an address, once a second. If a Ray Client server listens there, it is tried
+after that."""
 _RECONNECT_S = 15
 """How long Ray tries to reach a head that does not answer, before the run ends."""
 _ADDRESS = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\]:\d{1,5}")
@@ -249,6 +252,7 @@ class _GatewayConnection:
         self._number = 0
         ours, theirs = socket.socketpair()
         environment = {
+            "RAY_NUM_REDIS_GET_RETRIES": str(_ATTEMPTS),
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(_RECONNECT_S),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
