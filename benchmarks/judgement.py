@@ -109,7 +109,7 @@ def run_quiet(job: tuple[Stream, int]) -> tuple[str, int, QuietRun]:
     months = (made.live_until - made.live_from) / MONTH
     began = time.perf_counter()
     try:
-        found = everloop_incidents(made.reference, made.current, TIME, stream.every, stream.budget)
+        found = everloop_incidents(made.reference, made.current, TIME, stream.every, stream.budget, stream.seasons)
     except Exception as error:
         return stream.name, seed, QuietRun(0, 0, months, 0.0, 0, time.perf_counter() - began, repr(error)[:300])
     return (
@@ -249,7 +249,7 @@ def run_honest(job: tuple[Stream, int]) -> tuple[str, int, list[str]]:
     wrong: list[str] = []
     try:
         whole, cut, shuffled = (
-            everloop_incidents(made.reference, part, TIME, stream.every, stream.budget)
+            everloop_incidents(made.reference, part, TIME, stream.every, stream.budget, stream.seasons)
             for part in (made.current, past, mixed)
         )
     except Exception as error:

@@ -102,14 +102,16 @@ def run_power(job: tuple[Stream, Sequence[Drift], int, Sequence[str]]) -> PowerR
     made = make(stream, seed)
     ends = [made.live_from + stream.window * (1 + window) for window in range(stream.live_days * stream.per_day)]
     clean = peer_scores(stream, made, peers)
-    opened = {"": everloop_incidents(made.reference, made.current, TIME, stream.every, stream.budget)}
+    opened = {"": everloop_incidents(made.reference, made.current, TIME, stream.every, stream.budget, stream.seasons)}
     series = {"": {method: _series(scores) for method, scores in clean.items()}}
     starts: dict[str, datetime] = {}
     for drift in drifts:
         made = make(stream, seed, drift)
         assert made.drift_from is not None
         starts[drift.name] = made.drift_from
-        opened[drift.name] = everloop_incidents(made.reference, made.current, TIME, stream.every, stream.budget)
+        opened[drift.name] = everloop_incidents(
+            made.reference, made.current, TIME, stream.every, stream.budget, stream.seasons
+        )
         changed = peer_scores(stream, made, peers, sorted(drift.touched()))
         series[drift.name] = {method: _series(_merged(clean[method], scores)) for method, scores in changed.items()}
     return PowerRun(stream.name, seed, opened, series, ends, starts)

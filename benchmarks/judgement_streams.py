@@ -49,9 +49,11 @@ class Stream:
         cluster: rows in a row that come from the same customer, with half of their variance in common.
         holidays: odd windows per window, on which half of the features move by one standard deviation.
         growth: how many times more rows the last day has than the first.
+        monthly: amplitude of a course by the day of the month.
         nulls: share of missing values, which follows the level too.
         dull: add a constant column, an all-null one, unique ids, and a column with infinite values.
         shown: whether the reference shows the nature of the stream.
+        seasons: seasons that are declared to everloop.
         budget: incidents a month that are tolerated.
     """
 
@@ -70,6 +72,7 @@ class Stream:
     weekly: float = 0.0
     quiet_weekends: float = 1.0
     yearly: float = 0.0
+    monthly: float = 0.0
     daily: float = 0.0
     marginal: Marginal = "normal"
     rho: float = 0.0
@@ -80,6 +83,7 @@ class Stream:
     dull: bool = False
     real: Real | None = None
     shown: bool = True
+    seasons: tuple[str, ...] = ()
     budget: float = 1.0
 
     @property
@@ -211,6 +215,11 @@ def _levels(stream: Stream, generator: np.random.Generator, start: datetime, win
         own = generator.choice([0.0, 0.25], features)
         size = stream.yearly * generator.uniform(0.5, 1, features) * generator.choice([-1, 1], features)
         total = total + size * np.sin(2 * np.pi * (phase[:, None] + own))
+    if stream.monthly:
+        days = [(start + timedelta(days=int(day))).day for day in index // stream.per_day]
+        size = stream.monthly * generator.uniform(0.5, 1, features) * generator.choice([-1, 1], features)
+        own = generator.uniform(size=features)
+        total = total + size * np.sin(2 * np.pi * (np.array(days)[:, None] / 31 + own))
     if stream.daily:
         pattern = stream.daily * generator.uniform(0.5, 1, features)
         total = total + pattern * np.sin(2 * np.pi * (index[:, None] % 24 / 24 + generator.uniform(size=features)))
@@ -450,6 +459,21 @@ QUIET: list[Stream] = [
     Stream(
         name="yearly season, reference 180 days", yearly=0.5, reference_days=180, live_days=300, rows=500, shown=False
     ),
+    Stream(name="yearly season declared, reference 60 days", yearly=0.5, live_days=600, rows=500, seasons=("1y",)),
+    Stream(
+        name="yearly season declared, level 0.8, reference 60 days",
+        yearly=0.5,
+        level=(0.8,),
+        live_days=600,
+        rows=500,
+        seasons=("1y",),
+    ),
+    Stream(name="declared year that is not there", live_days=300, seasons=("1y",)),
+    Stream(name="monthly season declared, reference 40 days", monthly=0.5, reference_days=40, seasons=("month",)),
+    Stream(name="monthly season declared, reference 120 days", monthly=0.5, reference_days=120, seasons=("month",)),
+    Stream(name="monthly season, reference 40 days", monthly=0.5, reference_days=40, shown=False),
+    Stream(name="weekly season declared, reference 3 days", weekly=0.25, reference_days=3, seasons=("1w",)),
+    Stream(name="weekly season, reference 3 days", weekly=0.25, reference_days=3, shown=False),
     Stream(name="heavy tails, t2", marginal="t2"),
     Stream(name="heavy tails, t2, level 0.8", marginal="t2", level=(0.8,)),
     Stream(name="lognormal, level 0.5", marginal="lognormal", level=(0.5,)),
@@ -516,6 +540,10 @@ POWER: list[tuple[Stream, list[Drift]]] = [
     (
         Stream(name="power, 500 features", live_days=56, reference_days=30, rows=500, features=500, categorical=100),
         WIDE,
+    ),
+    (
+        Stream(name="power, yearly season declared", yearly=0.5, live_days=56, rows=500, seasons=("1y",)),
+        [drift for drift in DRIFTS if drift.name in ("mean 0.25", "mean 0.5", "category mix, 10 points")],
     ),
 ]
 """Worlds and the drifts that are put into them. The same worlds without a drift give everyone's false alarms."""

@@ -26,12 +26,19 @@ class Opened(NamedTuple):
 
 
 def everloop_incidents(
-    reference: pl.DataFrame, current: pl.DataFrame, time: str, every: str, incidents_per_month: float
+    reference: pl.DataFrame,
+    current: pl.DataFrame,
+    time: str,
+    every: str,
+    incidents_per_month: float,
+    seasons: Sequence[str] = (),
 ) -> list[Opened]:
     """Return the incidents that everloop opens while it watches the live table window by window."""
     from everloop.monitoring.stream_monitoring import watch_table
 
-    watched = watch_table(reference, current, time=time, every=every, incidents_per_month=incidents_per_month)
+    watched = watch_table(
+        reference, current, time=time, every=every, incidents_per_month=incidents_per_month, seasons=seasons
+    )
     return [
         Opened(
             _naive(item.history[0].at),

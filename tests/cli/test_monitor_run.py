@@ -118,6 +118,10 @@ def test_options_of_reading_apply_to_both_tables(tables):
         ("--reference before.parquet --current same.csv --time at --every 1s", 0, ""),
         ("--reference before.parquet --current same.csv --budget 0", 2, "must be a number above 0"),
         ("--reference before.parquet --current same.csv --html none/out.html", 2, "'none/out.html' cannot be written"),
+        ("--season 1y", 2, "--season needs tables. Name them"),
+        ("--reference before.parquet --current same.csv --season 1y", 2, "Name the column with --time, or leave"),
+        ("--reference before.parquet --current same.csv --time at --season 1q", 2, "'1q' is not a season."),
+        ("--reference before.parquet --current same.csv --time at --season 1d", 2, "is not longer than a window"),
         ("", 2, "loop.py"),
     ],
 )

@@ -113,6 +113,27 @@ def test_a_window_and_an_interval_last_longer_than_nothing(declare):
     assert "must be longer than 0" in refused(declare).message
 
 
+@pytest.mark.parametrize(
+    ("seasons", "says"),
+    [
+        (["winter"], "'winter' is not a season"),
+        ("1y", "The seasons are '1y', but must be a list"),
+        (None, "The seasons are None, but must be a list"),
+        (["1w"], "The season '1w' is not longer than a window, which lasts 1w"),
+        (["1y", "1y"], "The season '1y' is declared twice"),
+    ],
+)
+def test_a_declared_season_is_a_length_a_month_or_a_year(seasons, says):
+    error = refused(lambda: el.Drift(window="1w", seasons=seasons))
+    assert error.message.startswith(f"Drift(seasons=): {says}")
+    assert error.help
+
+
+def test_declared_seasons_are_kept_as_names():
+    assert el.Drift(seasons=["1Y ", "month"]).seasons == ("1y", "month")
+    assert el.Drift(seasons=[]) == el.Drift()
+
+
 def test_without_a_wait_labels_and_cooldowns_take_no_time():
     assert el.Performance(labels_after="0s").labels_after == "0s"
     assert el.OnDrift(cooldown="0s").cooldown == "0s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -66,7 +66,7 @@ def related(frame: pl.DataFrame, share: float = 0.7) -> pl.DataFrame:
     return frame.with_columns(wind=pl.Series(wind))
 
 
-def check(store: Store, number: int, **options: float) -> list[Finding]:
+def check(store: Store, number: int, **options: Any) -> list[Finding]:
     return check_drift(store, "delays", "delays@1", START + number * DAY, START + (number + 1) * DAY, **options)
 
 
@@ -324,6 +324,27 @@ def test_windows_that_overlap_do_not_count_twice(airport: Airport, store: Store,
     airport.log(store, airport.flights(1, 998, start=START + DAY))
     again = check(store, 1, alarms_per_month=0.1)[-1].evidence["subjects"]["distance"]
     assert again["strength"] == pytest.approx(alone["strength"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_windows_before_teach_the_course_of_a_declared_season(
+    airport: Airport, store: Store, baseline: Baseline, at: Move
+) -> None:
+    options: dict[str, Any] = {"seasons": ["1y"], "alarms_per_month": 0.1}
+    for number in range(26):
+        day(airport, store, number, distance=0.02 * number + (0.6 if number == 25 else 0.0))
+    at(START + 27 * DAY)
+    # The training data end 25 days before, so they hardly say where the course is now.
+    assert loud(check(store, 25, **options)) == {}
+    for number in range(25):
+        assert loud(check(store, number, **options)) == {}
+    airport.log(store, airport.flights(1, 998, start=START + 25 * DAY))
+    found = check(store, 25, **options)
+    assert "distance" in loud(found)
+    assert found[-1].evidence["seasons"] == ["1y"]
+    # Without the declaration, a window is judged again, and the course is drift.
+    assert "distance" in loud(check(store, 24, alarms_per_month=0.1))
+    assert loud(check(store, 24, **options)) == {}
 
 
 @pytest.mark.slow

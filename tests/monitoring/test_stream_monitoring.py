@@ -105,6 +105,45 @@ def test_windows_without_rows_are_neither_calm_nor_restless() -> None:
     assert (incident.state, incident.began_at, incident.seen_at) == ("open", START + 65 * DAY, START + 90 * DAY)
 
 
+def year(amplitude: float, first: int, last: int) -> dict[int, float]:
+    """The course of a year, from a day of its fastest move."""
+    return {day: amplitude * np.sin(2 * np.pi * (day + first) / 365.2425) for day in range(last - first)}
+
+
+@pytest.mark.slow
+def test_a_declared_year_is_followed_and_a_step_in_it_is_found() -> None:
+    """The reference has 60 days. Undeclared, the course is an incident; declared, only a step is, on its first days."""
+    before = table(60, 1, moved={name: year(0.8, 0, 60) for name in "ab"})
+    later = {name: year(0.8, 60, 360) for name in "ab"}
+    now = table(300, 2, since=60, moved=later)
+    undeclared = watch_table(before, now, time="at", incidents_per_month=0.1)
+    assert {"a", "b"} & {subject for one in undeclared.incidents for subject in one.subjects}
+    declared = watch_table(before, now, time="at", incidents_per_month=0.1, seasons=["1y"])
+    assert declared.incidents == []
+    step = {day: value + (0.5 if day >= 150 else 0.0) for day, value in later["a"].items()}
+    moved = table(300, 2, since=60, moved={**later, "a": step})
+    first, *more = watch_table(before, moved, time="at", incidents_per_month=0.1, seasons=["1y"]).incidents
+    assert first.subjects[0] == "a"
+    assert START + 210 * DAY <= first.began_at <= START + 212 * DAY
+    assert all("a" in one.subjects for one in more)
+
+
+@pytest.mark.slow
+def test_a_declared_month_is_learned_from_four_of_them() -> None:
+    """From 124 days, the days of the month are learned; undeclared, they look like wandering levels."""
+
+    def monthly(first: int, last: int) -> dict[int, float]:
+        return {day: 0.6 * np.sin(2 * np.pi * (START + (day + first) * DAY).day / 31) for day in range(last - first)}
+
+    before = table(124, 3, moved={"a": monthly(0, 124)})
+    now = table(62, 4, since=124, moved={"a": monthly(124, 186)})
+    reports = [watch_table(before, now, time="at", incidents_per_month=0.1, seasons=names) for names in ([], ["month"])]
+    index = reports[0].judgements[0].model.names.index(("a", "location"))
+    undeclared, declared = (np.std([judged.values[index] for judged in report.judgements]) for report in reports)
+    assert declared < 0.4 * undeclared
+    assert reports[1].incidents == []
+
+
 def test_bad_input_is_an_error_with_a_reason() -> None:
     before, now = table(60, 1), table(2, 2)
     with pytest.raises(UsageError, match="The budget of incidents must be a number above 0, not 0"):
@@ -119,3 +158,5 @@ def test_bad_input_is_an_error_with_a_reason() -> None:
         watch_table(before, now.clear(), time="at")
     with pytest.raises(UsageError, match="windows of 0:00:01, but at most 100,000"):
         watch_table(before, now, time="at", every=timedelta(seconds=1))
+    with pytest.raises(UsageError, match="'summer' is not a season"):
+        watch_table(before, now, time="at", seasons=["summer"])

@@ -54,6 +54,13 @@ def run(
     columns: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Columns to monitor. Default: all of the reference.")
     ] = None,
+    season: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --time: a season of the data, such as 1y, month or 28d. Smooth changes within it are expected."
+            " Repeat the option for several."
+        ),
+    ] = None,
     joint: Annotated[
         bool, typer.Option("--joint", help="Also measure how all columns together differ; takes some seconds.")
     ] = False,
@@ -82,7 +89,8 @@ def run(
     tables = {"--reference": reference, "--current": current, "--log": log}
     given = [name for name, value in tables.items() if value is not None]
     if not given:
-        options = {"--target": target, "--prediction": prediction, "--time": time, "--split": split, "--html": html}
+        options = {"--target": target, "--prediction": prediction, "--time": time, "--split": split, "--html": html,
+                   "--season": season}  # fmt: skip
         unused = [name for name, value in options.items() if value is not None]
         if unused:
             raise UsageError(
@@ -106,8 +114,8 @@ def run(
         raise UsageError("--split needs --log.", help="With --reference and --current, leave it out.")
     report = _compare(
         reference=reference, current=current, log=log, split=split, target=target, prediction=prediction, time=time,
-        every=every, budget=budget, columns=columns, joint=joint, queries=(reference_query, current_query),
-        reading=reading,
+        every=every, budget=budget, columns=columns, season=season or [], joint=joint,
+        queries=(reference_query, current_query), reading=reading,
     )  # fmt: skip
     if html is not None:
         from everloop.monitoring.reports.report_html import monitoring_page
@@ -131,6 +139,7 @@ def _compare(
     every: str,
     budget: float,
     columns: str | None,
+    season: list[str],
     joint: bool,
     queries: tuple[str | None, str | None],
     reading: dict[str, Any],
@@ -162,6 +171,7 @@ def _compare(
             every=every,
             incidents_per_month=budget,
             columns=None if columns is None else [name.strip() for name in columns.split(",") if name.strip()],
+            seasons=season,
             joint=joint,
             names=names,
         )

@@ -53,6 +53,7 @@ def check_drift(
     alarms_per_month: float = 1.0,
     versions: int = 1,
     baseline: Baseline | None = None,
+    seasons: Sequence[str] = (),
     keep: bool = True,
 ) -> list[Finding]:
     """Compare one window of a version's predictions with its baseline, and store the findings.
@@ -68,6 +69,8 @@ def check_drift(
         alarms_per_month: how many incidents a month may open without need, over all subjects together.
         versions: how many versions answered in the window; they share the budget.
         baseline: default: the stored baseline of the version.
+        seasons: declared seasons, as for `el.Drift`. If the baseline does not show one, the windows that were checked
+            before are compared as well.
         keep: False returns the findings without storing them, for a watch, whose findings are stored together with
             the incidents that follow from them.
 
@@ -77,7 +80,7 @@ def check_drift(
     Raises:
         EmptySampleError: the version has no predictions in the window.
         NotFoundError: the version has no baseline.
-        UsageError: the window has no length or the budget is not above 0.
+        UsageError: the window has no length, the budget is not above 0, or a season cannot be read.
     """
     known = baseline if baseline is not None else load_baseline(store, version)
     span = until - since
@@ -90,17 +93,27 @@ def check_drift(
         )
     check = CheckedSeries(endpoint, version, "drift")
     digest = known.digest()
-    facts: Mapping[str, Json] = {"rows": window.rows, "incidents_per_window": rate, "baseline": digest}
+    facts: Mapping[str, Json] = {
+        "rows": window.rows,
+        "incidents_per_window": rate,
+        "baseline": digest,
+        "seasons": list(seasons) or None,
+    }
     earlier = find_checked(store, check, since, until, facts)
     if earlier:
         return earlier
     counts = counts_of(known, window.features, window.score)
-    starts = [since - step * span for step in range(MEMORY, -1, -1)]
     correlations = read_correlations(store, endpoint, version, since, until, known, window.rows)
-    summaries = find_summaries(store, check, starts[0], since)
-    before, pairs = _counts_before(summaries, starts[:-1], span, counts, digest)
+    summaries = find_summaries(store, check, since - MEMORY * span, since)
+    starts = _starts_before(since, span, MEMORY)
+    before, pairs = _counts_before(summaries, starts, span, counts, digest)
     rows = _typical_rows([*before, counts])
-    judge = judge_for(known, span, rows, rate, limits=_limits_before(summaries, digest))
+    judge = judge_for(known, span, rows, rate, limits=_limits_before(summaries, digest), seasons=seasons)
+    if judge.memory > MEMORY:
+        summaries = find_summaries(store, check, since - judge.memory * span, since)
+        starts = _starts_before(since, span, judge.memory)
+        before, pairs = _counts_before(summaries, starts, span, counts, digest)
+    starts.append(since)
     stacked = join_windows(starts, span, [*before, counts], [*pairs, correlations])
     # Only correlations depend on these rows: those that they were measured from.
     stacked = replace(stacked, rows=correlated_rows(stacked.rows))
@@ -146,9 +159,10 @@ def check_drift(
             evidence={
                 **_overview(shifts, window.rows, rate, known, harm),
                 "baseline": digest,
+                "seasons": list(seasons) or None,
                 "counts": pack_window_counts(counts),
                 "correlations": pack_correlations(correlations),
-                "limit": {limit_key(span, rows, rate): judge.limit},
+                "limit": {limit_key(span, rows, rate, seasons): judge.limit},
                 "opens": [shift.subject for shift in flagged],
                 "strong": [shift.subject for shift in flagged if shift.strong],
                 "told": [item.id for item in found],
@@ -215,6 +229,11 @@ def _expected(
         return read_sample(store, check.endpoint, version, since, until, rows=window.rows, most=SAMPLE_ROWS)
 
     return expect_metric(baseline, window.score, sample, find_doubt(store, check.endpoint, version, baseline))
+
+
+def _starts_before(since: datetime, span: timedelta, windows: int) -> list[datetime]:
+    """Return the starts of that many windows before a window, oldest first; fewer if they would begin before 1970."""
+    return [since - step * span for step in range(min(windows, (since - EPOCH) // span), 0, -1)]
 
 
 def _counts_before(

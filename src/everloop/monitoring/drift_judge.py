@@ -18,13 +18,14 @@ import numpy.typing as npt
 from everloop.data.sketches.pair_correlations import pairs_of
 from everloop.errors import UsageError
 from everloop.monitoring.baseline import PREDICTION, Baseline
+from everloop.monitoring.noise.declared_seasons import DeclaredSeason, parse_seasons
 from everloop.monitoring.noise.incident_rate import RULE, STRONG, find_limit
 from everloop.monitoring.noise.noise_model import CALM_SURPRISE, SCALES, NoiseModel, ReferenceCounts
 from everloop.monitoring.noise.reference_seasons import seconds_of
 from everloop.monitoring.window_counts import WindowCounts, subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Array = npt.NDArray[np.float64]
 
@@ -33,7 +34,7 @@ MEMORY = max(SCALES) - 1
 """How many windows before the one that is judged are needed."""
 
 _MOST_JUDGES = 16
-_judges: OrderedDict[tuple[str, timedelta, float, float], DriftJudge] = OrderedDict()
+_judges: OrderedDict[tuple[str, timedelta, float, float, tuple[DeclaredSeason, ...]], DriftJudge] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -109,10 +110,17 @@ class DriftJudge:
     model: NoiseModel
     limit: float
 
+    @property
+    def memory(self) -> int:
+        """How many windows before the one that is judged are needed."""
+        return max(MEMORY, self.model.course.memory if self.model.course is not None else 0)
+
     def judge(self, windows: WindowCounts) -> list[WindowJudgement]:
         """Judge each window, together with those before it. The first ones have fewer before them."""
-        values, variances = self.model.deviations(windows.counts, windows.seconds(), windows.correlations, windows.rows)
-        strongest, alone = self.model.strongest(values, variances)
+        seconds = windows.seconds()
+        values, variances = self.model.deviations(windows.counts, seconds, windows.correlations, windows.rows)
+        values, unsure = self.model.follow_seasons(values, variances, seconds)
+        strongest, alone = self.model.strongest(values, variances, unsure=unsure)
         return [
             WindowJudgement(strongest[index], alone[index], values[index], self.limit, self.model)
             for index in range(len(windows.starts))
@@ -126,6 +134,7 @@ def judge_for(
     incidents_per_window: float,
     *,
     limits: Mapping[str, float] | None = None,
+    seasons: Sequence[str] = (),
 ) -> DriftJudge:
     """Return the judge of a baseline, learned once for windows of about as many rows.
 
@@ -135,19 +144,21 @@ def judge_for(
         incidents_per_window: how many incidents may open per window if nothing changes; see `incidents_per_window`.
         limits: limits that were found for this baseline before, by their `limit_key`. Finding one takes far longer
             than everything else.
+        seasons: names of declared seasons, as `parse_seasons` reads them.
     """
     _check_settings(window, incidents_per_window)
+    declared = parse_seasons(seasons, window)
     size = typical_size(rows)
     # What has been accepted moves the centre only, so the noise need not be learned again.
     reference = replace(baseline, accepted={}, accepted_pairs={}) if _is_rebased(baseline) else baseline
-    key = (reference.digest(), window, size, incidents_per_window)
+    key = (reference.digest(), window, size, incidents_per_window, declared)
     with _lock:
         found = _judges.get(key)
         if found is not None:
             _judges.move_to_end(key)
             return _recentred(found, baseline)
-    model = NoiseModel.learn(reference_counts(baseline), window, size)
-    known = (limits or {}).get(limit_key(window, rows, incidents_per_window))
+    model = NoiseModel.learn(reference_counts(baseline), window, size, declared)
+    known = (limits or {}).get(limit_key(window, rows, incidents_per_window, seasons))
     judge = DriftJudge(model, known if known is not None else find_limit(model, min(0.5, incidents_per_window)))
     with _lock:
         _judges[key] = judge
@@ -190,9 +201,9 @@ def _recentred(judge: DriftJudge, baseline: Baseline) -> DriftJudge:
     return replace(judge, model=judge.model.recentred(accepted, pairs))
 
 
-def limit_key(window: timedelta, rows: float, incidents_per_window: float) -> str:
+def limit_key(window: timedelta, rows: float, incidents_per_window: float, seasons: Sequence[str] = ()) -> str:
     """Return what the limit depends on besides the baseline."""
-    return f"{RULE} {window.total_seconds():g} {typical_size(rows):g} {incidents_per_window!r}"
+    return " ".join([f"{RULE} {window.total_seconds():g} {typical_size(rows):g} {incidents_per_window!r}", *seasons])
 
 
 def typical_size(rows: float) -> float:

@@ -28,7 +28,7 @@ from everloop.stores.clock import new_id
 from everloop.stores.durations import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import polars as pl
 
@@ -72,6 +72,7 @@ def watch_table(
     incidents_per_month: float = 1.0,
     prediction: str | None = None,
     target: str | None = None,
+    seasons: Sequence[str] = (),
 ) -> StreamReport:
     """Watch a table against a reference, window by window.
 
@@ -84,6 +85,7 @@ def watch_table(
         prediction: column with the score of a model: a number, or the probability of the greater of two classes.
         target: column of the reference with the labels. With it, incidents say what the metric is expected to be:
             roc_auc for probabilities of two classes, rmse for numbers. The current table needs no labels.
+        seasons: declared seasons, as for `el.Drift`.
 
     Raises:
         EmptySampleError: a table has no rows, or the current table no time.
@@ -112,7 +114,13 @@ def watch_table(
         metric=metric,
     )
     return watch_stream(
-        baseline, current, time=time, every=every, incidents_per_month=incidents_per_month, score=prediction
+        baseline,
+        current,
+        time=time,
+        every=every,
+        incidents_per_month=incidents_per_month,
+        score=prediction,
+        seasons=seasons,
     )
 
 
@@ -124,6 +132,7 @@ def watch_stream(
     every: str | timedelta,
     incidents_per_month: float,
     score: str | None = None,
+    seasons: Sequence[str] = (),
 ) -> StreamReport:
     """Watch a table against a baseline; see `watch_table`."""
     span = parse_duration(every) if isinstance(every, str) else every
@@ -163,7 +172,7 @@ def watch_stream(
         features = [rows[name].alias(f"{INPUT}{name}") for name in baseline.columns if name in rows.columns]
         return rows.select(rows[score].alias("score"), *features)
 
-    return watch_windows(baseline, windows, incidents_per_month, sketches, sample)
+    return watch_windows(baseline, windows, incidents_per_month, sketches, sample, seasons=seasons)
 
 
 def watch_windows(
@@ -172,6 +181,8 @@ def watch_windows(
     incidents_per_month: float,
     sketches: Callable[[int], WindowSketches],
     sample: Callable[[int], pl.DataFrame | None] = lambda index: None,
+    *,
+    seasons: Sequence[str] = (),
 ) -> StreamReport:
     """Judge windows in a row, and open and resolve incidents as they come.
 
@@ -179,7 +190,7 @@ def watch_windows(
         sketches: returns the sketches of a window that has rows, by its index.
         sample: returns rows of such a window with `score` and the inputs, if the metric can be estimated from them.
     """
-    judgements = judge_windows(baseline, windows, incidents_per_month)
+    judgements = judge_windows(baseline, windows, incidents_per_month, seasons=seasons)
     incidents: list[Incident] = []
     ongoing: list[Incident] = []
     known: dict[str, int] = {}
@@ -198,7 +209,12 @@ def watch_windows(
 
 
 def judge_windows(
-    baseline: Baseline, windows: WindowCounts, incidents_per_month: float, *, correlated: Array | None = None
+    baseline: Baseline,
+    windows: WindowCounts,
+    incidents_per_month: float,
+    *,
+    correlated: Array | None = None,
+    seasons: Sequence[str] = (),
 ) -> list[WindowJudgement]:
     """Judge each window with the judge for the size of the windows up to it.
 
@@ -212,7 +228,9 @@ def judge_windows(
         # A long gap has no windows of its own size.
         sizes.append(typical_size(float(np.median(recent[recent > 0]))) if recent.any() else sizes[-1])
     stacked = windows if correlated is None else replace(windows, rows=correlated)
-    judged = {size: judge_for(baseline, windows.span, size, rate).judge(stacked) for size in set(sizes)}
+    judged = {
+        size: judge_for(baseline, windows.span, size, rate, seasons=seasons).judge(stacked) for size in set(sizes)
+    }
     return [judged[size][index] for index, size in enumerate(sizes)]
 
 

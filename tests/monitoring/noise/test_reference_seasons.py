@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from tests.monitoring.noise.simulated_counts import Array, wandering
 
+from everloop.monitoring.noise.declared_seasons import parse_season
 from everloop.monitoring.noise.reference_seasons import (
     DAY,
     CyclicSeason,
+    LearnedCycle,
     YearlySeason,
+    can_learn,
     effect_of,
     learn_seasons,
     seconds_of,
@@ -122,6 +125,73 @@ def test_seasons_need_enough_cycles() -> None:
     assert not any(isinstance(season, YearlySeason) for season in learn_seasons(*noisy(year, 7), blocks(DAY, 200), DAY))
     # Weeks have no weekdays.
     assert learn_seasons(*noisy(np.tile([1.0, 0.0], 20), 7), blocks(7 * DAY, 40), 7 * DAY) == []
+
+
+def cycle_of(name: str, span: timedelta, number: int) -> Array:
+    """Values that differ by the part of a season, without any smooth course."""
+    season = parse_season(name)
+    middles = blocks(span, number) + span.total_seconds() / 2
+    steps = min(31, int(season.length / span))
+    by_step = np.random.default_rng(11).normal(0, 0.5, steps)
+    by_step -= by_step.mean()
+    return np.asarray(by_step[np.floor(season.phase(middles) * steps).astype(int)])
+
+
+@pytest.mark.parametrize(
+    ("name", "span", "number"),
+    [("28d", DAY, 28 * 6), ("12h", 2 * HOUR, 12 * 28), ("month", DAY, 240), ("60d", DAY, 60 * 12), ("4w", 7 * DAY, 40)],
+)
+def test_a_declared_cycle_is_learned(name: str, span: timedelta, number: int) -> None:
+    season = parse_season(name)
+    pattern = cycle_of(name, span, number + 100)
+    starts = blocks(span, number + 100)
+    values, variances = noisy(pattern[:number], 12, directions=3)
+    found = learn_seasons(values, variances, starts[:number], span, [season])
+    assert isinstance(found[-1], LearnedCycle)
+    effect, variance = effect_of(found, starts[number:], span, 3)
+    assert np.sqrt(((effect - pattern[number:, None]) ** 2).mean()) < 0.08
+    assert (variance < CHANCE).all()
+    # Without the declaration it is not known.
+    assert not [one for one in learn_seasons(values, variances, starts[:number], span) if isinstance(one, LearnedCycle)]
+
+
+def test_a_declared_cycle_averages_over_longer_windows() -> None:
+    pattern = cycle_of("28d", DAY, 28 * 6)
+    starts = blocks(DAY, 28 * 6)
+    found = learn_seasons(*noisy(pattern, 13), starts, DAY, [parse_season("28d")])[-1]
+    assert isinstance(found, LearnedCycle)
+    daily = found.at(starts[:28], DAY)
+    np.testing.assert_allclose(found.at(starts[:28:7], 7 * DAY), daily.reshape(4, 7, 1).mean(axis=1))
+    np.testing.assert_allclose(found.at(starts[:3] + 6 * 3600, 12 * HOUR), daily[:3])
+
+
+def test_a_declared_cycle_needs_three_of_them_and_short_blocks() -> None:
+    month, year, week = (parse_season(name) for name in ("month", "1y", "1w"))
+    assert [can_learn(month, days, DAY) for days in (40, 92, 93)] == [False, False, True]
+    assert [can_learn(year, days, DAY) for days in (60, 292, 293)] == [False, False, True]
+    assert [can_learn(week, 100, span) for span in (DAY, 3 * DAY, 4 * DAY)] == [True, True, False]
+    values, variances = noisy(cycle_of("month", DAY, 92), 14)
+    assert learn_seasons(values, variances, blocks(DAY, 92), DAY, [month]) == []
+
+
+def test_a_declared_cycle_that_is_not_there_is_hardly_invented() -> None:
+    declared = [parse_season(name) for name in ("28d", "month", "1w", "1y")]
+    values, variances = noisy(np.zeros(200), 15, directions=40)
+    effect, _ = effect_of(learn_seasons(values, variances, blocks(DAY, 200), DAY, declared), blocks(DAY, 200), DAY, 40)
+    assert (effect**2).mean() < 0.05 * CHANCE
+
+
+def test_a_declared_day_or_week_is_the_one_that_is_always_looked_for() -> None:
+    week = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.7, 0.7])
+    values, variances = noisy(np.tile(week, 20), 16)
+    plain, declared = (
+        effect_of(learn_seasons(values, variances, blocks(DAY, 140), DAY, names), blocks(DAY, 14), DAY, 1)[0]
+        for names in ([], [parse_season("1w")])
+    )
+    np.testing.assert_array_equal(plain, declared)
+    # Blocks of two days have no weekdays, but a declared week is learned from them.
+    (found,) = learn_seasons(values[::2], variances[::2], blocks(2 * DAY, 70), 2 * DAY, [parse_season("1w")])
+    assert isinstance(found, LearnedCycle)
 
 
 def test_blocks_without_rows_are_ignored() -> None:

@@ -28,12 +28,16 @@ class Drift:
         alarms_per_month: how many incidents a month may open although nothing has changed, on average. How surprising a
             window must be follows from it.
         window: length of a time window, such as `"1d"` or `"1w"`.
+        seasons: seasons of the data besides hours, weekdays and the year, which are learned if the training data are
+            long enough. A length such as `"12h"` or `"28d"`, `"month"` for the days of the month, or `"1y"`. If the
+            training data have three cycles, what is usual in each part of it is learned. Otherwise a smooth change
+            within the season is expected, and only abrupt changes are reported until a whole season has been logged.
 
     Raises:
-        UsageError: `window` is not a duration.
+        UsageError: `window` is not a duration, or a season cannot be read or is not longer than a window.
 
     Example:
-        `Drift(alarms_per_month=1, window="1d")`
+        `Drift(alarms_per_month=1, window="1d", seasons=["1y"])`
     """
 
     name: ClassVar[str] = "drift"
@@ -41,10 +45,19 @@ class Drift:
 
     alarms_per_month: float = 1
     window: str = "1w"
+    seasons: tuple[str, ...] | list[str] = ()
 
     def __post_init__(self) -> None:
         check_number("Drift(alarms_per_month=)", self.alarms_per_month, above=0)
-        check_duration("Drift(window=)", self.window, positive=True)
+        window = check_duration("Drift(window=)", self.window, positive=True)
+        if self.seasons != ():
+            from everloop.monitoring.noise.declared_seasons import parse_seasons
+
+            try:
+                declared = parse_seasons(self.seasons, window)
+            except UsageError as error:
+                raise UsageError(f"Drift(seasons=): {error.message}", help=error.help) from None
+            object.__setattr__(self, "seasons", tuple(season.name for season in declared))
 
     def check(self, context: WatchContext, since: datetime, until: datetime) -> list[Finding]:
         from everloop.monitoring import check_drift
@@ -60,6 +73,7 @@ class Drift:
                 until,
                 alarms_per_month=self.alarms_per_month,
                 versions=len(versions),
+                seasons=self.seasons,
                 keep=False,
             )
         return findings

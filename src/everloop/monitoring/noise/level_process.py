@@ -31,6 +31,8 @@ _NO_LEVEL = 0.25
 _PENALTY = 0.4
 _EM_STEPS = 100
 _LEAST_WEIGHT = 1.0
+_TOGETHER = 20
+"""Directions whose courses are integrated out at the same time, so that they fit into the processor's cache."""
 _SHARE_OF_PRIOR = 0.02
 """The prior before the data weighs as much as a fiftieth of the directions, and at least as much as one."""
 
@@ -92,10 +94,53 @@ def learn_levels(values: Array, variances: Array, groups: Array, guess: Array) -
         groups: directions with the same number share a prior, shape (m,).
         guess: τ² of directions that have fewer than two blocks with rows, shape (m,).
     """
-    typical = _typical(variances)
-    level = typical[:, None] * RATIOS
+    level = _typical(variances)[:, None] * RATIOS
     log_likelihood, mean, mean_variances = _filter(values, variances, level)
-    weights = _posterior(log_likelihood, groups)
+    return _process(_posterior(log_likelihood, groups), level, mean, mean_variances, variances, guess)
+
+
+def learn_levels_and_course(
+    values: Array, variances: Array, groups: Array, guess: Array, design: Array, prior: Array
+) -> tuple[LevelProcess, Array, Array]:
+    """Learn the level process around a course with unknown coefficients, k of them, and what the blocks say about it.
+
+    The coefficients are integrated out, so that a course that follows wandering levels does not hide how far they
+    wander.
+
+    Args:
+        values, variances, groups, guess: as for `learn_levels`.
+        design: what each coefficient is multiplied with, shape (blocks, k).
+        prior: precision of each coefficient before the data, shape (m, k); its mean is 0.
+
+    Returns:
+        The level process with the mean 0, the precision of the coefficients, shape (m, k, k), and the precision times
+        the expected coefficients, shape (m, k).
+    """
+    m, k = prior.shape
+    level = _typical(variances)[:, None] * RATIOS
+    log_likelihood = np.empty(level.shape)
+    ridge = prior[:, None, :, None] * np.eye(k)
+    for first in range(0, m, _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        logs, squares, products, units = _sums(values[:, part], variances[:, part], level[part], CORRELATIONS, design)
+        precision, product = np.moveaxis(units, (0, 1), (2, 3)) + ridge[part], np.moveaxis(products, 0, 2)
+        expected = np.linalg.solve(precision, product[..., None])[..., 0]
+        determinant = np.linalg.slogdet(precision)[1]
+        log_likelihood[part] = -0.5 * (logs + determinant + squares - (product * expected).sum(axis=2))
+    zero = np.zeros_like(level)
+    process = _process(_posterior(log_likelihood, groups), level, zero, zero.copy(), variances, guess)
+    process.mean_spread[:] = 0.0
+    # The course is that around the most probable process, with the expected variance of the level.
+    best = process.weights.argmax(axis=1)[:, None]
+    expected_level = (process.weights * process.level_variances).sum(axis=1, keepdims=True)
+    _, _, products, units = _sums(values, variances, expected_level, CORRELATIONS[best], design)
+    return process, np.moveaxis(units[..., 0], 2, 0) + ridge[:, 0], products[..., 0].T
+
+
+def _process(
+    weights: Array, level: Array, mean: Array, mean_variances: Array, variances: Array, guess: Array
+) -> LevelProcess:
+    """Return the process; it is assumed for directions with fewer than two blocks."""
     centre = (weights * mean).sum(axis=1)
     spread = (weights * (mean_variances + (mean - centre[:, None]) ** 2)).sum(axis=1)
     guessed = assume_levels(guess)
@@ -146,30 +191,48 @@ def _filter(values: Array, variances: Array, level: Array) -> tuple[Array, Array
     The same filter is applied to the values and to a constant 1, which gives the estimate of the mean and the
     likelihood with the mean integrated out.
     """
-    shape = level.shape
-    state, unit = np.zeros(shape), np.zeros(shape)
-    uncertainty = level.copy()
-    squares, products, units, logs = (np.zeros(shape) for _ in range(4))
-    innovation = level * (1 - CORRELATIONS**2)
-    squared = CORRELATIONS**2
-    for value, variance in zip(values, variances, strict=True):
-        known = np.isfinite(variance)[:, None]
-        total = np.where(known, uncertainty + variance[:, None], 1.0)
-        inverse = known / total
-        error, one = np.where(known, value[:, None], 0.0) - state, 1.0 - unit
-        weighted = one * inverse
-        squares += error * error * inverse
-        products += error * weighted
-        units += one * weighted
-        logs += np.log(total)
-        gain = uncertainty * inverse
-        state = CORRELATIONS * (state + gain * error)
-        unit = CORRELATIONS * (unit + gain * one)
-        uncertainty = squared * uncertainty * (1 - gain) + innovation
+    logs, squares, (products,), ((units,),) = _sums(values, variances, level, CORRELATIONS, np.ones((len(values), 1)))
     units = np.maximum(units, 1e-300)
     mean = products / units
     log_likelihood = -0.5 * (logs + np.log(units) + squares - products * mean)
     return np.asarray(log_likelihood), np.asarray(mean), np.asarray(1 / units)
+
+
+def _sums(
+    values: Array, variances: Array, level: Array, correlations: Array, design: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Filter the values and each column of a design; return the logarithms of the variances, the squares of the
+    values, their products with the columns, and the products of the columns, all weighted and summed.
+
+    Args:
+        level: τ² of each pair, shape (m, g); `correlations` is ρ of each pair, shape (g,) or (m, g).
+        design: shape (blocks, k).
+
+    Returns:
+        Arrays of shape (m, g), (m, g), (k, m, g) and (k, k, m, g).
+    """
+    shape, count = level.shape, design.shape[1]
+    state, unit = np.zeros(shape), np.zeros((count, *shape))
+    uncertainty = level.copy()
+    squares, logs = np.zeros(shape), np.zeros(shape)
+    products, units = np.zeros((count, *shape)), np.zeros((count, count, *shape))
+    squared = correlations**2
+    innovation = level * (1 - squared)
+    for value, variance, columns in zip(values, variances, design, strict=True):
+        known = np.isfinite(variance)[:, None]
+        total = np.where(known, uncertainty + variance[:, None], 1.0)
+        inverse = known / total
+        error, one = np.where(known, value[:, None], 0.0) - state, columns[:, None, None] - unit
+        weighted = one * inverse
+        squares += error * error * inverse
+        products += error * weighted
+        units += one[:, None] * weighted
+        logs += np.log(total)
+        gain = uncertainty * inverse
+        state = correlations * (state + gain * error)
+        unit = correlations * (unit + gain * one)
+        uncertainty = squared * uncertainty * (1 - gain) + innovation
+    return logs, squares, products, units
 
 
 def _prior() -> Array:

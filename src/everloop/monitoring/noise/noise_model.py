@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from everloop.monitoring.noise.declared_seasons import DeclaredSeason, SeasonCourse
 from everloop.monitoring.noise.directions import (
     CORRELATION,
     LOCATION,
@@ -26,7 +27,7 @@ from everloop.monitoring.noise.directions import (
     cube_root_score,
 )
 from everloop.monitoring.noise.level_process import LevelProcess, assume_levels, learn_levels
-from everloop.monitoring.noise.reference_seasons import Season, effect_of, learn_seasons
+from everloop.monitoring.noise.reference_seasons import Season, can_learn, effect_of, learn_seasons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -55,6 +56,8 @@ _NEWEST = {3: (1, 2), 7: (1, 3, 5, 6)}
 """By scale, how many of the newest windows may show that a change is over."""
 _OVER = 2.0
 """How much larger the log-likelihood must be for that."""
+_TOGETHER = 64
+"""Directions that are judged at the same time, so that a thousand windows fit into the processor's cache."""
 _LEAST_WINDOWS = 20
 """Blocks of the reference are merged into windows if there are at least as many windows."""
 _KINDS = frozenset({LOCATION, SCALE, MISSING, OUTSIDE, NEW, REST, CORRELATION})
@@ -119,6 +122,7 @@ class NoiseModel:
         tails: degrees of freedom of a t-distribution with the tails of the residuals, shape (m,).
         unknown: directions with too few blocks to tell their residuals, shape (m,); the normal distribution is assumed.
         chance: variance by chance in a typical window, shape (m,).
+        course: the course of declared seasons that the reference does not show; None if there are none.
     """
 
     names: list[tuple[str, str]]
@@ -138,6 +142,7 @@ class NoiseModel:
     chance: Array
     _directions: list[Directions]
     _rests: dict[str, _Rest]
+    course: SeasonCourse | None = None
     _pairs: tuple[tuple[str, str], ...] = ()
     _reference_correlations: Array | None = None
     _variances: dict[int, Array] = field(default_factory=dict)
@@ -147,13 +152,20 @@ class NoiseModel:
     """How uncertain it is, beyond the level's own variance."""
 
     @classmethod
-    def learn(cls, reference: ReferenceCounts, window: timedelta, rows: float) -> NoiseModel:
+    def learn(
+        cls,
+        reference: ReferenceCounts,
+        window: timedelta,
+        rows: float,
+        declared: tuple[DeclaredSeason, ...] = (),
+    ) -> NoiseModel:
         """Learn the noise from a reference.
 
         Args:
             window: length of the windows that will be judged. If it is shorter than a block of the reference, the
                 model is that of windows as long as a block.
             rows: rows of a typical window.
+            declared: seasons besides hours, weekdays and the year.
         """
         blocks, starts, span, correlations = _merge_blocks(reference, window)
         per_window = max(1.0, window / span) if len(starts) else 1.0
@@ -187,8 +199,11 @@ class NoiseModel:
             _pairs=reference.pairs,
             _reference_correlations=reference.reference_correlations,
         )
+        hidden = tuple(season for season in declared if not can_learn(season, len(starts), span))
+        if hidden:
+            model.course = SeasonCourse.unseen(hidden, window, one_sided)
         if len(starts) and names:
-            model._learn_blocks(measured, correlations, starts, span)
+            model._learn_blocks(measured, correlations, starts, span, declared)
         else:
             # A reference without times says nothing about wandering levels, so a small one is assumed.
             guess = np.where(one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2)
@@ -196,6 +211,8 @@ class NoiseModel:
             own = _chance(directions, known, len(reference.pairs))
             # The rest is already divided by what chance in the window and in the reference explain together.
             model.levels = assume_levels(guess, np.where(one_sided, rows / (rows + known), own))
+        if model.course is not None:
+            model.course = model.course.with_levels(model.levels, per_window)
         return model
 
     def recentred(self, accepted: Mapping[str, Accepted], pairs: Mapping[str, AcceptedCorrelation]) -> NoiseModel:
@@ -207,6 +224,7 @@ class NoiseModel:
             pairs: by pair, its Fisher-transformed correlation, the number of rows, and the windows' start and end.
         """
         centre, extra, rests = self.levels.mean.copy(), np.zeros(len(self.names)), dict(self._rests)
+        course = self.course
         index_of = {subject: index for index, (subject, kind) in enumerate(self.names) if kind == CORRELATION}
         moved = {
             item.subject: item.recentred(accepted[item.subject][0])
@@ -222,6 +240,8 @@ class NoiseModel:
             # Shares of cells without rows are not 0, so the accepted windows deviate a little from themselves.
             centre[own] = directions.measure(sketch.array()[None, :]).values[0] - effect[own]
             extra[own] = level[own] + 1 / max(sketch.rows, 1)
+            if course is not None:
+                course = course.recentred(own, (since + until) / 2, until, extra)
             if subject in rests:
                 rests[subject] = replace(rests[subject], inflation=rests[subject].inflation * (1 + 1 / windows))
         correlations = None if self._reference_correlations is None else self._reference_correlations.copy()
@@ -232,6 +252,8 @@ class NoiseModel:
                 correlations[index - len(self.names)] = value
                 centre[index] = -effect[index]
                 extra[index] = level[index] + 1 / max(rows - 3, 1)
+                if course is not None:
+                    course = course.recentred(np.arange(len(self.names)) == index, (since + until) / 2, until, extra)
         return replace(
             self,
             _directions=[moved.get(item.subject, item) for item in self._directions],
@@ -240,6 +262,7 @@ class NoiseModel:
             _reference_correlations=correlations,
             _centre=centre,
             _centre_variance=extra,
+            course=course,
         )
 
     def _accepted_noise(self, since: float, until: float) -> tuple[Array, Array, int]:
@@ -272,13 +295,29 @@ class NoiseModel:
         effect, _ = effect_of(self.seasons, starts, self.span, len(self.names))
         return values - effect - (self.levels.mean if self._centre is None else self._centre), variances
 
-    def z_scores(self, values: Array, variances: Array, scale: int = 1) -> Array:
+    def follow_seasons(self, values: Array, variances: Array, starts: Array) -> tuple[Array, Array | None]:
+        """Return deviations from the course of the declared seasons, and how uncertain it is; None without a course.
+
+        Args:
+            values, variances: as `deviations` returns them, of windows in a row.
+            starts: start of each window, in seconds.
+        """
+        if self.course is None:
+            return values, None
+        course, unsure = self.course.expect(values, variances, starts)
+        return np.where(np.isfinite(variances), values - course, 0.0), unsure
+
+    def z_scores(self, values: Array, variances: Array, scale: int = 1, unsure: Array | None = None) -> Array:
         """Return standardised deviations, shape (windows, m), of the mean of `scale` windows up to each one.
 
         The first windows, which have too few before them, get 0.
+
+        Args:
+            unsure: variance that windows in a row have in common, as `follow_seasons` returns it.
         """
         total, chance = _rolling(values, variances, scale)
-        spread = np.sqrt(self._variance(scale) + chance)
+        level = self._variance(scale)
+        spread = np.sqrt((level if unsure is None else level + unsure) + chance)
         spread = spread * self.calibration
         return np.asarray(np.divide(total, spread, out=np.zeros_like(total), where=np.isfinite(spread) & (spread > 0)))
 
@@ -304,21 +343,52 @@ class NoiseModel:
         sides = np.where(self.one_sided | self.rising, 0.0, math.log(2))
         return np.asarray(tail + (0.5 * math.log(2 * math.pi) - sides - self.handicap))
 
-    def strongest(self, values: Array, variances: Array, *, normal: bool = False) -> tuple[Array, Array]:
+    def strongest(
+        self, values: Array, variances: Array, *, normal: bool = False, unsure: Array | None = None
+    ) -> tuple[Array, Array]:
         """Return the largest surprise over all scales, and that of each window alone, both of shape (windows, m).
 
         The second one is −ln of the p-value without the handicap. It decides what is calm, and how many other
         directions there are must not matter for that.
+
+        Args:
+            unsure: as for `z_scores`.
         """
-        alone = self._size(self.z_scores(values, variances))
+        strongest, alone = np.empty_like(values), np.empty_like(values)
+        for first in range(0, values.shape[1], _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            found = self._part(part)._strongest(
+                values[:, part], variances[:, part], normal, None if unsure is None else unsure[:, part]
+            )
+            strongest[:, part], alone[:, part] = found
+        return strongest, alone
+
+    def _part(self, part: slice) -> NoiseModel:
+        """Return what `_strongest` needs of the model, for some of the directions."""
+        if len(self.names) <= _TOGETHER:
+            return self
+        return replace(
+            self,
+            one_sided=self.one_sided[part],
+            rising=self.rising[part],
+            handicap=self.handicap[part],
+            calibration=self.calibration[part],
+            tails=self.tails[part],
+            _variances={scale: self._variance(scale)[part] for scale in range(1, max(SCALES) + 1)},
+        )
+
+    def _strongest(self, values: Array, variances: Array, normal: bool, unsure: Array | None) -> tuple[Array, Array]:
+        alone = self._size(self.z_scores(values, variances, 1, unsure))
         largest = alone
         for scale in SCALES[1:]:
-            size = self._size(self.z_scores(values, variances, scale))
-            self._forget_what_is_over(size, alone, values, variances, scale)
+            size = self._size(self.z_scores(values, variances, scale, unsure))
+            self._forget_what_is_over(size, alone, values, variances, scale, unsure)
             largest = np.maximum(largest, size)
         return self._surprise(largest, normal=normal), self._surprise(alone, normal=normal) + self.handicap
 
-    def _forget_what_is_over(self, size: Array, alone: Array, values: Array, variances: Array, scale: int) -> None:
+    def _forget_what_is_over(
+        self, size: Array, alone: Array, values: Array, variances: Array, scale: int, unsure: Array | None
+    ) -> None:
         """Lower the deviation of several windows to that of the last one where the newest windows show it is over.
 
         A mean of seven windows deviates for six windows after a change has ended. The change is over if no deviation
@@ -340,6 +410,8 @@ class NoiseModel:
             recent, recent_chance = _mean_up_to(values, variances, rows, columns, newest)
             earlier, earlier_chance = _mean_up_to(values, variances, rows - newest, columns, before)
             own = self._variance(newest)[columns] + recent_chance
+            if unsure is not None:
+                own = own + unsure[rows, columns]
             both = own + self._variance(before)[columns] + earlier_chance
             known = np.isfinite(both) & (both > 0) & (own > 0)
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -394,19 +466,31 @@ class NoiseModel:
                 variances.append(np.where(np.isfinite(correlations) & (rows[:, None] > 10), chance, np.inf))
         if not values:
             return np.zeros((windows, 0)), np.zeros((windows, 0))
-        return np.concatenate(values, axis=1), np.concatenate(variances, axis=1)
+        # Each direction is contiguous in memory: many windows are judged a few directions at a time.
+        return np.concatenate([part.T for part in values]).T, np.concatenate([part.T for part in variances]).T
 
     def _learn_blocks(
-        self, measured: Mapping[str, Deviations], correlations: Array | None, starts: Array, span: timedelta
+        self,
+        measured: Mapping[str, Deviations],
+        correlations: Array | None,
+        starts: Array,
+        span: timedelta,
+        declared: tuple[DeclaredSeason, ...],
     ) -> None:
         rows = np.max([found.rows for found in measured.values()], axis=0) if measured else np.zeros(len(starts))
-        values, variances = self._stack(measured, len(starts), correlations, rows, reference=True)
-        self.seasons = learn_seasons(values, variances, starts, span)
+        stacked = self._stack(measured, len(starts), correlations, rows, reference=True)
+        # Sums over the blocks depend in their last digit on the order in memory.
+        values, variances = (np.ascontiguousarray(part) for part in stacked)
+        self.seasons = learn_seasons(values, variances, starts, span, declared)
         effect, self.season_variance = effect_of(self.seasons, starts, span, len(self.names))
         residual = values - effect
         guess = np.where(self.one_sided, _ASSUMED_REST**2, _ASSUMED_LEVEL**2)
         kinds = _families(self.names, {item.subject for item in self._directions if item.numeric})
-        self.levels = learn_levels(residual, variances, kinds, guess)
+        if self.course is None:
+            self.levels = learn_levels(residual, variances, kinds, guess)
+        else:
+            self.course, self.levels = self.course.learned(residual, variances, starts, span, kinds, guess)
+            residual = residual - self.course.at(starts, span)[0]
         known = np.isfinite(variances)
         own = np.maximum(_variance_of(residual, known) - _mean_of(variances, known), 0.0)
         self._inflate_rests(own, _mean_of(variances, known))

@@ -1,4 +1,4 @@
-"""Learn the seasons of a reference: hours of the day, days of the week, and the course of the year.
+"""Learn the seasons of a reference: hours of the day, days of the week, the course of the year, and declared cycles.
 
 A season is only used as far as the reference shows it: the means by hour and by weekday are shrunk towards zero by as
 much as chance explains them, and the course of the year (two harmonics) must raise the likelihood of the reference
@@ -11,24 +11,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from everloop.monitoring.noise.declared_seasons import YEAR
 from everloop.monitoring.noise.level_process import log_evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from everloop.monitoring.noise.declared_seasons import DeclaredSeason
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 DAY = timedelta(days=1)
-YEAR = timedelta(days=365.2425)
 _EPOCH = datetime(1970, 1, 5, tzinfo=UTC)
 """A Monday."""
 _LEAST_CYCLES = 3
 """A season needs this many cycles in the reference; the year needs most of one."""
 _LEAST_YEAR = 0.8
+_BUILT_IN = ((timedelta(hours=1), DAY), (DAY, 7 * DAY))
+"""Phases of the cycles that are always looked for."""
 _LEAST_F = 1.5
+_MOST_STEPS = 31
 _HARMONICS = 2
 
 
@@ -59,6 +68,26 @@ class CyclicSeason:
 
 
 @dataclass(frozen=True, slots=True)
+class LearnedCycle:
+    """Means by phase of a declared season. `effects`: shape (steps, directions)."""
+
+    season: DeclaredSeason
+    effects: Array
+    variance: Array
+
+    def number(self, middles: Array) -> Integers:
+        """Return the step of each moment."""
+        return _step_of(self.season, len(self.effects), middles)
+
+    def at(self, starts: Array, span: timedelta) -> Array:
+        """Return the mean effect over windows, shape (windows, directions)."""
+        parts = max(1, round(span / self.season.length * len(self.effects)))
+        length = span.total_seconds() / parts
+        sums = [self.effects[self.number(starts + (part + 0.5) * length)] for part in range(parts)]
+        return np.asarray(sum(sums) / parts)
+
+
+@dataclass(frozen=True, slots=True)
 class YearlySeason:
     """The course of the year as harmonics; `coefficients`: shape (2 · harmonics, directions)."""
 
@@ -69,10 +98,19 @@ class YearlySeason:
         return _harmonics(starts + span.total_seconds() / 2) @ self.coefficients
 
 
-Season = CyclicSeason | YearlySeason
+Season = CyclicSeason | LearnedCycle | YearlySeason
 
 
-def learn_seasons(values: Array, variances: Array, starts: Array, span: timedelta) -> list[Season]:
+def can_learn(season: DeclaredSeason, blocks: int, span: timedelta) -> bool:
+    """Return whether a reference of this many blocks is long enough, and its blocks short enough, to show a season."""
+    return 2 * span <= season.length and blocks * span >= season.length * (
+        _LEAST_YEAR if season.length == YEAR else _LEAST_CYCLES
+    )
+
+
+def learn_seasons(
+    values: Array, variances: Array, starts: Array, span: timedelta, declared: Sequence[DeclaredSeason] = ()
+) -> list[Season]:
     """Return the seasons that the reference's blocks show.
 
     Args:
@@ -80,18 +118,28 @@ def learn_seasons(values: Array, variances: Array, starts: Array, span: timedelt
         variances: their variances by chance; infinite for a block without rows.
         starts: start of each block in seconds since the epoch of this module, see `seconds_of`.
         span: length of a block.
+        declared: further cycles to look for. Those for which the reference is too short are not looked for.
     """
     seasons: list[Season] = []
     known = np.asarray(np.isfinite(variances))
     residual = np.where(known, values, 0.0)
     length = span * len(values)
-    for phase, steps in ((timedelta(hours=1), 24), (DAY, 7)):
-        if span <= phase and length >= _LEAST_CYCLES * steps * phase:
+    for phase, cycle in _BUILT_IN:
+        if span <= phase and length >= _LEAST_CYCLES * cycle:
+            steps = cycle // phase
             number = (np.floor(starts / phase.total_seconds()) % steps).astype(np.int64)
-            season = _cyclic(residual, known, number, phase, steps)
-            if season is not None:
-                seasons.append(season)
-                residual = np.where(known, residual - season.at(starts, span), 0.0)
+            found = _means_by_step(residual, known, number, steps)
+            if found is not None:
+                seasons.append(CyclicSeason(phase, steps, *found))
+                residual = np.where(known, residual - seasons[-1].at(starts, span), 0.0)
+    for season in declared:
+        built_in = season.length == YEAR or any(season.length == cycle and span <= unit for unit, cycle in _BUILT_IN)
+        if not built_in and can_learn(season, len(values), span):
+            steps = min(_MOST_STEPS, int(season.length / span))
+            found = _means_by_step(residual, known, _step_of(season, steps, starts + span.total_seconds() / 2), steps)
+            if found is not None:
+                seasons.append(LearnedCycle(season, *found))
+                residual = np.where(known, residual - seasons[-1].at(starts, span), 0.0)
     if length >= _LEAST_YEAR * YEAR:
         year = _yearly(residual, variances, known, starts, span)
         if year is not None:
@@ -113,7 +161,13 @@ def seconds_of(moment: datetime) -> float:
     return (moment - _EPOCH).total_seconds()
 
 
-def _cyclic(values: Array, known: Flags, number: Integers, phase: timedelta, steps: int) -> Season | None:
+def _step_of(season: DeclaredSeason, steps: int, middles: Array) -> Integers:
+    # A moment on the border of two steps belongs to the later one, whatever its phase is rounded to.
+    return np.minimum(np.floor(season.phase(middles) * steps + 1e-9), steps - 1).astype(np.int64)
+
+
+def _means_by_step(values: Array, known: Flags, number: Integers, steps: int) -> tuple[Array, Array] | None:
+    """Return the shrunk effect of each step, shape (steps, directions), and its variance; None if there are none."""
     counts, sums, squares = (np.zeros((steps, values.shape[1])) for _ in range(3))
     np.add.at(counts, number, known)
     np.add.at(sums, number, values)
@@ -130,7 +184,7 @@ def _cyclic(values: Array, known: Flags, number: Integers, phase: timedelta, ste
     if not shown.any():
         return None
     shrinkage = np.where(shown, 1 - 1 / np.maximum(ratio, 1.0), 0.0)
-    return CyclicSeason(phase, steps, effects * shrinkage, shrinkage * within * steps / np.maximum(total, 1))
+    return effects * shrinkage, shrinkage * within * steps / np.maximum(total, 1)
 
 
 def _yearly(values: Array, variances: Array, known: Flags, starts: Array, span: timedelta) -> Season | None:

@@ -50,6 +50,7 @@ def monitor_tables(
     every: str = "1d",
     incidents_per_month: float = 1.0,
     columns: Sequence[str] | None = None,
+    seasons: Sequence[str] = (),
     joint: bool = False,
     names: tuple[str, str] | None = None,
 ) -> MonitoringReport:
@@ -67,6 +68,7 @@ def monitor_tables(
         incidents_per_month: how many incidents a month you tolerate if nothing has changed.
         columns: the columns to monitor, besides target and prediction. Default: all of the reference, except those
             that differ in every table, such as an order number or a date.
+        seasons: declared seasons, as for `el.Drift`; they need `time`.
         joint: also measure how all inputs together differ, which takes some seconds: by a classifier that tells the two
             tables apart, and by the main components of the reference.
         names: how reference and current table are called in messages. Default: their paths.
@@ -75,11 +77,21 @@ def monitor_tables(
         EmptySampleError: a table has no rows.
         DataError: a column is missing, the tables have no column in common, or the time is not a time.
         SourceError: a table cannot be read.
-        UsageError: target and prediction do not fit each other, or there would be more than 1,000 windows.
+        UsageError: target and prediction do not fit each other, there would be more than 1,000 windows, or a season
+            cannot be read.
     """
+    from everloop.monitoring.noise.declared_seasons import parse_seasons
+
     span = parse_duration(every)
     if span <= timedelta(0):
         raise UsageError(f"A window cannot last '{every}'.", help="Pass a duration such as 1d.")
+    if seasons and time is None:
+        raise UsageError(
+            f"The season '{seasons[0]}' needs the time of each row.",
+            help="Name the column with the time, or leave the season out.",
+            option_help="Name the column with --time, or leave --season out.",
+        )
+    parse_seasons(seasons, span)
     names = names or (table_name(reference, "the reference"), table_name(current, "the current table"))
     before, now, remarks = _read_both(reference, current, names, time)
     _check_columns(before, now, names, target, prediction, columns)
@@ -122,7 +134,7 @@ def monitor_tables(
     share = incidents_per_month / (1 if labelled is None else 2)
     length = span if time is not None else ONE_COMPARISON
     budget = budget_for(share, length)
-    found = compare_windows(baseline, now, parts, keys, windows, length, share)
+    found = compare_windows(baseline, now, parts, keys, windows, length, share, seasons)
     live = add_all([window.sketches for window in found])
     series = None
     if labelled is not None and baseline.metric is not None and target in roles:

@@ -93,6 +93,7 @@ def compare_windows(
     windows: Sequence[TimeWindow],
     span: timedelta,
     incidents_per_month: float,
+    seasons: Sequence[str] = (),
 ) -> list[WindowShifts]:
     """Judge each window against the baseline, together with those before it.
 
@@ -101,6 +102,7 @@ def compare_windows(
         parts: the row numbers of each window; None stands for all rows.
         keys: the baseline's name of each column.
         span: length of a window.
+        seasons: declared seasons, as for `el.Drift`.
     """
     from everloop.data.sketches.column_sketches import sketch_frame
     from everloop.monitoring.pair_shift import measure_pairs
@@ -111,7 +113,7 @@ def compare_windows(
     sketches = [sketch_frame(now if rows is None else now[rows], bins, columns=name_of) for rows in parts]
     correlations = [_correlations(baseline, now, rows, name_of) for rows in parts]
     single = windows[0].since is None
-    judgements = _judge(baseline, sketches, correlations, windows, span, incidents_per_month)
+    judgements = _judge(baseline, sketches, correlations, windows, span, incidents_per_month, seasons)
     found = []
     for judgement, sketch, known in zip(judgements, sketches, correlations, strict=True):
         columns = {
@@ -155,6 +157,7 @@ def _judge(
     windows: Sequence[TimeWindow],
     span: timedelta,
     incidents_per_month: float,
+    seasons: Sequence[str],
 ) -> list[WindowJudgement]:
     """Judge the windows that have rows, each with those before it; windows between them have no rows."""
     from everloop.monitoring.drift_judge import judge_alone
@@ -174,7 +177,9 @@ def _judge(
     for at, sketch, known in zip(index, sketches, correlations, strict=True):
         every[at], pairs[at] = counts_of(baseline, sketch, None), known
     joined = join_windows([starts[0] + at * span for at in range(len(every))], span, every, pairs)
-    judgements = judge_windows(baseline, joined, incidents_per_month, correlated=correlated_rows(joined.rows))
+    judgements = judge_windows(
+        baseline, joined, incidents_per_month, correlated=correlated_rows(joined.rows), seasons=seasons
+    )
     return [judgements[at] for at in index]
 
 
