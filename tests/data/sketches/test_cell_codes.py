@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from everloop.data.sketches.bins import CategoryBins, NumericBins, choose_bins
-from everloop.data.sketches.cell_codes import category_codes, numeric_codes
+from everloop.data.sketches.cell_codes import category_codes, count_cells, numeric_codes
 from everloop.data.sketches.column_sketches import add_all, sketch_cells, sketch_frame
 from everloop.data.sketches.column_threads import LEAST_ROWS
 
@@ -23,6 +23,20 @@ def test_numeric_codes_are_those_of_a_binary_search(rows: int, edges: int) -> No
     ]
     expected = np.where(np.isnan(values), 0, np.searchsorted(borders, values, side="left") + 1)
     assert numeric_codes(values, borders).tolist() == expected.tolist()
+    assert count_cells(values, borders).tolist() == np.bincount(expected, minlength=edges + 2).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([-2.5, -0.0, 0.0, 1.0, 7.25, 1e300, -1e300, 5e-324]), min_size=1, max_size=300))
+def test_edges_are_order_statistics_in_any_order_of_the_rows(values: list[float]) -> None:
+    ordered = sorted(values, key=lambda value: (value, math.copysign(1, value)))
+    ranks = [max(0, math.ceil(step * len(values) / 20) - 1) for step in range(1, 21)]
+    below = max(math.nextafter(ordered[0], -math.inf), -sys.float_info.max)
+    expected = tuple(sorted({below, *(ordered[rank] for rank in ranks)}))
+    for rows in (values, ordered, ordered[::-1]):
+        bins = choose_bins(pl.DataFrame({"x": rows}), ["x"])[0]["x"]
+        assert isinstance(bins, NumericBins)
+        assert [repr(edge) for edge in bins.edges] == [repr(edge) for edge in expected]
 
 
 @settings(max_examples=40, deadline=None)

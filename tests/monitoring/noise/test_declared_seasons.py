@@ -130,7 +130,23 @@ def test_after_a_second_step_the_deviation_is_their_sum() -> None:
     assert left[-50:].mean(axis=0) == pytest.approx(np.zeros(10), abs=0.2)
 
 
-def test_single_odd_windows_do_not_teach() -> None:
+def test_a_phase_that_deviates_in_each_cycle_is_learned() -> None:
+    """One weekday is beyond what three other days let expect. It must not be an incident in every week."""
+    generator = np.random.default_rng(14)
+    week = np.array([0.0, 0.0, 0.0, 0.0, 1.2, 0.0, 0.0])
+    values = np.tile(week, 20)[:, None] + generator.normal(0, CHANCE**0.5, (140, 5))
+    course = SeasonCourse.unseen(parse_seasons(["1w"], DAY), DAY, np.zeros(5, dtype=bool))
+    zero = np.zeros(5)
+    course, levels = course.learned(values[:3], np.full((3, 5), CHANCE), days(140)[:3], DAY, zero, zero)
+    course = course.with_levels(levels, 1.0)
+    followed, unsure = course.expect(values[3:], np.full((137, 5), CHANCE), days(140)[3:])
+    left = values[3:] - followed
+    assert np.abs(left[1]).min() > 0.5
+    assert np.abs(left[28:]).max() < 0.25
+    assert (np.abs(left[28:]) < 5 * np.sqrt(CHANCE + unsure[28:])).all()
+
+
+def test_single_odd_windows_hardly_teach() -> None:
     values = yearly(300, 10, 0.5, 13)
     odd = values.copy()
     odd[70:300:9] += 3.0

@@ -67,6 +67,22 @@ def numeric_codes(values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64
     return codes
 
 
+def count_cells(values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return how many values are in each cell, shape (k + 2,), without numbering each value.
+
+    The arguments are those of `numeric_codes`. It is fastest for a chunk of values.
+    """
+    import numpy as np
+
+    if len(values) < _FEW_ROWS or len(edges) > _MOST_EDGES:
+        return np.bincount(numeric_codes(values, edges), minlength=len(edges) + 2)
+    flags = np.empty(len(values), dtype=np.bool_)
+    # How many values there are, how many are not NaN, and how many are above each edge.
+    above = [len(values), np.count_nonzero(np.equal(values, values, out=flags))]
+    above += [np.count_nonzero(np.greater(values, edge, out=flags)) for edge in edges]
+    return -np.diff(np.array(above, dtype=np.int64), append=0)
+
+
 def category_codes(values: pl.Series, bins: CategoryBins) -> Codes:
     """Return the cell of each value, shape (n,): 0 for null, the last cell for a category that is not in `bins`."""
     import polars as pl

@@ -23,7 +23,7 @@ from everloop.data.sketches.bins import (
     bins_to_json,
     column_kind,
 )
-from everloop.data.sketches.cell_codes import category_codes, chunks, code_type, numeric_codes
+from everloop.data.sketches.cell_codes import category_codes, chunks, code_type, count_cells, numeric_codes
 from everloop.data.sketches.column_threads import over_columns
 from everloop.errors import EmptySampleError, UsageError
 
@@ -240,10 +240,11 @@ def _numeric_sketch(values: pl.Series, cells: NumericBins, kept: bool) -> tuple[
     parts: list[Codes] = []
     with np.errstate(all="ignore"):
         for chunk in chunks(numbers):
-            codes = numeric_codes(chunk, edges)
-            counts += np.bincount(codes, minlength=cells.cells)
             if kept:
-                parts.append(codes)
+                parts.append(numeric_codes(chunk, edges))
+                counts += np.bincount(parts[-1], minlength=cells.cells)
+            else:
+                counts += count_cells(chunk, edges)
             part = _moments(chunk)
             moments = moments + part if moments is not None and part is not None else moments or part
     if moments is not None and not math.isfinite(moments.m2):

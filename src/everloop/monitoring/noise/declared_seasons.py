@@ -5,9 +5,9 @@ season, with a normal prior. It is learned by linear regression from the blocks 
 that have been logged since. Each window is compared with the course as the windows up to seven before it show it, and
 the uncertainty of the course counts as noise. So a slow course is followed, and a step stands out.
 
-Windows that deviate clearly teach nothing. If seven in a row do, there has been a step. It gets a coefficient of its
-own, so that later windows still teach the course, while the step stays a deviation. After a whole season, the harmonics
-are known, and so is the same phase of the season before.
+Windows that deviate clearly teach little. If seven in a row do, there has been a step, and they teach nothing. The step
+gets a coefficient of its own, so that later windows still teach the course, while the step stays a deviation. After a
+whole season, the harmonics are known, and so is the same phase of the season before.
 
 Source: C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning (2006), section 2.1 (Bayesian linear
 regression). The level wanders, so neighbouring windows are not independent: its variance counts as that of white noise
@@ -49,8 +49,8 @@ _DIFFUSE = 1e-6
 _SURE = 1e6
 _STEP = 0.01
 """Precision of a step before any data: it is hardly limited."""
-_TEACHES = 3.0
-"""Windows that deviate by more standard deviations than this do not teach."""
+_USUAL = 3.0
+"""Windows that deviate by more standard deviations than this teach less, by the square of what is beyond."""
 _UPDATES = 100
 """The course is learned again about this many times in a season."""
 _LEAST_MEMORY, _MOST_MEMORY = 60, 800
@@ -241,12 +241,15 @@ class SeasonCourse:
                 centre = np.where(own, with_step[window - first], course[window])
                 variance = np.where(own, unsure_with_step[window - first], unsure[window])
                 known = np.isfinite(variances[window]) & (starts[window] >= self.since)
-                usual = (values[window] - centre) ** 2 <= _TEACHES**2 * (variances[window] + self.level + variance)
-                weights[window] = np.where(known & usual, 1 / np.maximum(variances[window] + self.white, 1e-12), 0.0)
-                outside = np.where(known, np.where(usual, 0, outside + 1), outside)
+                total = np.maximum(variances[window] + self.level + variance, 1e-12)
+                surprising = np.maximum((values[window] - centre) ** 2 / total / _USUAL**2, 1.0)
+                noise = np.maximum(variances[window] + self.white, 1e-12) * surprising
+                weights[window] = np.where(known, 1 / noise, 0.0)
+                outside = np.where(known, np.where(surprising > 1, outside + 1, 0), outside)
                 if (outside >= LAG).any():
                     new = outside >= LAG
                     stepped[window, new], outside[new] = True, 0
+                    weights[max(0, window - LAG + 1) : window + 1, new] = 0.0
                     precision[new], product[new] = _with_new_step(precision[new], product[new])
         return course, unsure
 
