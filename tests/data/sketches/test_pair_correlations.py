@@ -56,6 +56,19 @@ def test_correlations_are_those_of_the_normal_scores_of_the_ranks() -> None:
     assert abs(np.tanh(found[1])) == pytest.approx(abs(np.corrcoef(x, frame["c"] == "yes")[0, 1]), abs=0.02)
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_they_do_not_depend_on_the_order_of_the_rows_in_any_digit(blocks: int) -> None:
+    frame = some_frame(70_000, 4)
+    block = np.random.default_rng(5).integers(-1, blocks, frame.height)
+    order = np.random.default_rng(6).permutation(frame.height)
+    found, mixed = (
+        correlate_blocks(frame[rows], REFERENCE, NAMES, block[rows], blocks)
+        for rows in (np.arange(frame.height), order)
+    )
+    for one, other in ((found.means, mixed.means), (found.deviations, mixed.deviations), (found.within, mixed.within)):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_they_do_not_change_with_the_scale_of_a_column_or_with_outliers() -> None:
     frame = some_frame(2000, 3)
     moved = frame.with_columns(y=pl.col("y").log())

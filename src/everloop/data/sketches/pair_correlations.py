@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.data.sketches.block_counts import cell_codes
+from everloop.data.sketches.cell_codes import CHUNK, code_type
 from everloop.data.sketches.cell_scores import STEPS, cell_scores
 
 if TYPE_CHECKING:
@@ -125,21 +126,31 @@ def correlate_blocks(
     upper = np.triu_indices(width, 1)
     order = np.argsort(block, kind="stable")
     borders = np.searchsorted(block[order], np.arange(blocks + 1))
-    scores = np.zeros((len(block), width))
+    cells = max((reference[name].bins.cells for name in names), default=1)
+    codes = np.zeros((width, len(block)), dtype=code_type(cells))
+    # A column that is absent has the score 0.
+    steps = np.zeros((width, cells))
     for index, name in enumerate(names):
         column = (columns or {}).get(name, name)
         if column in frame.columns:
-            lookup = np.asarray(cell_scores(reference[name]), dtype=np.float64) / STEPS
-            scores[:, index] = lookup[cell_codes(frame[column], reference[name].bins)][order]
+            codes[index] = cell_codes(frame[column], reference[name].bins)[order]
+            steps[index, : reference[name].bins.cells] = cell_scores(reference[name])
     means, deviations, within = np.zeros((blocks, width)), np.zeros((blocks, width)), np.zeros((blocks, len(upper[0])))
     for number in range(blocks):
-        rows = scores[borders[number] : borders[number + 1]]
-        if len(rows):
-            means[number] = rows.mean(axis=0)
-            centred = rows - means[number]
-            product = centred.T @ centred / len(rows)
-            deviations[number] = np.sqrt(product.diagonal())
-            scale = deviations[number][:, None] * deviations[number]
-            varied = scale > _LEAST_DEVIATION**2
-            within[number] = np.divide(product, scale, out=np.zeros_like(product), where=varied)[upper]
+        first, end = int(borders[number]), int(borders[number + 1])
+        if first == end:
+            continue
+        # Scores are whole steps, so these sums are exact, and rows can be added in any order.
+        sums, products = np.zeros(width), np.zeros((width, width))
+        for start in range(first, end, CHUNK):
+            scores = steps[np.arange(width)[:, None], codes[:, start : min(start + CHUNK, end)]]
+            sums += scores @ np.ones(scores.shape[1])
+            products += scores @ scores.T
+        rows = end - first
+        means[number] = sums / rows / STEPS
+        covariance = (products - np.outer(sums, sums) / rows) / rows / STEPS**2
+        deviations[number] = np.sqrt(np.maximum(covariance.diagonal(), 0.0))
+        scale = deviations[number][:, None] * deviations[number]
+        varied = scale > _LEAST_DEVIATION**2
+        within[number] = np.divide(covariance, scale, out=np.zeros_like(scale), where=varied)[upper]
     return PairMoments(np.diff(borders).astype(np.float64), means, deviations, within)
