@@ -468,11 +468,19 @@ QUIET: list[Stream] = [
         rows=500,
         seasons=("1y",),
     ),
-    Stream(name="declared year that is not there", live_days=300, seasons=("1y",)),
-    Stream(name="monthly season declared, reference 40 days", monthly=0.5, reference_days=40, seasons=("month",)),
+    Stream(name="declared year that is not there", live_days=300, seasons=("1y",), shown=False),
+    Stream(
+        name="monthly season declared, reference 40 days",
+        monthly=0.5,
+        reference_days=40,
+        seasons=("month",),
+        shown=False,
+    ),
     Stream(name="monthly season declared, reference 120 days", monthly=0.5, reference_days=120, seasons=("month",)),
     Stream(name="monthly season, reference 40 days", monthly=0.5, reference_days=40, shown=False),
-    Stream(name="weekly season declared, reference 3 days", weekly=0.25, reference_days=3, seasons=("1w",)),
+    Stream(
+        name="weekly season declared, reference 3 days", weekly=0.25, reference_days=3, seasons=("1w",), shown=False
+    ),
     Stream(name="weekly season, reference 3 days", weekly=0.25, reference_days=3, shown=False),
     Stream(name="heavy tails, t2", marginal="t2"),
     Stream(name="heavy tails, t2, level 0.8", marginal="t2", level=(0.8,)),

@@ -80,7 +80,8 @@ def count_cells(values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64])
     # How many values there are, how many are not NaN, and how many are above each edge.
     above = [len(values), np.count_nonzero(np.equal(values, values, out=flags))]
     above += [np.count_nonzero(np.greater(values, edge, out=flags)) for edge in edges]
-    return -np.diff(np.array(above, dtype=np.int64), append=0)
+    totals = np.array([*above, 0], dtype=np.int64)
+    return totals[:-1] - totals[1:]
 
 
 def category_codes(values: pl.Series, bins: CategoryBins) -> Codes:
