@@ -190,27 +190,26 @@ def _quantile_edges(values: pl.Series, bins: int) -> tuple[float, ...]:
     ranks = sorted({max(0, math.ceil(step * len(numbers) / bins) - 1) for step in range(1, bins + 1)})
     # As whole numbers, the two zeros have an order, so that an edge at zero does not depend on the order of rows.
     ordered = _flip_negative(numbers.view(np.int64))
-    places = sorted({0, *ranks})
-    _select(ordered, places)
+    _select(ordered, sorted({0, *ranks}))
     low, *uppers = _flip_negative(ordered[[0, *ranks]]).view(np.float64).tolist()
     # An infinite edge could not be stored as JSON, so the smallest of all floats is "below" its own bin.
     below = max(math.nextafter(low, -math.inf), -sys.float_info.max)
     return tuple(sorted({below, *uppers}))
 
 
-def _select(values: npt.NDArray[np.int64], places: Sequence[int]) -> None:
-    """Reorder values so that those at some places, which rise, are where sorting would put them.
+def _select(values: npt.NDArray[np.int64], positions: Sequence[int]) -> None:
+    """Reorder values so that those at some positions, which rise, are where sorting would put them.
 
-    One place at a time, in ever smaller parts, is three times as fast as all at once: NumPy selects a single place with
-    vector instructions.
+    One position at a time, in ever smaller parts, is three times as fast as all at once: NumPy selects a single one
+    with vector instructions.
     """
-    if not places:
+    if not positions:
         return
-    middle = len(places) // 2
-    place = places[middle]
-    values.partition(place)
-    _select(values[:place], places[:middle])
-    _select(values[place + 1 :], [later - place - 1 for later in places[middle + 1 :]])
+    middle = len(positions) // 2
+    position = positions[middle]
+    values.partition(position)
+    _select(values[:position], positions[:middle])
+    _select(values[position + 1 :], [later - position - 1 for later in positions[middle + 1 :]])
 
 
 def _flip_negative(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
