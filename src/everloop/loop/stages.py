@@ -9,7 +9,7 @@ depends on the current champion, so a run without new data or code does nothing.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from everloop.errors import TrainingError, UsageError
@@ -239,6 +239,7 @@ def adopt(
 ) -> Trained:
     """Wrap the model that a training step of the user has fitted."""
     from everloop.packages.formats.plain_function import Function
+    from everloop.registry.saving import describe, is_estimator
     from everloop.training import Trained, adopt as adopt_model
     from everloop.training.targets import check_positive
 
@@ -250,9 +251,18 @@ def adopt(
                 help=f"Pass positive={positive!r} to its AutoTrain as well.",
             )
         return fitted
+    names = _feature_names(train, target, time, key, features, exclude)
+    if not is_estimator(fitted):
+        trained, rows = describe(fitted, train.select(names), y=train[target])
+        if positive is not None and check_positive(positive, target, trained.task, trained.classes) == 0:
+            raise TrainingError(
+                f"Dataset(positive={positive!r}), but the scores of a {type(fitted).__name__} are about"
+                f" {trained.classes[1]!r}, the later of the two classes.",
+                help="Encode the target in the data step, so that the positive class is the later one: false and true.",
+            )
+        return replace(trained, best={"candidate": type(fitted).__name__}, rows={"train": rows.height, "valid": 0})
     if callable(fitted) and not isinstance(fitted, type) and not hasattr(fitted, "predict"):
         fitted = Function(fitted)
-    names = _feature_names(train, target, time, key, features, exclude)
     return adopt_model(fitted, train.select(*names, target), target, positive=positive)
 
 

@@ -112,6 +112,17 @@ def save_model(
         return SavedVersion.of(version, package, str(opened.home))
 
 
+def is_estimator(model: Any) -> bool:
+    """Whether `training.adopt` takes a fitted model: it is not a network, a file, a list or a model with a context."""
+    from everloop.packages.formats.keras import is_keras
+    from everloop.packages.formats.pyfunc import is_pyfunc
+    from everloop.packages.formats.pytorch import is_torch
+
+    if isinstance(model, bytes | bytearray | list | tuple):
+        return False
+    return not (is_torch(model) or is_keras(model) or is_pyfunc(model))
+
+
 def describe(
     model: Any, example: Any, *, y: Any = None, task: Task | None = None, **parts: Any
 ) -> tuple[Trained, pl.DataFrame]:

@@ -36,6 +36,11 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
             )
         from everloop.packages.package_files import load_path
 
+        if "@" in str(source) and not Path(source).exists():
+            raise NotFoundError(
+                f"There is no file or folder '{source}'.",
+                help=f"A version is in a store: load_model(everloop.open_store(), '{source}')",
+            )
         return load_path(Path(source))
     if ref is None:
         raise UsageError("No model is named.", help="Name one with `ref`: load_model(store, 'delays@champion')")

@@ -80,7 +80,7 @@ def describe_network(
     if other is not None:
         raise UsageError(
             f"The column '{other}' is not numeric, but a network takes a matrix of numbers.",
-            help="Convert it with a function: save_model(model, …, before=prepare).",
+            help="Convert it in the data step of the loop, or with a function: save_model(model, …, before=prepare).",
         )
     rows = model.table.cast(frame.head(20))
     matrix = np.column_stack([series.cast(_float()).fill_null(0.0).to_numpy() for series in rows.get_columns()])
@@ -111,6 +111,12 @@ def describe_network(
             help=model.final,
         )
     classes: list[Any] = list(find_classes(target, found)) if target is not None else []
+    if found == "multiclass" and classes and len(classes) != width:
+        raise UsageError(
+            f"The {name} returns {width} numbers per row, but the target has {len(classes)} values: "
+            f"{', '.join(map(repr, classes[:8]))}.",
+            help="It must return one probability for each value of the target, in their sorted order.",
+        )
     return classes or ([False, True] if found == "binary" else list(range(width)))
 
 
