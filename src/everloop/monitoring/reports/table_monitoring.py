@@ -103,7 +103,12 @@ def monitor_tables(
     from everloop.monitoring.reports.quality_remarks import quality_notes
     from everloop.monitoring.reports.table_columns import read_numbers, uncomparable
     from everloop.monitoring.reports.table_incidents import find_incidents
-    from everloop.monitoring.reports.table_windows import ONE_COMPARISON, compare_windows, cut_windows
+    from everloop.monitoring.reports.table_windows import (
+        ONE_COMPARISON,
+        advise_longer_windows,
+        compare_windows,
+        cut_windows,
+    )
 
     chosen = [name for name in (columns if columns is not None else before.columns) if name != time]
     before, now, unread = read_numbers(before, now, {time, target, prediction})
@@ -128,6 +133,7 @@ def monitor_tables(
         labelled = label_tables(before, now, target, prediction, names[0])
         remarks += labelled.remarks
     windows, parts = cut_windows(now, time, span)
+    remarks += advise_longer_windows(windows, span)
     baseline, keys = _baseline(before, roles, time, labelled, remarks)
     inputs = {name: key for name, key in _keys(roles).items() if roles[name] == "input"}
     # Half of the budget is for drift and half for performance, if both are watched.

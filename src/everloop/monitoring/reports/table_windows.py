@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from everloop.errors import UsageError
 from everloop.monitoring.reports.monitoring_report import TimeWindow
+from everloop.stores.durations import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ Source: J. Cohen, Statistical Power Analysis for the Behavioral Sciences (1988),
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALARM_PSI = 0.1
+_FEW_ROWS = 30
+_LONGER = (timedelta(hours=1), timedelta(days=1), timedelta(weeks=1), timedelta(weeks=4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,20 @@ def cut_windows(
         for index, rows in groups.iter_rows()
     )
     return windows, [pl.Series(rows) for rows in groups["row"]]
+
+
+def advise_longer_windows(windows: Sequence[TimeWindow], span: timedelta) -> list[str]:
+    """Say so if the windows have so few rows that only large changes can be found, and which length would do."""
+    rows = sum(window.rows for window in windows)
+    if len(windows) < 2 or rows >= _FEW_ROWS * len(windows):
+        return []
+    longer = next((one for one in _LONGER if one > span and rows * (one / span) >= _FEW_ROWS * len(windows)), None)
+    mean = rows / len(windows)
+    some = f"{mean:.2g} {'row' if mean == 1 else 'rows'}"
+    remark = f"The windows have {some} on average, so only large changes can be found."
+    if longer is None:
+        return [remark]
+    return [f"{remark} Windows of {format_duration(longer)} would have about {mean * (longer / span):.0f}."]
 
 
 def compare_windows(
