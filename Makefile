@@ -77,8 +77,8 @@ lint: env
 
 # The sources and the page first and side by side, so that the last line is the one of the tests.
 check: env
-	@$(MAKE) -j 2 lint check-page
-	@$(MAKE) test-all
+	@$(MAKE) --no-print-directory -j 2 lint check-page
+	@$(MAKE) --no-print-directory test-all
 
 # The page is checked only where Node is installed.
 check-page:

@@ -6,6 +6,7 @@ The table `log_segments` is created with the first segment, in the first schema 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,8 @@ class PostgresSegments:
             self._drop()
 
     def __del__(self) -> None:
-        if getattr(self, "_connection", None) is not None:
+        # At the end of the process, the names of this module may be gone; the database sees the end by itself.
+        if getattr(self, "_connection", None) is not None and not sys.is_finalizing():
             self._drop()
 
     def __repr__(self) -> str:
