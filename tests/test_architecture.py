@@ -104,6 +104,7 @@ def test_every_public_name_can_be_reached_and_says_what_it_is():
         assert name == "__version__" or (value.__doc__ or "").strip(), f"el.{name} has no docstring"
 
 
+@pytest.mark.slow
 def test_only_the_clock_reads_the_systems_time():
     # Parsing takes seconds, so only files are parsed whose text may hold such a call.
     suspect = re.compile(r"\b(?:datetime|time|date)\b[\s\\)]*\.[\s\\]*(?:now|utcnow|time|time_ns|today)\b")

@@ -16,6 +16,7 @@ def test_there_are_tutorials() -> None:
     assert "features.md" in TUTORIALS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_every_block_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -56,6 +56,7 @@ def test_the_same_digest_arrives_and_answers_the_same(stores):
         assert events[0].data["package"] == done.package
 
 
+@pytest.mark.slow
 def test_a_second_promotion_does_nothing(stores):
     dev, staging = stores
     promote_package(dev, staging, "delays", names=NAMES)
@@ -105,6 +106,7 @@ def test_a_rejected_version_is_refused(stores):
         promote_package(dev, staging, version.key, names=NAMES)
 
 
+@pytest.mark.slow
 def test_the_policy_of_the_target_decides(stores):
     dev, staging = stores
     set_policy(staging, "delays", "champion", 1)

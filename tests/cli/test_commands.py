@@ -86,6 +86,7 @@ def test_predict_scores_a_file(project):
     assert (scored["label"] == scored["cultivar"]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_gc_backup_and_restore(project):
     everloop = project
     everloop("run", "--json")
@@ -98,6 +99,7 @@ def test_gc_backup_and_restore(project):
     assert everloop("verify", "--home", "other/.everloop").code == 0
 
 
+@pytest.mark.slow
 def test_flipped_bit_is_found(project):
     everloop = project
     everloop("run", "--json")
@@ -138,6 +140,7 @@ def test_errors_are_json_with_json(everloop):
     assert "everloop init" in result.json["error"]["help"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -162,6 +165,7 @@ def test_errors_in_a_project_say_what_helps(project, arguments, code, says):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_run_works_in_a_subfolder_of_the_project(project):
     folder = Path.cwd()
     Path("deep/er").mkdir(parents=True)

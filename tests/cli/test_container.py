@@ -171,6 +171,7 @@ def test_train_and_serve_what_was_trained(image, tmp_path):
     assert find_model(tmp_path, {"EVERLOOP_CONTAINER_ROOT": str(tmp_path)}) == model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hyper", "message"),
     [
@@ -193,6 +194,7 @@ def test_training_that_fails_says_why_where_it_is_looked_for(image, tmp_path, hy
     assert message in (tmp_path / "opt/ml/output/failure").read_text()
 
 
+@pytest.mark.slow
 def test_nothing_to_serve_and_nothing_to_learn_from(image, tmp_path):
     env = environment(image, tmp_path, EVERLOOP_IMAGE=str(tmp_path))
     for verb in ("serve", "train"):

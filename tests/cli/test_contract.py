@@ -71,6 +71,7 @@ def test_a_dataset_that_is_kept_by_hand_has_a_contract_too(everloop):
     assert next((change["kind"], change["column"]) for change in second["changes"]) == ("added", "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -15,6 +15,7 @@ def table(everloop):
     return everloop
 
 
+@pytest.mark.slow
 def test_a_snapshot_from_a_file_to_a_file(table):
     everloop = table
     assert everloop("data", "add", "one.csv", "numbers", "--key", "id", "--json").json["key"] == "numbers@1"

@@ -60,6 +60,7 @@ def store(everloop, tmp_path):
         yield opened
 
 
+@pytest.mark.slow
 def test_labels_sent_to_a_served_endpoint_are_measured_at_once(everloop, store):
     serve(store, "binary")
     rows = table(60, seed=1)
@@ -70,6 +71,7 @@ def test_labels_sent_to_a_served_endpoint_are_measured_at_once(everloop, store):
     assert "roc_auc of 'binary'" in everloop("monitor", "performance", "binary").out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "wrong", "fits"),
     [
@@ -115,6 +117,7 @@ def test_drift_without_a_loop_names_its_reference(everloop, store):
     assert everloop("monitor", "findings", "binary", "--json").json == []
 
 
+@pytest.mark.slow
 def test_same_rows_as_in_training_do_not_drift(everloop, store):
     serve(store, "regression")
     rows = table(300, seed=2)
@@ -126,6 +129,7 @@ def test_same_rows_as_in_training_do_not_drift(everloop, store):
     } == {"quiet"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("ls",), ("findings",), ("drift",), ("performance",)])
 def test_endpoint_that_does_not_exist_is_refused(everloop, store, words):
     serve(store, "binary")

@@ -40,6 +40,7 @@ def tables(everloop):
     return everloop
 
 
+@pytest.mark.slow
 def test_tables_need_no_project_and_no_store(tables):
     quiet = tables("monitor", "run", "--reference", "before.parquet", "--current", "same.csv")
     assert quiet.code == 0

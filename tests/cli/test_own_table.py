@@ -55,6 +55,7 @@ def kinds(result) -> dict[str, str]:
     return {one["name"]: one["kind"] for one in result.json["columns"]}
 
 
+@pytest.mark.slow
 def test_a_csv_with_the_index_of_pandas_is_read_as_the_error_advises(everloop):
     churn(200).to_pandas().to_csv("churn.csv")
     asked = ("init", "churn", "--data", "churn.csv", "--target", "Churn")

@@ -59,6 +59,7 @@ def test_a_package_is_verified_exported_and_imported(made, monkeypatch, tmp_path
     assert everloop("models", "verify", "double@1", "--home", "other", "--json").json["ok"]
 
 
+@pytest.mark.slow
 def test_trust_is_given_and_withdrawn(made, monkeypatch, tmp_path):
     everloop = made
     digest = everloop("models", "show", "double@1", "--json").json["package"]["digest"]

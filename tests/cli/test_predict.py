@@ -29,6 +29,7 @@ def model(everloop):
 TEXTS = ["True", "1.10", "1e5", "007", "12:30:00", "2030-01-01"]
 
 
+@pytest.mark.slow
 def test_text_stays_text_and_columns_stay(model, tmp_path):
     rows = "\n".join(f"{text},1.5,kept" for text in TEXTS)
     (tmp_path / "in.csv").write_text(f"code,number,score\n{rows}\n")
@@ -60,6 +61,7 @@ def test_missing_columns_are_named(model, tmp_path):
     assert "Did you mean 'numbr'?" in result.err
 
 
+@pytest.mark.slow
 def test_the_file_may_be_named_in_two_ways_but_once(model, tmp_path):
     (tmp_path / "in.csv").write_text("code,number\na,1\n")
     for index, named in enumerate(([tmp_path / "in.csv"], ["-i", tmp_path / "in.csv"])):
@@ -73,6 +75,7 @@ def test_the_file_may_be_named_in_two_ways_but_once(model, tmp_path):
         assert not (tmp_path / "none.csv").exists()
 
 
+@pytest.mark.slow
 def test_lists_are_not_written_to_csv(model, tmp_path):
     rows = pl.DataFrame({"code": ["a"], "number": [1.0], "tags": [["x", "y"]], "size": [{"w": 1}]})
     rows.write_parquet(tmp_path / "in.parquet")

@@ -51,6 +51,7 @@ def last_run(folder):
         return store.records.find(Run, order="-id", limit=1)[0].id
 
 
+@pytest.mark.slow
 def test_a_run_of_a_loop_is_identical(everloop, shop):
     _, run = shop
     result = everloop("reproduce", run)
@@ -70,6 +71,7 @@ def test_a_fully_cached_run_is_traced_to_the_run_that_did_the_work(everloop, sho
     assert result.json["run"] == run != again
 
 
+@pytest.mark.slow
 def test_changed_data_are_read_as_they_were(everloop, shop):
     folder, run = shop
     with (folder / "data" / "orders.csv").open("a") as file:
@@ -174,6 +176,7 @@ def foreign(everloop, tmp_path, monkeypatch):
     return run.id
 
 
+@pytest.mark.slow
 def test_a_foreign_run_is_refused_shown_and_executed_when_it_is_trusted(everloop, foreign):
     refused = everloop("reproduce", foreign)
     assert refused.code not in (0, 1)

@@ -159,6 +159,7 @@ def test_a_column_of_another_type_is_another_version(store: Store) -> None:
     assert materialize(store, view(whole)).view.version == 2
 
 
+@pytest.mark.slow
 def test_serving_gets_what_training_would_have(store: Store, tmp_path: Path) -> None:
     source = facts(("a", 1, 1, 1.0), ("a", 5, 7, 2.0), ("b", 3, 3, 3.0))
     windowed = FeatureView(
@@ -233,6 +234,7 @@ def values(store: Store, name: str, *at: float) -> list[Any]:
     return join_features(asked, [load_view(store, name)], time="at").drop("who", "at").rows()
 
 
+@pytest.mark.slow
 def test_a_correction_without_arrival_arrives_when_it_is_seen(store: Store, tmp_path: Path) -> None:
     clock = store.simulate(hours(5))
     online = open_online(tmp_path / "online.db")

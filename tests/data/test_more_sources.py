@@ -175,6 +175,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "flights.db"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sqlalchemy", "adbc", "connectorx"])
 def test_each_engine_gives_the_same_rows(database: str, engine: str) -> None:
     pytest.importorskip({"adbc": "adbc_driver_sqlite"}.get(engine, engine))

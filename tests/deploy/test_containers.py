@@ -35,6 +35,7 @@ def state(folder: Path) -> dict[str, tuple[int, float, str]]:
     }
 
 
+@pytest.mark.slow
 def test_a_context_is_whole_small_and_the_same_twice(
     tmp_path: Path, store: Store, table: pl.DataFrame, lightgbm: Trained
 ) -> None:

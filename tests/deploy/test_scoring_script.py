@@ -33,6 +33,7 @@ def test_without_a_place_for_the_log_it_does_not_start(store: Store, release: An
         LoggedScoring.start(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_each_answer_is_logged_before_it_is_given(
     store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
@@ -57,6 +58,7 @@ def test_each_answer_is_logged_before_it_is_given(
     assert again == wanted
 
 
+@pytest.mark.slow
 def test_none_is_said_once_and_keeps_nothing(
     store: Store, release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,6 +56,7 @@ def test_what_is_not_taken(encoding: str, body: bytes, status: int) -> None:
     assert refused.value.status_code == status
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_unpacked() -> None:
     bomb = packed(b"\0" * (100 << 20))
     tracemalloc.start()

@@ -25,6 +25,7 @@ class ProgressNotes(Listener):
         self.notes.append((name, progress.note))
 
 
+@pytest.mark.slow
 def test_the_first_run_makes_a_champion(shop, load):
     progress = ProgressNotes()
     with shop.open() as store:
@@ -46,6 +47,7 @@ def test_the_first_run_makes_a_champion(shop, load):
         assert (shop.folder / "contracts" / "shop.toml").is_file()
 
 
+@pytest.mark.slow
 def test_editing_a_comment_runs_no_step(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
@@ -59,6 +61,7 @@ def test_editing_a_comment_runs_no_step(shop, load):
         assert store.records.find(Release) == [again.release]
 
 
+@pytest.mark.slow
 def test_changing_a_constant_two_modules_away_runs_prepare_and_the_steps_after_it(shop, load):
     with shop.open() as store:
         run_loop(load(), store)
@@ -142,6 +145,7 @@ def test_a_cycle_of_steps_is_named(shop, load):
         run_loop(load(), store)
 
 
+@pytest.mark.slow
 def test_rows_that_violate_the_contract_are_quarantined(shop, load):
     with shop.open() as store:
         run_loop(load(), store)

@@ -120,6 +120,7 @@ def test_without_a_name_the_default_metric_of_the_task_decides(shop, load, expre
         assert again.metric == metric
 
 
+@pytest.mark.slow
 def test_the_run_says_which_metric_was_chosen(shop, monkeypatch, capsys):
     from everloop.cli import output
     from everloop.cli.app import run

@@ -61,6 +61,7 @@ def test_an_onnx_model_as_bytes() -> None:
     np.testing.assert_allclose(trained.predict_scores(INPUTS), fitted.predict_proba(matrix)[:, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_positive_class_that_is_not_the_later_one_is_an_error() -> None:
     assert adopted(WithContext(), positive=True).classes[1] is True
     with pytest.raises(TrainingError, match="scores of a WithContext are about True, the later of the two classes"):

@@ -136,6 +136,7 @@ def test_a_process_that_has_just_started_does_not_search_for_the_limit_again(
     assert found[0] == pytest.approx(3 * (DAY / MONTH))
 
 
+@pytest.mark.slow
 def test_a_large_change_opens_at_once_and_is_described(
     airport: Airport, store: Store, baseline: Baseline, at: Move
 ) -> None:
@@ -473,6 +474,7 @@ def test_retyped_and_extreme_inputs_are_drift_and_not_an_error(
     assert "nan" not in finding.message
 
 
+@pytest.mark.slow
 def test_small_changes_in_many_rows_are_not_findings(airport: Airport, baseline: Baseline) -> None:
     frame = airport.flights(60_000, 5, distance=0.06).rename({name: f"input_{name}" for name in FEATURES})
     shifts = {shift.subject: shift for shift in compare_window(baseline, frame, span=DAY)}
@@ -480,6 +482,7 @@ def test_small_changes_in_many_rows_are_not_findings(airport: Airport, baseline:
     assert shifts["distance"].psi < 0.02
 
 
+@pytest.mark.slow
 def test_features_may_have_awkward_names(airport: Airport, store: Store, at: Move) -> None:
     names = ("prediction", "window", "score", "input_x", "^.*$", "wind × x", "x", "")
 

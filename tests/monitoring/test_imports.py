@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import everloop.monitoring
 
 
@@ -11,6 +13,7 @@ def test_importing_the_package_loads_only_the_standard_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_check_needs_neither_scipy_nor_scikit_learn() -> None:
     code = (
         "import sys; from everloop.monitoring import check_drift, check_performance, build_baseline; "

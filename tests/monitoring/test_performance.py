@@ -77,6 +77,7 @@ def test_a_loss_is_a_warning_first_and_an_alarm_when_it_lasts(airport: Airport, 
     assert check(store, 2, alarms_per_month=0.5) == found[2]
 
 
+@pytest.mark.slow
 def test_a_better_metric_is_not_a_finding_and_lower_may_be_better(airport: Airport, store: Store, at: Move) -> None:
     day(airport, store, 0)
     at(START + 2 * DAY)
@@ -201,6 +202,7 @@ def test_wrong_questions_are_refused(airport: Airport, store: Store, at: Move) -
         performance_by(store, "delays", "roc_auc", "fortnight")
 
 
+@pytest.mark.slow
 def test_false_alarms_keep_to_the_budget() -> None:
     generator = np.random.default_rng(3)
     below = 0
@@ -233,6 +235,7 @@ def test_measuring_needs_rows_and_a_fitting_metric() -> None:
     assert measure_labelled(several, "accuracy").value == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_by_period_as_it_was(airport: Airport, store: Store, at: Move) -> None:
     days = [day(airport, store, number, rows=200, fog=0.9 * (number == 2)) for number in (0, 2)]
     airport.log(store, airport.flights(100, 102, start=START + 2 * DAY), version="delays@2", role="shadow")

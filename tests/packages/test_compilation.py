@@ -212,6 +212,7 @@ def test_compiled_equals_original_or_is_refused(
         np.testing.assert_allclose(together, np.array(one_by_one).reshape(together.shape), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task, every in MODELS.items() for name in every])
 def test_every_known_model_is_compiled(task: str, name: str) -> None:
     table = make_table(0)

@@ -76,6 +76,7 @@ def test_average_of_models(store: Store) -> None:
         save_model([members[0], numbers[0]], "bad", NUMBERS, store=store)
 
 
+@pytest.mark.slow
 def test_an_average_that_calls_itself_safe_reads_no_code(store: Store) -> None:
     from everloop.training.trained_model import model_from_files
 
@@ -88,6 +89,7 @@ def test_an_average_that_calls_itself_safe_reads_no_code(store: Store) -> None:
         model_from_files("average", {"average.json": b'{"weights": [1], "formats": []}'})
 
 
+@pytest.mark.slow
 def test_voting_and_stacking_are_kept_and_compiled_or_told_why(store: Store) -> None:
     members = [("one", LogisticRegression()), ("two", make_pipeline(StandardScaler(), LogisticRegression(C=0.1)))]
     model = VotingClassifier(members, voting="soft").fit(NUMBERS, TRUTH)
@@ -153,6 +155,7 @@ def test_a_python_model_with_its_files(store: Store, tmp_path: Path, monkeypatch
         load_model(store, "limits")
 
 
+@pytest.mark.slow
 def test_pytorch_module_as_weights_and_code(store: Store, need: Any) -> None:
     torch = _torch(need)
 

@@ -291,6 +291,7 @@ def unsigned(store: Store, ref: str, folder: Path, change: dict[str, bytes]) -> 
     return write_files(folder, {**whole, manifests.FILE: msgspec.json.encode(said)})
 
 
+@pytest.mark.slow
 def test_a_package_that_names_a_file_comes_in_nowhere(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_same_training_gives_the_same_package(tmp_path: Path, linear: Trained, t
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_files_of_a_package(tmp_path: Path, store: Store, linear: Trained, table: pl.DataFrame) -> None:
     package = build_package(
         linear,
@@ -272,6 +273,7 @@ class Batch:
         return np.asarray(self.read(rows), dtype=float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "read",
     [
@@ -292,6 +294,7 @@ def test_model_whose_prediction_depends_on_the_other_rows_is_not_packaged(
     assert "in `fit`" in (caught.value.help or "")
 
 
+@pytest.mark.slow
 def test_code_loads_only_when_somebody_trusted_vouches(
     tmp_path: Path, store: Store, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

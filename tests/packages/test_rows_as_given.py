@@ -51,6 +51,7 @@ class Wrapping(RegressorMixin, BaseEstimator):
         return (values + values).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_times_keep_their_unit(store: Store, unit: str) -> None:
     start = np.datetime64("2024-01-01T00:00:00")
@@ -63,6 +64,7 @@ def test_times_keep_their_unit(store: Store, unit: str) -> None:
     np.testing.assert_array_equal(found, model.predict(hand))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_durations_keep_their_unit(store: Store, unit: str) -> None:
     table = pd.DataFrame({"t": np.arange(ROWS).astype("timedelta64[m]").astype(f"timedelta64[{unit}]")})
@@ -87,6 +89,7 @@ def test_numbers_keep_their_width(store: Store, kind: str) -> None:
         np.testing.assert_array_equal(predictor.predict([{name: 100}, {name: 3}]), wanted)
 
 
+@pytest.mark.slow
 def test_what_counts_as_missing_travels(store: Store) -> None:
     import xgboost
 
@@ -111,6 +114,7 @@ def test_columns_that_lightgbm_renames(store: Store) -> None:
     np.testing.assert_allclose(found, model.predict_proba(hand)[:, 1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_columns_without_names(store: Store) -> None:
     table = pd.DataFrame(RNG.normal(size=(ROWS, 3)))
     model = LogisticRegression().fit(table, NUMBERS > 0)
@@ -160,6 +164,7 @@ def test_sparse_examples_are_refused_with_a_way_out(store: Store) -> None:
     assert "make_pipeline(vectorizer, model)" in str(caught.value.help)
 
 
+@pytest.mark.slow
 def test_polars_types_are_kept(store: Store) -> None:
     table = pl.DataFrame({"n": RNG.integers(0, 120, ROWS)}, schema={"n": pl.Int8})
     model = Wrapping().fit(table, NUMBERS)
@@ -178,6 +183,7 @@ class Reader(ClassifierMixin, BaseEstimator):
         return self.classes_[(rows.index.to_numpy() % 2 == 0).astype(int)]
 
 
+@pytest.mark.slow
 def test_what_the_rows_lose_on_their_way_is_refused(store: Store) -> None:
     table = pd.DataFrame({"a": NUMBERS}, index=np.arange(ROWS) * 2)
     with pytest.raises(ParityError, match="than for the example itself"):

@@ -72,6 +72,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@pytest.mark.slow
 @given(plain)
 def test_plain_values_come_back_as_they_were(value: Any) -> None:
     text = encode(value)

@@ -233,6 +233,7 @@ def test_any_polars_frame_comes_back_equal(store: Store, frame: pl.DataFrame) ->
 COLUMNS = st.lists(st.sampled_from([*PANDAS]), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases=COLUMNS, label=st.sampled_from(["a", 1, None, ("x", 1), 2.5]), index=st.sampled_from([*PANDAS]))
 def test_any_pandas_frame_comes_back_equal(store: Store, cases: list[str], label: Any, index: str) -> None:

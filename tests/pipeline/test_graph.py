@@ -189,6 +189,7 @@ def test_a_generator_is_no_step() -> None:
             yield 1
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_every_order_is_topological(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 12))

@@ -96,6 +96,7 @@ def test_data_that_is_not_a_job_is_refused(data: bytes) -> None:
         JobSpec.from_json(data)
 
 
+@pytest.mark.slow
 def test_a_node_with_the_same_files_runs_the_step_there(
     spec: JobSpec, project: Project, store: Store, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_node_with_the_same_files_runs_the_step_there(
     assert value == {"sum": 103, "folder": folder, "file": f"{folder}/loop.py", "key": "s3cret"}
 
 
+@pytest.mark.slow
 def test_a_node_with_other_files_unpacks_the_bundle(
     spec: JobSpec, project: Project, store: Store, tmp_path: Path
 ) -> None:
@@ -117,11 +119,13 @@ def test_a_node_with_other_files_unpacks_the_bundle(
     assert value["file"].startswith(str(tmp_path / "node"))
 
 
+@pytest.mark.slow
 def test_a_node_does_not_run_other_code_than_the_run_has(spec: JobSpec, tmp_path: Path) -> None:
     other = replace(spec, node=replace(spec.node, code="code:0"), code="code:0")
     assert answer(other, tmp_path) == Stale(outdated=True)
 
 
+@pytest.mark.slow
 def test_a_node_of_another_machine_cannot_use_an_sqlite_file(spec: JobSpec, tmp_path: Path) -> None:
     assert spec.local is not None
     found = answer(replace(spec, local=replace(spec.local, machine="elsewhere 1")), tmp_path)
@@ -129,6 +133,7 @@ def test_a_node_of_another_machine_cannot_use_an_sqlite_file(spec: JobSpec, tmp_
     assert (found.part, found.reason) == ("records", "is an SQLite file on the machine 'elsewhere'")
 
 
+@pytest.mark.slow
 def test_a_node_finds_out_that_a_folder_is_not_there(spec: JobSpec, tmp_path: Path) -> None:
     assert spec.local is not None
     assert unreachable_part(spec.local) is None
@@ -157,6 +162,7 @@ def test_a_node_with_another_everloop_says_so(spec: JobSpec, tmp_path: Path) -> 
     assert "but the run uses 0.0.1" in failed.message
 
 
+@pytest.mark.slow
 def test_a_node_refuses_a_folder_that_others_can_write(spec: JobSpec, project: Project, tmp_path: Path) -> None:
     (project.folder / "limits.py").write_text("LIMIT = 5\n")
     open_to_all = tmp_path / "node" / f"everloop-{os.getuid()}"

@@ -89,6 +89,7 @@ def test_such_a_failure_is_tried_again(store: Store, tmp_path: Path) -> None:
     assert run_graph(Graph.wire([leaves]), store).value("leaves") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leave", "said"),
     [

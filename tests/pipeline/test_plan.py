@@ -128,6 +128,7 @@ def test_a_plan_holds_what_an_executor_needs_and_no_path(project: Project, store
         plan.get("totl")
 
 
+@pytest.mark.slow
 def test_the_bundle_of_a_plan_is_the_project_and_changes_with_it(
     project: Project, store: Store, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_text_that_is_not_a_plan_is_refused(text: str) -> None:
         Plan.from_json(text)
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_plain_are_stored_with_the_plan(store: Store) -> None:
     frame = pl.DataFrame({"a": [1, 2]})
 

@@ -263,6 +263,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_worker_knows_its_step_too(store: Store, pool: PoolExecutor) -> None:
     @step
     def where(frame: pl.DataFrame) -> list[Any]:

@@ -70,6 +70,7 @@ def squares(project: Project, store: Store, gateway: Gateway) -> Any:
     return run_graph(graph, store, executor=executor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses", [(), ("worker",), ("node",) * MOST_MOVES, ("node", "worker", "node")])
 def test_jobs_are_sent_again_and_recorded_once(project: Project, store: Store, losses: tuple[str, ...]) -> None:
     gateway = Gateway(*losses)
@@ -138,6 +139,7 @@ def test_only_a_missing_file_counts_as_one(tmp_path: Path) -> None:
     assert not failed(PermissionError("not yours")).missing_file
 
 
+@pytest.mark.slow
 def test_steps_elsewhere_see_the_simulated_time_of_the_run(project: Project, tmp_path: Path) -> None:
     project.edit(
         loop="""
@@ -206,6 +208,7 @@ def test_a_warm_worker_imports_another_project_of_the_same_names(
             assert found == [True, weight, folder], (folder, weight)
 
 
+@pytest.mark.slow
 def test_a_folder_in_a_constant_does_not_make_the_code_of_a_node_without_these_files_differ(
     project: Project, store: Store, monkeypatch: pytest.MonkeyPatch, workers: list[ProcessPoolExecutor]
 ) -> None:

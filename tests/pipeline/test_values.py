@@ -53,6 +53,7 @@ def test_equal_values_have_equal_digests(value: Any) -> None:
     assert digest_value(value) == digest_value(rebuilt(value))
 
 
+@pytest.mark.slow
 @given(plain, plain)
 def test_different_values_have_different_digests(one: Any, other: Any) -> None:
     same = repr(rebuilt(one)) == repr(rebuilt(other)) or (one == other and type(one) is type(other))

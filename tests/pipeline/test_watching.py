@@ -107,6 +107,7 @@ def test_a_file_that_a_step_reads_is_noticed(project: Project, store: Store, dat
     assert turn(project, store).step("reads").status == "cached"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["inline", "pool"])
 def test_copying_the_environment_and_temporary_files_leave_a_step_cached(
     project: Project, store: Store, data: Path, executor: str, monkeypatch: pytest.MonkeyPatch

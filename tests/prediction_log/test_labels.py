@@ -169,6 +169,7 @@ def test_horizon_that_is_declared_ends_what_a_label_is_about(
     assert app.post("/labels", {"labels": [late]})[1]["unmatched"] == 1
 
 
+@pytest.mark.slow
 def test_correction_is_the_label_that_arrived_last(release: Any, route: Any, local: Any, store: Store) -> None:
     clock = store.simulate(DAY)
     route(release().key)
@@ -203,6 +204,7 @@ def test_keys_match_across_types(release: Any, route: Any, local: Any, store: St
     assert read_labelled(store, "delays").collect()["actual"].to_list() == [0.0]
 
 
+@pytest.mark.slow
 def test_unmatched_labels_are_counted_before_and_after_folding(
     release: Any, route: Any, local: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

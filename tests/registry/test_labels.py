@@ -71,6 +71,7 @@ def served(store: Store, model: Any, rows: pd.DataFrame = HAND, **options: Any) 
     return predictor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -102,6 +103,7 @@ def test_labels_are_what_predict_gives(store: Store, model: Any) -> None:
     served(store, model.fit(X, target))
 
 
+@pytest.mark.slow
 def test_ties_of_a_forest_are_kept_by_the_compiled_form(store: Store) -> None:
     forest = RandomForestClassifier(10, random_state=0).fit(X, NOISY > 0)
     ties = HAND[forest.predict_proba(HAND)[:, 1] == 0.5]
@@ -116,6 +118,7 @@ def test_a_threshold_is_compiled_with_its_rule(store: Store) -> None:
     assert served(store, model).form == "compiled linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "classes",
     [("b", "a", "c"), (False, True), (3, -7), (1, 2), (10, 20, 30), (np.int8(-1), np.int8(1)), ("1", "0")],
@@ -143,6 +146,7 @@ def test_a_threshold_of_catboost(store: Store, kind: str, threshold: float) -> N
     assert predictor.form == "compiled trees"
 
 
+@pytest.mark.slow
 def test_boosters_without_a_split_predict_the_first_class(store: Store) -> None:
     target = np.arange(400) % 2
     served(store, HistGradientBoostingClassifier(max_iter=2, min_samples_leaf=300).fit(X, target))
@@ -168,6 +172,7 @@ def test_clusters_and_outliers_are_labels(store: Store, count: int) -> None:
     assert served(store, GaussianMixture(count, random_state=0).fit(X)).classes == tuple(range(count))
 
 
+@pytest.mark.slow
 def test_outliers_are_named(store: Store) -> None:
     assert served(store, IsolationForest(n_estimators=10, random_state=0).fit(X)).classes == (-1, 1)
 
@@ -207,6 +212,7 @@ def test_what_is_judged_is_what_is_predicted(store: Store) -> None:
     assert found.confusion[0][1] == int((model.predict(X) & (NOISY <= 0)).sum())
 
 
+@pytest.mark.slow
 def test_a_compiled_form_with_other_labels_is_refused(store: Store) -> None:
     save_model(Stubborn().fit(X, np.where(NOISY > 0, "yes", "no")), "m", X, store=store)
     assert not get_package(store, load_model(store, "m").digest or "").compiled

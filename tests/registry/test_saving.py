@@ -81,6 +81,7 @@ def test_pipeline_becomes_a_version(store: Store, people: pd.DataFrame, churned:
     assert el.save_model(other, "churn", people, store=store).key == "churn@2"
 
 
+@pytest.mark.slow
 def test_rows_by_the_quick_way(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     model = pipeline(HistGradientBoostingClassifier(max_iter=10), encoder).fit(people, churned)
@@ -100,6 +101,7 @@ def test_rows_by_the_quick_way(store: Store, people: pd.DataFrame, churned: pd.S
     assert row((None, 3, "Lima", "free"))[1] == pytest.approx(model.predict_proba(unseen)[0, 1], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["polars", "arrow", "numpy", "numpy32"])
 def test_examples_of_every_kind(store: Store, people: pd.DataFrame, churned: pd.Series, kind: str) -> None:
     numbers = people[["age", "visits"]]
@@ -138,6 +140,7 @@ def test_pandas_categories_keep_their_codes(store: Store, people: pd.DataFrame, 
         np.testing.assert_allclose(predictor.predict(plain), model.predict_proba(table)[:, 1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_function_is_kept_as_signed_code(store: Store, people: pd.DataFrame) -> None:
     version = save_model(lambda table: table["age"].fillna(0.0) * 2 + table["visits"], "double", people, store=store)
     assert get_package(store, version.package).format == "python"
@@ -149,6 +152,7 @@ def test_function_is_kept_as_signed_code(store: Store, people: pd.DataFrame) -> 
     assert predictor.row_function()((2.5, 4, "Oslo", "free")) == (9.0,)
 
 
+@pytest.mark.slow
 def test_function_that_gives_probabilities(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     def thirds(table: Any) -> Any:
         return np.tile([0.25, 0.75], (len(table), 1))
@@ -159,6 +163,7 @@ def test_function_that_gives_probabilities(store: Store, people: pd.DataFrame, c
     assert predictor.row_function()((None, 1, "Oslo", "free")) == ("yes", 0.75)
 
 
+@pytest.mark.slow
 def test_boosters_in_their_own_formats(store: Store, people: pd.DataFrame) -> None:
     xgboost, catboost = pytest.importorskip("xgboost"), pytest.importorskip("catboost")
     numbers, truth = people[["age", "visits"]], (people["visits"] > 12).astype(int)
@@ -251,6 +256,7 @@ def test_what_cannot_be_saved_says_why(
         load_model(store, "churn")
 
 
+@pytest.mark.slow
 def test_refused_values_are_the_clients_fault(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     model = pipeline(LogisticRegression(), OneHotEncoder(handle_unknown="error")).fit(people, churned)
     save_model(model, "churn", people, store=store)
@@ -262,6 +268,7 @@ def test_refused_values_are_the_clients_fault(store: Store, people: pd.DataFrame
         predictor.predict([{"age": 30.0, "visits": 2, "city": "Lima", "plan": "free"}])
 
 
+@pytest.mark.slow
 def test_what_a_training_step_returns_is_compiled_too(store: Store, people: pd.DataFrame, churned: pd.Series) -> None:
     from everloop.packages import build_package
     from everloop.training import adopt

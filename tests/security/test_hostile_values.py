@@ -310,6 +310,7 @@ def test_mlflow_routes(caller, route):
             fine(route.method, address, f"{name}: {what}", caller.ask(route.method, named(address, real), body))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["NUL", "high surrogate", "NUL as a name", "a huge exponent", "more than 64 bits"])
 def test_postgresql_is_not_asked_to_keep_what_it_cannot(postgres_caller, what):
     caller, real = postgres_caller, postgres_caller.real

@@ -93,6 +93,7 @@ def hold(app: Any, routes: set[tuple[str, str]]) -> None:
             assert ask(app, method, filled(path), headers) == (status, False), (method, path, what)
 
 
+@pytest.mark.slow
 def test_before_every_route_of_an_endpoint(store: Store) -> None:
     app = EndpointApp(store, "delays")
     EndpointReloader(store, app).load()
@@ -121,6 +122,7 @@ def test_before_every_route_of_many_endpoints_behind_one_port(store: Store) -> N
     house.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auth", [False, True])
 def test_before_every_route_of_the_control_plane(store: Store, auth: bool) -> None:
     from everloop.server import ServerOptions, make_app
@@ -142,6 +144,7 @@ def test_before_every_route_of_the_control_plane(store: Store, auth: bool) -> No
             assert ask(app, method, filled(path), headers) == (expected, False), (method, path, what)
 
 
+@pytest.mark.slow
 def test_every_server_is_made_of_the_shared_parts(store: Store) -> None:
     from everloop.serving.fast_path import FastPathProtocol
 

@@ -185,6 +185,7 @@ def test_no_text_becomes_a_link_an_image_or_html(text: str) -> None:
     assert rendered(f"| a | b |\n| --- | --- |\n| {markdown_code(text)} | x |\n").count("td_open") == 2
 
 
+@pytest.mark.slow
 def test_a_card_shows_what_people_wrote_as_text(store: Store) -> None:
     plain = card_of(store, "plain", "A text.", ["a"])
     hostile = card_of(store, "hostile", "\n\n".join(HOSTILE), HOSTILE)

@@ -54,6 +54,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMS)
 def test_no_page_of_another_site_changes_anything_by_a_form(store, serve, kind):
     asked = list(changing(store))
@@ -67,6 +68,7 @@ def test_no_page_of_another_site_changes_anything_by_a_form(store, serve, kind):
         assert store.records.last_event() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::1].evil.example"]
 )
@@ -113,6 +115,7 @@ def spellings(path):
     yield from (f"{head}/{tail[0].replace(tail[0], f'%{ord(tail[0]):02x}')}{tail[1:]}", f"/health;{path}", f"/.{path}")
 
 
+@pytest.mark.slow
 def test_no_spelling_of_a_path_needs_less(store, serve):
     user_store = UserStore(store)
     for name, role in (("root", "admin"), ("eve", "viewer")):

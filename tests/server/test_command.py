@@ -117,6 +117,7 @@ def test_users_and_tokens_open_the_door(tmp_path, run):
     assert run("users", "rm", "ada")[0] == 4
 
 
+@pytest.mark.slow
 def test_two_people_promote(tmp_path, run):
     with open_store(tmp_path / "home") as store:
         for number in (1, 2):

@@ -200,6 +200,7 @@ def test_long_bodies_stream_both_ways(store, serve):
         connection.close()
 
 
+@pytest.mark.slow
 def test_names_choose_only_endpoints_of_the_store(store, serve):
     with standing_in(store) as endpoint, serve(store) as control:
         port = endpoint.port

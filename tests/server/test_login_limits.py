@@ -142,6 +142,7 @@ def test_credentials_that_were_good_before_wait_for_nobody(user_store):
     asyncio.run(attack())
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_and_entries_expire(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(rate_limits, "monotonic", lambda: now[0])

@@ -77,6 +77,7 @@ def test_other_origins_change_nothing(store, serve):
         assert not any(name.startswith("access-control") for name in preflight.headers)
 
 
+@pytest.mark.slow
 def test_every_answer_is_guarded(store, serve):
     with serve(store) as control:
         for path in (
@@ -95,6 +96,7 @@ def test_every_answer_is_guarded(store, serve):
             assert "server" not in headers
 
 
+@pytest.mark.slow
 def test_openapi_tells_of_the_routes(store, serve):
     with serve(store) as control:
         document = control.request("GET", "/api/openapi.json").json

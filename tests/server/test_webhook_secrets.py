@@ -183,6 +183,7 @@ def test_a_key_of_the_environment_takes_over(store, listener, url, monkeypatch):
     assert hooks.test("ops") == 204
 
 
+@pytest.mark.slow
 def test_a_restored_home_says_what_has_to_be_set_again(store, tmp_path, url):
     Webhooks(store, LOCAL).add("ops", url, secret=SECRET)
     kept = backup(store, tmp_path / "kept.tar")
@@ -205,6 +206,7 @@ def test_a_restored_home_says_what_has_to_be_set_again(store, tmp_path, url):
         assert Webhooks(again, LOCAL).get("ops").url == url
 
 
+@pytest.mark.slow
 def test_the_api_gives_a_secret_once(store, serve, url):
     with serve(store, LOCAL) as control:
         made = control.request("POST", "/api/v1/webhooks", {"name": "ops", "url": url}).json

@@ -372,6 +372,7 @@ def test_csv_of_many_lines_cells_and_strange_letters(send: Any, store: Store, bo
     assert fold_predictions(store, "delays") == 0
 
 
+@pytest.mark.slow
 def test_packed_bodies(send: Any) -> None:
     body = json.dumps({"rows": [ROW]}).encode()
     for encoding, pack in (("gzip", gzip.compress), ("deflate", zlib.compress)):

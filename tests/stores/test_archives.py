@@ -337,6 +337,7 @@ def body_of(store: Store, points: bytes = b"{}", run: str | None = None) -> byte
     return b'{"run":%s,"steps":[],"artifacts":[],"points":%s}' % (text, points)
 
 
+@pytest.mark.slow
 def test_an_import_of_runs_that_unpacks_to_a_gigabyte_changes_nothing(store: Store, tmp_path: Path) -> None:
     zeros = bytes(80 * MIB)
     object_bomb = {f"objects/{hashlib.sha256(zeros).hexdigest()}": zeros}

@@ -113,6 +113,7 @@ def test_a_store_with_remote_parts_says_what_to_use(store: Store, tmp_path: Path
         backup(store, tmp_path / "b.tar")
 
 
+@pytest.mark.slow
 def test_a_server_has_its_own_tool(tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "everloop.toml").write_text(f'[store]\nrecords = "{postgres_url}"\n')

@@ -20,6 +20,7 @@ from everloop.stores.clock import micros, moment_of
 MOMENT = datetime(2013, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 
 
+@pytest.mark.slow
 def test_only_the_clock_asks_the_system_for_the_date() -> None:
     asks = re.compile(r"\b(datetime\.(now|utcnow|today)|date\.today|time\.(time|time_ns|localtime|gmtime))\s*\(")
     source = Path(everloop.__file__).parent

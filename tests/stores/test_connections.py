@@ -171,6 +171,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.slow
 def test_a_store_is_closed_while_other_threads_use_it(tmp_path):
     """Python's own `close` frees the statements that other threads execute, which ends the process with a crash."""
     done = subprocess.run([sys.executable, "-c", CLOSED_WHILE_USED, str(tmp_path)], capture_output=True, text=True)

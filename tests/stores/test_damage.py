@@ -75,6 +75,7 @@ def test_a_flipped_bit_is_detected_or_harmless(whole: tuple[Path, str], tmp_path
         assert outcome.healed == outcome.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_damaged_backup_is_not_restored(whole: tuple[Path, str], tmp_path: Path, *, compressed: bool) -> None:
     home, values = whole

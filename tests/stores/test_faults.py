@@ -196,6 +196,7 @@ print("recovered")
 """
 
 
+@pytest.mark.slow
 def test_a_full_device_refuses_writes_and_recovers(
     tmp_path: Path, small_device: Callable[[Path, str], list[str]]
 ) -> None:

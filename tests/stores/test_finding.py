@@ -172,6 +172,7 @@ def sqlite_records(tmp_path_factory: pytest.TempPathFactory) -> RecordStore:
     return SqliteRecords(path, project="p", actor="a", clock=ManualClock(datetime(2020, 1, 1, tzinfo=UTC)))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=lists, where=st.lists(conditions, max_size=2), order=orders)
 def test_find_follows_its_contract_in_sqlite(
@@ -255,6 +256,7 @@ def make_runs(count: int) -> list[Run]:
     ]
 
 
+@pytest.mark.slow
 def test_a_slow_order_gets_an_index_that_changes_no_result(indexed: SqlRecords) -> None:
     kept = make_runs(200)
     indexed.put(*kept)

@@ -164,6 +164,7 @@ plain = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(plain, min_size=1, max_size=3))
 def test_objects_are_converted_or_refused_by_name(values: list[Any]) -> None:

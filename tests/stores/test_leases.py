@@ -37,6 +37,7 @@ class TestPostgresLeases(LeaseSuite):
             yield opened
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(draw=st.randoms(use_true_random=False))
 def test_no_order_of_events_gives_two_holders(tmp_path_factory: pytest.TempPathFactory, draw: random.Random) -> None:

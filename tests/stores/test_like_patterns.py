@@ -14,6 +14,7 @@ TEXTS = st.text(alphabet="aAbß\n", max_size=12)
 PATTERNS = st.text(alphabet="aAb%_%_", max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(TEXTS, PATTERNS)
 def test_results_equal_those_of_sqlite(text, pattern):

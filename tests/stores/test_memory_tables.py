@@ -102,6 +102,7 @@ def test_types_without_a_place_in_tables_are_refused(store: Store, clock: Manual
             tables.append("t", rows(1, 2).with_columns(wrong))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 28), st.integers(0, 3), st.integers(1, 5)), max_size=80))
 @settings(max_examples=40, deadline=None)
 def test_many_commits_are_scanned_as_one_frame(commits: list[tuple[int, int, int]]) -> None:

@@ -169,6 +169,7 @@ def test_only_one_of_many_gets_a_key(connect: Open) -> None:
     assert len(records.find(Alias)) == 1
 
 
+@pytest.mark.slow
 def test_new_names_in_any_order_never_wait_in_a_circle(connect: Open) -> None:
     records = connect()
 
@@ -360,6 +361,7 @@ def test_a_version_is_still_numbered_once(connect: Open) -> None:
     assert sorted(one.version for one in records.find(ModelVersion)) == list(range(1, 19))
 
 
+@pytest.mark.slow
 def test_a_suspended_transaction_does_not_hold_the_others_up(connect: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("everloop.stores.records.postgres_connections.IDLE_TRANSACTION_S", 1)
     suspended, other = connect(), connect()

@@ -81,6 +81,7 @@ def kinds_of_problems(store: Store) -> set[str]:
     return {problem.kind for problem in verify(store).problems}
 
 
+@pytest.mark.slow
 def test_a_store_moves_there_and_back(project: Path, postgres_url: str, clock: ManualClock) -> None:
     with open_store(clock=clock) as store:
         fill(store, clock)

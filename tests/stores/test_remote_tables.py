@@ -57,6 +57,7 @@ def test_an_open_table_is_not_opened_again(proxy: S3Proxy, root: str, clock: Man
     assert values(tables, "predictions/delays") == list(range(9))
 
 
+@pytest.mark.slow
 def test_a_table_that_was_created_again_is_noticed(root: str, clock: ManualClock) -> None:
     tables, others = Tables(root, clock), Tables(root, clock)
     for number in range(3):

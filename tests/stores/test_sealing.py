@@ -134,6 +134,7 @@ def test_a_backup_contains_the_key_only_on_request(keys: SecretKeys, store: Stor
     assert stat.S_IMODE((whole / "secret.key").stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_no_record_of_access_holds_a_secret(store: Store) -> None:
     """Users, tokens and tokens of endpoints are stored only as digests."""
     from everloop.records import EndpointRecord

@@ -90,6 +90,7 @@ def test_what_is_no_image_is_refused(store: Store, value: Any) -> None:
         run.log_image("digit", value)
 
 
+@pytest.mark.slow
 def test_figures_of_matplotlib(store: Store) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
@@ -107,6 +108,7 @@ def test_figures_of_matplotlib(store: Store) -> None:
     assert whole.meta["file"] == "curve.png"
 
 
+@pytest.mark.slow
 def test_figures_that_draw_themselves_again(store: Store) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
     altair = pytest.importorskip("altair")

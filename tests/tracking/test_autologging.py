@@ -239,6 +239,7 @@ def test_catboost_logs_each_iteration(store: Store, tmp_path: Any) -> None:
     assert [point.step for point in read_metrics(store, run.id, "validation/Logloss")] == list(range(4))
 
 
+@pytest.mark.slow
 def test_a_study_is_one_run(store: Store) -> None:
     optuna = pytest.importorskip("optuna")
     from sklearn.linear_model import LogisticRegression

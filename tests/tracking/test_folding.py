@@ -185,6 +185,7 @@ numbers = st.floats(allow_nan=False)
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @given(
     logged=st.lists(st.tuples(st.integers(-5, 5), st.dictionaries(names, numbers, max_size=3)), max_size=12),
     cuts=st.sets(st.integers(0, 12)),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from everloop.stores import Store
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=300), st.integers(6, 60))
 @settings(max_examples=200, deadline=None)
 def test_thinning_keeps_the_extremes_the_ends_and_the_order(numbers: list[float], most: int) -> None:

@@ -61,6 +61,7 @@ def steps(store: Store, run: str) -> list[int]:
     return [point.step for point in read_metrics(store, run, "loss")]
 
 
+@pytest.mark.slow
 def test_a_living_run_is_followed_and_its_end_as_well(store: Store, far: Store) -> None:
     with serving(make_app(far)) as url, JournalUploader(store.journals, url) as uploader:
         with start_run("train", store=store, params={"lr": 0.1}) as run:

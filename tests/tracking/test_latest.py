@@ -80,6 +80,7 @@ def journal(store: Store, run: Run, found: list[Row]) -> Path:
     return written.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tick_us", [1, 1000])
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

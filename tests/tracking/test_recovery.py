@@ -171,6 +171,7 @@ def test_a_run_is_alive_while_one_of_those_who_resumed_it_is(store: Store) -> No
         assert LOOKS["search"](store, run)["state"] == "lost"
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_is_resumed_is_running(store: Store) -> None:
     run = die(store)
     with start_run(store=store, resume=run) as again:

@@ -190,6 +190,7 @@ def test_a_foreign_run_is_not_executed(arrives: object, store: Store, folder: Pa
         assert not (tmp_path / f"scratch{number}").exists()  # nothing was even prepared
 
 
+@pytest.mark.slow
 def test_trust_executes_exactly_what_was_shown(store: Store, folder: Path, tmp_path: Path) -> None:
     odd = ["--name", "two words", "new\nline", "esc\x1b[2K", "'\"", "$(touch x)", "\u202egpj"]
     run = run_script(folder, store, *odd)
@@ -220,6 +221,7 @@ def test_there_is_one_record_of_the_command(store: Store, tmp_path: Path) -> Non
     assert "harmless" not in repr(plan_reproduction(store, read))
 
 
+@pytest.mark.slow
 def test_a_digest_that_is_trusted_is_trusted_for_this_run_only(store: Store, folder: Path, tmp_path: Path) -> None:
     run = run_script(folder, store)
     foreign = replace(run, source=replace(run.source, seal=None))
@@ -230,6 +232,7 @@ def test_a_digest_that_is_trusted_is_trusted_for_this_run_only(store: Store, fol
     assert provenance_of(other).kind == "foreign"
 
 
+@pytest.mark.slow
 def test_an_export_is_signed_for_those_who_trust_the_machine(
     store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +356,7 @@ def test_a_repository_is_a_folder_of_this_machine(
     assert not (tmp_path / "evil").exists()
 
 
+@pytest.mark.slow
 def test_a_checkout_executes_nothing(
     store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -435,6 +435,7 @@ def run_script(folder: Path, home: Path) -> None:
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_changes_are_masked_and_apply_all_the_same(folder: Path, tmp_path: Path) -> None:
     (folder / "settings.py").write_text('USER = "you"\nPASSWORD = "newSecret9"\nTAIL = 1\n')
     (folder / ".env").write_text("TOKEN=changedSecret9\n")

@@ -39,6 +39,7 @@ def test_a_step_that_is_given_raises_those_that_are_not(store: Store) -> None:
     assert steps(store, run.id, "acc") == [0, 1, 2]
 
 
+@pytest.mark.slow
 @given(
     given=st.lists(st.tuples(st.sampled_from(["a", "b"]), st.none() | st.integers(-3, 8)), max_size=15),
     cuts=st.sets(st.integers(0, 15), max_size=2),

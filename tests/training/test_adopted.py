@@ -93,6 +93,7 @@ def test_an_estimator_that_needs_code_is_stored_as_a_pickle():
     assert model_from_files("pickle", again.to_files()).format == "pickle"
 
 
+@pytest.mark.slow
 def test_scores_are_in_the_order_of_the_sorted_classes():
     class Backwards(Home):
         classes_ = np.array([True, False])
@@ -134,6 +135,7 @@ def test_estimators_that_do_not_fit_the_rows_are_refused():
         adopt(named, FRAME, "lat")
 
 
+@pytest.mark.slow
 def test_requests_and_files_that_are_wrong():
     model = adopt(Home(), FRAME, "late", features=["x"]).model
     with pytest.raises(RequestError, match="'x' is missing"):
@@ -168,6 +170,7 @@ def test_labels_without_any_other_sign_of_a_classifier(labels):
     assert trained.task == ("binary" if len(labels) == 2 else "multiclass")
 
 
+@pytest.mark.slow
 def test_numbers_beyond_the_classes_are_amounts_and_numbers_from_0_to_1_are_chances():
     class Line:
         slope = 1.0
@@ -199,6 +202,7 @@ def test_a_target_that_was_encoded_before_fit_is_refused_with_the_way_out():
         adopt(Threshold(), answers, "answer", features=["x"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", [False, True])
 def test_an_estimator_that_changes_its_input_gives_its_own_labels(array):
     class Centered:
@@ -241,6 +245,7 @@ class Reads:
         return np.asarray(self.read(rows.loc[:]), dtype=float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 3])
 @pytest.mark.parametrize(
     ("name", "read"),
@@ -305,6 +310,7 @@ def test_columns_without_names_are_named_in_the_notes():
     assert "it was fitted without column names, so it gets the table's columns in order: x, hour" in trained.notes
 
 
+@pytest.mark.slow
 def test_a_class_of_the_users_own_module_loads_where_the_module_is_missing(tmp_path, monkeypatch):
     import subprocess
     import sys

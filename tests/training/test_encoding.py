@@ -67,6 +67,7 @@ ENCODER = Encoder.fit(training_frame())
 ROWS = st.lists(st.fixed_dictionaries({n: st.none() | v for n, v in VALUES.items()}), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
 def test_a_frame_and_its_rows_encode_alike(rows):

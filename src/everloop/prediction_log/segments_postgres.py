@@ -22,7 +22,7 @@ from everloop.errors import (
 from everloop.prediction_log.segments import PUT_TIMEOUT_S, Segment, checked, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
 _TABLE = b"""
@@ -98,9 +98,9 @@ class PostgresSegments:
         with self._guard:
             self._drop()
 
-    def __del__(self) -> None:
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the process, the names of this module may be gone; the database sees the end by itself.
-        if getattr(self, "_connection", None) is not None and not sys.is_finalizing():
+        if getattr(self, "_connection", None) is not None and not _ending():
             self._drop()
 
     def __repr__(self) -> str:

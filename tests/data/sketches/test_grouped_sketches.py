@@ -31,6 +31,7 @@ def same(one: Sketch, other: Sketch) -> None:
         )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.tuples(NUMBERS, TEXTS), min_size=1, max_size=12), min_size=1, max_size=5))
 def test_each_group_has_the_sketch_of_its_rows(groups: list[list[tuple[float | None, str | None]]]) -> None:

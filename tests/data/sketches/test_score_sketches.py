@@ -46,6 +46,7 @@ def same(one: Any, other: Any) -> None:
         assert one == pytest.approx(other, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @settings(deadline=None, max_examples=50)
 @given(PARTS)

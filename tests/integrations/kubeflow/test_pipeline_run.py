@@ -56,6 +56,7 @@ def test_outputs_flow_and_are_recorded_with_lineage(store):
     assert made.id == steps["second"].outputs["Output"]
 
 
+@pytest.mark.slow
 def test_equal_tasks_come_from_the_cache_and_others_run(store):
     spec = parse_pipeline(two_doublings())
     run_pipeline(spec, store, params={"x": 3})

@@ -133,6 +133,7 @@ def test_another_task_is_an_error_before_training(shop, load, store, first):
     assert run_loop(load(), store).version.key == "amounts@1"
 
 
+@pytest.mark.slow
 def test_labels_with_other_names_are_an_error_before_training(shop, load, store, first):
     change(shop, ".with_columns(returned=pl.when(pl.col('returned')).then(pl.lit('back')).otherwise(pl.lit('kept')))")
     with pytest.raises(ConflictError, match="one of 'back', 'kept', but returns@1 predicts one of False, True"):

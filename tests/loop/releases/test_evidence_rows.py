@@ -184,6 +184,7 @@ def test_evidence_is_that_of_the_whole_log_to_the_last_digit(store, release):
         assert list(grown.events) == list(whole.events)
 
 
+@pytest.mark.slow
 def test_only_the_keys_of_what_is_new_are_read(store, release, readings):
     fill(store, release)
     check(store, release)
@@ -199,6 +200,7 @@ def test_only_the_keys_of_what_is_new_are_read(store, release, readings):
     assert readings == [60, 1, 3]
 
 
+@pytest.mark.slow
 def test_a_faster_process_is_not_overwritten(store, release):
     fill(store, release)
     slow = check(store, release)
@@ -225,6 +227,7 @@ def test_rows_are_read_again_if_what_they_depend_on_has_changed(store, release, 
     assert len(store.tables.names(f"{EVIDENCE}/{release.endpoint}/")) == 1, "the other rows are of no use any more"
 
 
+@pytest.mark.slow
 def test_retention_matters_only_for_predictions_of_the_release(store, release, readings):
     predict(store, release, ["old"], [-50])
     fill(store, release)
@@ -250,6 +253,7 @@ def test_damaged_rows_are_read_from_the_log_again(store, release, readings, capl
     assert "cannot be read" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_release_that_has_ended_are_removed(store, release):
     fill(store, release)
     check(store, release)
@@ -260,6 +264,7 @@ def test_the_rows_of_a_release_that_has_ended_are_removed(store, release):
     check(store, release)
 
 
+@pytest.mark.slow
 def test_a_sample_is_chosen_by_key_and_gets_smaller_only(store, release, monkeypatch):
     monkeypatch.setattr(room, "MOST_ROWS", 40)
     fill(store, release, 60)
@@ -304,6 +309,7 @@ def test_samples_do_not_make_the_error_of_the_test_larger():
     assert promoted(totals) > 0.055, "without the correction, the error would be larger"
 
 
+@pytest.mark.slow
 def test_a_fork_keeps_its_own_rows(store, release):
     fill(store, release)
     check(store, release)

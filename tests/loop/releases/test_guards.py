@@ -213,6 +213,7 @@ def test_a_restarted_process_does_not_count_failures_whose_answers_have_been_fol
     log.close()
 
 
+@pytest.mark.slow
 def test_blame_holds_its_error_at_any_rate_of_failures_and_finds_a_failing_candidate():
     rng = np.random.default_rng(3)
     false_alarms = 0

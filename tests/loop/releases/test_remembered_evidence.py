@@ -82,6 +82,7 @@ def look_at(store, release):
     return live_evidence(store, release, "m@1", Canary(least_labels=100), "roc_auc")
 
 
+@pytest.mark.slow
 def test_the_log_is_read_again_only_if_something_is_new(store, release, reads):
     log(store, 0, 300)
     first, second = look_at(store, release), look_at(store, release)
@@ -107,6 +108,7 @@ def test_another_step_or_another_rule_does_not_read_the_log_again(store, release
     assert len(reads) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("large", "more"), [(500, 1), (1500, 29_000)], ids=["many labels", "many predictions"])
 def test_much_evidence_waits_for_enough_new_labels(store, release, reads, monkeypatch, large, more):
     monkeypatch.setattr(room, "_LARGE", large)

@@ -148,6 +148,7 @@ def test_the_reach_of_a_proof_is_the_excess_that_it_just_proves(error, freedom, 
     assert proof.deviations(error) <= plain.deviations(error), "the correction only ever asks for more"
 
 
+@pytest.mark.slow
 def test_a_proof_from_skewed_days_keeps_its_error():
     """Most days are a little better than average and some far worse, so a plain t value is too often large."""
     rng = np.random.default_rng(4)

@@ -162,6 +162,7 @@ def test_runs_by_hand_and_interrupted_runs_use_no_budget(store):
     assert find_due(declared, store) is None
 
 
+@pytest.mark.slow
 def test_a_policy_without_any_limit_of_its_own_is_bounded(store):
     declared = loop(Always())
     runs = 0

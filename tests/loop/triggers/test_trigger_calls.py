@@ -91,6 +91,7 @@ def test_a_call_to_a_loop_without_the_trigger_is_reported_once(store):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["call", "tick", "wait", "finished", "failed", "interrupted"]), max_size=25))
 def test_each_call_leads_to_at_most_one_run_that_ends_by_itself(tmp_path_factory, actions):

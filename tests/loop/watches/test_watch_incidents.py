@@ -250,6 +250,7 @@ def child(home, mode, number=0):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_the_window_to_the_next_one(released, tmp_path):
     released.clock.set(OPENS + DAY)
     process = child(tmp_path / "home", "killed")
@@ -276,6 +277,7 @@ def test_two_processes_at_once_open_one_incident(released, tmp_path):
 # --- versions ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_versions_in_a_window_have_incidents_of_their_own(released):
     """Each has a reference of its own."""
     start_release(released, "e", a_version(released, 2), steps=(50, 100))
@@ -303,6 +305,7 @@ def test_an_incident_ends_with_the_version_that_it_is_about(released):
 # --- what people decide --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_muted_incident_starts_no_run_and_is_still_updated(released):
     released.records.put(released.new(Run, name="sales", loop="sales", state="finished", started_at=OPENS))
     declared = loop(el.Drift(window="1d"), retrain=[el.OnDrift(cooldown="1d")])

@@ -199,6 +199,7 @@ def test_labels_that_arrive_after_the_check_do_not_open_the_window_again(release
     assert watch(declared, released) == ([], [], [])
 
 
+@pytest.mark.slow
 def test_watches_keep_their_own_windows(released):
     declared = loop(el.Drift(window="1d"), el.Performance("roc_auc", window="2d", labels_after="1d"))
     flow = sales(400, 32)
@@ -233,6 +234,7 @@ def test_a_loop_without_an_endpoint_watches_nothing(store):
 # --- one tick ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_watch_that_fails_does_not_stop_the_others(released, monkeypatch):
     def broken(*_args, **_kwargs):
         raise DataError("the log is damaged")

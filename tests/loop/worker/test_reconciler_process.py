@@ -69,6 +69,7 @@ def due(reason="weekly"):
     return Reconciliation(0, [], None, Due("Every", reason, {"days": 7}))
 
 
+@pytest.mark.slow
 def test_a_due_run_is_requested_and_not_run(store, process, found):
     loop = process.project.loops["shop"]
     process.tick(loop, store)
@@ -86,6 +87,7 @@ def test_a_due_run_is_requested_and_not_run(store, process, found):
     assert len(queued.code) == 64
 
 
+@pytest.mark.slow
 def test_an_error_that_persists_is_reported_once(store, process, found, capsys):
     loop = process.project.loops["shop"]
     found.next = DataError("the table is gone")
@@ -99,6 +101,7 @@ def test_an_error_that_persists_is_reported_once(store, process, found, capsys):
     assert events(store) == [("tick_failed", "shop", "the table is gone")] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), KeyError("price"), RecursionError("deep")])
 def test_an_error_of_the_projects_own_code_is_reported_and_does_not_end_the_process(
     store, process, found, capsys, error
@@ -109,6 +112,7 @@ def test_an_error_of_the_projects_own_code_is_reported_and_does_not_end_the_proc
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_watch_that_fails_does_not_stop_a_due_run_nor_slow_the_ticks(store, process, found):
     loop = process.project.loops["shop"]
     found.next = Reconciliation(0, [], None, Due("Every", "weekly"), [DataError("no baseline")])
@@ -247,6 +251,7 @@ def entities_in(store):
     return sorted(store.tables.scan("predictions@p/shop").collect()["entity"])
 
 
+@pytest.mark.slow
 def test_a_lost_lease_is_not_a_failure_of_the_loop(store, process, found):
     found.next = LeaseLostError("gone")
     with pytest.raises(LeaseLostError):

@@ -121,6 +121,7 @@ def test_a_worse_metric_becomes_the_expectation(delays: WatchedAirport) -> None:
     assert not found[-1].evidence["concept"]["drifted"]
 
 
+@pytest.mark.slow
 def test_the_noise_is_that_of_the_reference(delays: WatchedAirport) -> None:
     until = delays.start + 4 * DAY
     moved = delays.airport.flights(2400, 50, start=delays.start, span=4 * DAY, distance=1.0)
@@ -141,6 +142,7 @@ def test_the_noise_is_that_of_the_reference(delays: WatchedAirport) -> None:
     assert before[0, index] == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.slow
 def test_nearly_all_rows_in_one_cell_can_be_accepted(delays: WatchedAirport) -> None:
     for shift in ({"distance": 9.0}, {"wind_missing": 1.0}, {"new_carrier": 1.0}):
         moved = delays.airport.flights(500, 51, **shift)
@@ -155,6 +157,7 @@ def test_nearly_all_rows_in_one_cell_can_be_accepted(delays: WatchedAirport) -> 
         assert model.strongest(values, variances)[0].max() < 3
 
 
+@pytest.mark.slow
 def test_a_new_correlation_can_be_accepted(delays: WatchedAirport) -> None:
     pairs = delays.baseline.pairs
     assert pairs is not None

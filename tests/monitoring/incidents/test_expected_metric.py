@@ -99,6 +99,7 @@ def test_without_labels_or_rows_nothing_is_expected() -> None:
     assert expect_metric(median, sketch_of(median, frame), no_rows) is None
 
 
+@pytest.mark.slow
 def test_a_baseline_of_twenty_features_stays_small() -> None:
     generator = np.random.default_rng(3)
     inputs = pl.DataFrame({f"x{index}": generator.normal(size=1500) for index in range(20)})

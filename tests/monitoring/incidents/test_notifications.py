@@ -166,6 +166,7 @@ def test_a_message_that_was_sent_and_not_recorded_is_repeated_with_its_number(st
 STEPS = st.sampled_from(["alarm", "notice", "escalate", "resolve", "mute", "tick", "hours", "down", "up"])
 
 
+@pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, max_size=25))
 def test_each_channel_ends_with_what_is_true_and_hears_of_no_alarm_twice(tmp_path_factory, steps):

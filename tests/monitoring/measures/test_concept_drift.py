@@ -42,6 +42,7 @@ def started(task: ConceptTask, generator: np.random.Generator, rows: int = 2_000
     return ConceptTest(concept_reference(task, *stream(task, rows, generator)), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_many_looks_at_an_unchanged_stream_keep_the_error(task: ConceptTask) -> None:
     alarms = 0

@@ -23,6 +23,7 @@ def table(rows: int, seed: int, *, correlation: float = 0.6, mix: tuple[float, .
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_a_change_in_correlation_is_told_apart_and_named(classifier: ClassifierName) -> None:
     found = tell_apart(table(2_000, 0), table(1_000, 1, correlation=-0.3), classifier=classifier, rows=1_000)

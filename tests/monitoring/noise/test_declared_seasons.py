@@ -155,6 +155,7 @@ def test_single_odd_windows_hardly_teach() -> None:
     assert np.abs(plain - beside).max() < 0.1
 
 
+@pytest.mark.slow
 def test_a_whole_season_later_the_same_phase_is_known() -> None:
     values = yearly(REFERENCE + 800, 10, 0.5, 4)
     course, _ = learned(values[:REFERENCE])

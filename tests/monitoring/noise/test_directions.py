@@ -117,6 +117,7 @@ def test_a_wider_feature_moves_in_scale_only() -> None:
     assert [wider[LOCATION], narrower[LOCATION]] == pytest.approx([0.0, 0.0], abs=0.003)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     # With fewer or rarer cells, the parameters of a large shift are rough; the rest shows such a shift as well.

@@ -127,6 +127,7 @@ def test_what_is_not_strong_joins_the_incident_that_opened_last() -> None:
     assert members(rule) == [{1}, {2, 4}]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 8))
 def test_streams_do_not_disturb_each_other_and_incidents_are_bounded(seed: int, limit: float) -> None:

@@ -44,6 +44,7 @@ def test_estimates_are_those_of_nannyml() -> None:
                 assert found[metric].value == pytest.approx(peer[metric], abs=2e-3), (case["name"], metric)
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_realised_values_under_covariate_shift() -> None:
     inside = []
     for seed in range(8):
@@ -104,6 +105,7 @@ def test_labels_that_follow_another_relation_contradict_the_estimate(fitted: Con
     assert "not trusted" in (contradicted.reason or "")
 
 
+@pytest.mark.slow
 def test_the_check_rarely_contradicts_when_the_assumption_holds() -> None:
     wrong = 0
     for seed in range(10):

@@ -13,6 +13,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(ROWS)
 def test_the_fit_is_that_of_scikit_learn(rows: list[tuple[int, int, int]]) -> None:

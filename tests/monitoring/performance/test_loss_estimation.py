@@ -61,6 +61,7 @@ def test_an_estimator_survives_json() -> None:
             LossEstimator.from_json(broken)
 
 
+@pytest.mark.slow
 def test_odd_inputs_count_as_missing(fitted: LossEstimator) -> None:
     inputs, predicted, _ = rents(200, 1)
     odd = [

@@ -47,6 +47,7 @@ def test_the_area_is_within_its_error(low: float, high: float, most: float) -> N
     assert abs(sketched_metric(sketch, "roc_auc") - peer.roc_auc_score(y, scores)) <= error
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=2, max_size=40))
 def test_the_error_of_the_area_holds_for_any_scores(rows: list[tuple[bool, float]]) -> None:

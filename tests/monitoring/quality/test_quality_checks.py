@@ -124,6 +124,7 @@ def test_nothing_is_an_alarm_without_history(store):
 # --- data --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_values_that_go_missing_are_a_warning_and_then_an_alarm(store):
     for day in range(8):
         frame = flights(400, day, START + day * DAY)
@@ -210,6 +211,7 @@ def test_weekends_with_fewer_predictions_are_usual(store):
     assert "predictions: volume" in loud(check(store, 42))
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_stops_in_the_middle_of_a_window_is_found(store):
     for day in range(8):
         frame = flights(400, day, START + day * DAY)
@@ -238,6 +240,7 @@ def test_labels_that_stop_arriving_are_found(store):
     assert (found[6]["labels: age"], found[7]["labels: age"]) == ("warning", "alarm")
 
 
+@pytest.mark.slow
 def test_slower_answers_are_found(store):
     for day in range(8):
         frame = flights(400, day, START + day * DAY)

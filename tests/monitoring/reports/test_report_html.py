@@ -187,6 +187,7 @@ def test_long_series_become_few_bars():
     assert strip(column(windows=1)) == ""
 
 
+@pytest.mark.slow
 def test_five_hundred_columns_fit_and_the_worst_come_first():
     one = column(windows=60)
     names = [f"a_feature_with_a_rather_long_name_{number:03d}" for number in range(500)]

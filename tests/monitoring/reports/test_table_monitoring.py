@@ -312,6 +312,7 @@ def test_too_many_windows_are_refused():
         monitor_tables(table(60, 1, days=9), nothing, time="at")
 
 
+@pytest.mark.slow
 def test_without_labels_an_incident_says_what_the_metric_is_expected_to_be() -> None:
     generator = np.random.default_rng(5)
 
@@ -383,6 +384,7 @@ def test_relations_that_stay_are_quiet() -> None:
     assert (report.incidents, report.pairs) == ((), ())
 
 
+@pytest.mark.slow
 def test_windows_of_a_table_open_the_incidents_that_an_endpoint_would() -> None:
     """A weak change joins the ongoing incident, a strong one opens another: as `incident_rules` decides."""
     parts = [_related(2_000, 4, days=10), _related(4_000, 5, shift=0.6, days=20)]
@@ -398,6 +400,7 @@ def test_windows_of_a_table_open_the_incidents_that_an_endpoint_would() -> None:
     assert [(one.began_at, one.seen_at) for one in watched] == [(one.began_at, one.seen_at) for one in drift]
 
 
+@pytest.mark.slow
 def test_all_columns_together_are_compared_if_asked() -> None:
     before, now = _related(2_000, 1).drop("at"), _related(1_000, 2, correlation=-0.5).drop("at")
     report = monitor_tables(before, now, joint=True)
@@ -414,6 +417,7 @@ def test_all_columns_together_are_compared_if_asked() -> None:
     assert monitor_tables(before, now).joint is None
 
 
+@pytest.mark.slow
 def test_a_column_that_numbers_the_rows_is_left_out() -> None:
     generator = np.random.default_rng(4)
 
@@ -459,6 +463,7 @@ def _as_text(first: int, rows: int, seed: int) -> pl.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_identifiers_dates_and_numbers_that_are_stored_as_text() -> None:
     report = monitor_tables(_as_text(0, 1000, 1), _as_text(1000, 800, 2))
     assert not report.open_alarms
@@ -474,6 +479,7 @@ def test_identifiers_dates_and_numbers_that_are_stored_as_text() -> None:
     assert alarm.title.startswith("'amount' has risen")
 
 
+@pytest.mark.slow
 def test_a_time_in_another_format_cuts_the_table_into_windows() -> None:
     report = monitor_tables(_as_text(0, 1000, 1), _as_text(1000, 800, 2), time="when", every="1w")
     assert len(report.windows) >= 14

@@ -240,6 +240,7 @@ def test_a_restored_table_is_counted_from_the_beginning(traffic: Traffic, store:
     agree(store, *WINDOW)
 
 
+@pytest.mark.slow
 def test_compacted_and_forgotten_rows_are_not_counted_again(traffic: Traffic, store: Store) -> None:
     traffic.baseline()
     traffic.now(START + 6 * HOUR)
@@ -260,6 +261,7 @@ def test_compacted_and_forgotten_rows_are_not_counted_again(traffic: Traffic, st
     assert read_aggregates(store, "delays", *WINDOW)[0].rows == 80
 
 
+@pytest.mark.slow
 def test_odd_columns(traffic: Traffic, store: Store) -> None:
     traffic.baseline()
     traffic.now(START + 6 * HOUR)
@@ -335,6 +337,7 @@ def test_a_backup_keeps_the_aggregates(traffic: Traffic, store: Store, tmp_path:
         assert verify(again).problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 def test_keys_of_one_prediction_are_matched_as_others_are(traffic: Traffic, store: Store, again: bool) -> None:
     traffic.baseline()
@@ -355,6 +358,7 @@ def test_keys_of_one_prediction_are_matched_as_others_are(traffic: Traffic, stor
     agree(store.as_of(START + 6.5 * HOUR), *WINDOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("between", "times"), [(0, 1), (30, 3)])
 def test_hours_of_sparse_predictions_are_matched_together(
     traffic: Traffic, store: Store, monkeypatch: pytest.MonkeyPatch, between: int, times: int
