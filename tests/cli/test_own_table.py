@@ -149,8 +149,8 @@ def fitted(train: pl.DataFrame) -> object:
 loop = el.Loop("""
 
 
-@pytest.mark.slow
-def test_an_edit_of_a_model_written_in_loop_py_makes_a_new_version(everloop, monkeypatch):
+def project_with_own_model(everloop) -> Path:
+    """Create a project whose training step fits the model of `OWN_MODEL`. Returns the path of its loop.py."""
     churn().write_csv("churn.csv")
     everloop("init", "churn", "--data", "churn.csv", "--target", "Churn")
     path = Path("churn/loop.py")
@@ -158,6 +158,12 @@ def test_an_edit_of_a_model_written_in_loop_py_makes_a_new_version(everloop, mon
     text = re.sub(r"train=el\.AutoTrain\(.*\),", "train=fitted,", text)
     text = re.sub(r"el\.AtLeast\(.*\)", 'el.AtLeast("accuracy", 0.3)', text)
     path.write_text(re.sub(r'Performance\("\w+"', 'Performance("accuracy"', text), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_an_edit_of_a_model_written_in_loop_py_makes_a_new_version(everloop, monkeypatch):
+    path = project_with_own_model(everloop)
     first = run_loop(everloop, "churn")
     assert first.json["version"]["key"] == "churn@1"
     assert any("it gives no probabilities" in note for note in first.json["notes"])
@@ -172,13 +178,8 @@ def test_an_edit_of_a_model_written_in_loop_py_makes_a_new_version(everloop, mon
 
 @pytest.mark.slow
 def test_the_positive_class_of_a_model_written_in_loop_py_is_named_in_the_dataset(everloop):
-    churn().write_csv("churn.csv")
-    everloop("init", "churn", "--data", "churn.csv", "--target", "Churn")
-    path = Path("churn/loop.py")
-    text = path.read_text(encoding="utf-8").replace("\nloop = el.Loop(", OWN_MODEL)
-    text = re.sub(r"train=el\.AutoTrain\(.*\),", "train=fitted,", text)
-    text = re.sub(r"el\.AtLeast\(.*\)", 'el.AtLeast("accuracy", 0.3)', text)
-    text = re.sub(r'Performance\("\w+"', 'Performance("accuracy"', text)
+    path = project_with_own_model(everloop)
+    text = path.read_text(encoding="utf-8")
     versions = []
     for positive in ("Yes", "No"):
         named = text.replace('target="Churn",', f'target="Churn", positive="{positive}",')

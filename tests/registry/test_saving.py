@@ -374,6 +374,6 @@ def test_a_model_of_one_kind_of_answer_is_a_regression_if_the_caller_says_so(peo
 
 
 def test_a_version_without_its_store_is_an_error_that_shows_how_to_name_both() -> None:
-    with pytest.raises(NotFoundError, match="no file or folder 'churn@1'") as caught:
+    with pytest.raises(NotFoundError, match="'churn@1' is neither a file nor a folder") as caught:
         load_model("churn@1")
     assert "load_model(everloop.open_store(), 'churn@1')" in caught.value.help

@@ -38,7 +38,7 @@ def load_model(source: Store | Path | str, ref: str | None = None) -> Predictor:
 
         if "@" in str(source) and not Path(source).exists():
             raise NotFoundError(
-                f"There is no file or folder '{source}'.",
+                f"'{source}' is neither a file nor a folder.",
                 help=f"A version is in a store: load_model(everloop.open_store(), '{source}')",
             )
         return load_path(Path(source))

@@ -225,7 +225,7 @@ class _Log:
         return self._keep(replace(found, rows=scored), scored, scored.head(0))
 
     def _first_level(self, keys: pl.DataFrame) -> int:
-        """Return a level whose sample probably has a little more than `MOST_ROWS` rows; 0 if there are no more."""
+        """Return a level whose sample probably has a little more than `MOST_ROWS` rows; 0 if all rows are fewer."""
         import polars as pl
 
         from everloop.prediction_log.log_reading import label_rows
